@@ -1,0 +1,31 @@
+"""The command `refmeta`, also `python -m refmeta`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import refmeta
+from refmeta.lab.command import add_sine
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Exit code 0: done; 1: it ran and failed; 2: bad input, with what was expected."""
+    parser = argparse.ArgumentParser(
+        prog="refmeta", description="Gradient-based meta-learning, as a specification."
+    )
+    parser.add_argument("--version", action="version", version=refmeta.__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_sine(commands)
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (ValueError, TypeError) as error:
+        print(f"refmeta {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"refmeta {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

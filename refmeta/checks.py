@@ -1,0 +1,145 @@
+"""What a caller can get wrong, checked in one place: the public names are `checked` functions."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import wraps
+from math import isfinite
+from typing import Any, TypeVar
+
+import numpy as np
+from autograd.tracer import getval
+
+from refmeta.spec.trees import Array, Batch, Supports, Tasks, Theta
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def checked(function: F) -> F:
+    """The same function; its arguments are checked by their names, and α is made a Python float.
+
+    TypeError: an argument of the wrong kind. ValueError: one of the right kind with an impossible value.
+    """
+    signature = inspect.signature(function)
+    queries = "optional" if function.__name__ == "reptile" else "needed"
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        if not callable(given["loss"]):
+            raise TypeError(f"loss: expected a function of (theta, batch), got {_kind(given['loss'])}")
+        given["theta"] = check_theta(given["theta"])
+        if given.get("alpha") is not None or signature.parameters["alpha"].default is not None:
+            given["alpha"] = check_alpha(given["alpha"])
+        if "tasks" in given:
+            given["tasks"] = check_tasks(given["tasks"], queries == "needed")
+        if "supports" in given:
+            given["supports"] = _check_supports(given["supports"], "supports")
+        if given.get("head") is not None:
+            _check_head(given["head"], len(given["theta"]))
+        return function(**given)
+
+    return call  # type: ignore[return-value]
+
+
+def check_theta(theta: Any, name: str = "theta") -> Theta:
+    """θ as a list; refused unless a list or tuple of finite floating-point arrays."""
+    leaves = _sequence(theta, name, "a list of arrays")
+    if not leaves:
+        raise ValueError(f"{name}: expected a list of arrays, got an empty one")
+    for i, leaf in enumerate(leaves):
+        value = _array(leaf, f"{name}[{i}]")
+        if not np.issubdtype(value.dtype, np.floating):
+            raise TypeError(f"{name}[{i}]: expected floating-point numbers, got {value.dtype}")
+        _check_finite(value, f"{name}[{i}]")
+    return leaves
+
+
+def check_like(gradient: Theta, theta: Theta) -> None:
+    """ValueError unless the gradient has θ's arrays: as many, of the same shapes."""
+    if len(gradient) != len(theta):
+        raise ValueError(f"theta has {len(theta)} arrays, the gradient has {len(gradient)}")
+    for i, (g, leaf) in enumerate(zip(gradient, theta, strict=True)):
+        if np.shape(g) != np.shape(leaf):
+            raise ValueError(f"array {i}: theta has shape {np.shape(leaf)}, the gradient has {np.shape(g)}")
+
+
+def check_alpha(alpha: Any) -> float:
+    """α as a Python float: a NumPy scalar would turn float32 into float64."""
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float, np.integer, np.floating)):
+        raise TypeError(f"alpha: expected one number, got {_kind(alpha)}")
+    if not isfinite(alpha) or alpha < 0:
+        raise ValueError(f"alpha: expected a finite number of at least 0, got {alpha}")
+    return float(alpha)
+
+
+def check_tasks(tasks: Any, queries_needed: bool = True) -> Tasks:
+    """Tasks as a list of (supports, query); refused unless all their data are finite arrays."""
+    tasks = _sequence(tasks, "tasks", "a list of tasks (supports, query)")
+    if not tasks:
+        raise ValueError("tasks: expected at least one task (supports, query), got an empty list")
+    return [_check_task(task, f"tasks[{i}]", queries_needed) for i, task in enumerate(tasks)]
+
+
+def _check_task(task: Any, where: str, query_needed: bool) -> tuple[Supports, Batch]:
+    supports, query = _pair(task, where, "(supports, query)")
+    supports = _check_supports(supports, f"{where} supports")
+    if query is not None:
+        query = _check_batch(query, f"{where} query")
+    elif query_needed:
+        raise ValueError(f"{where} query: expected a batch (x, y), got None; only reptile needs no query")
+    return supports, query
+
+
+def _check_supports(supports: Any, where: str) -> Supports:
+    supports = _sequence(supports, where, "a list of batches (x, y), one for each inner step")
+    return [_check_batch(batch, f"{where}[{k}]") for k, batch in enumerate(supports)]
+
+
+def _check_batch(batch: Any, where: str) -> Batch:
+    batch = _pair(batch, where, "(x, y)")
+    for name, part in zip("xy", batch, strict=True):
+        _check_finite(_array(part, f"{where} {name}"), f"{where} {name}")
+    return batch
+
+
+def _check_head(head: Any, arrays: int) -> None:
+    if isinstance(head, bool) or not isinstance(head, (int, np.integer)):
+        raise TypeError(f"head: expected a number of arrays, got {_kind(head)}")
+    if not 0 <= head <= arrays:
+        raise ValueError(f"head: theta has {arrays} arrays, so 0 … {arrays} of them can adapt; got {head}")
+
+
+def _sequence(value: Any, where: str, expected: str) -> list[Any]:
+    if isinstance(getval(value), (str, np.ndarray)) or not isinstance(getval(value), Sequence):
+        raise TypeError(f"{where}: expected {expected}, got {_kind(value)}")
+    return list(value)
+
+
+def _pair(value: Any, where: str, expected: str) -> tuple[Any, Any]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{where}: expected a pair {expected}, got {_kind(value)}")
+    first: Any = value[0]
+    return first, value[1]
+
+
+def _array(value: Array, where: str) -> Any:
+    value = getval(value)
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise TypeError(f"{where}: expected a NumPy array, got {_kind(value)}")
+    return value
+
+
+def _check_finite(value: Any, where: str) -> None:
+    if value.dtype.kind not in "fiub":
+        raise TypeError(f"{where}: expected numbers, got {value.dtype}")
+    if not np.isfinite(value).all():
+        raise ValueError(f"{where}: expected finite numbers, got {'NaN' if np.isnan(value).any() else 'inf'}")
+
+
+def _kind(value: Any) -> str:
+    value = getval(value)
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{type(value).__name__} {value!r:.40}"

@@ -1,0 +1,195 @@
+"""`refmeta sine`: train, evaluate, print a table, leave a folder with results and figures."""
+
+import argparse
+import importlib.util
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from refmeta.lab import experiment
+from refmeta.lab.experiment import DIVERGED, METHODS, PRESETS, Config, Run, beside, configure
+from refmeta.lab.files import new_folder, save_result, save_theta
+from refmeta.lab.sine import LAWS, ZERO_MSE
+from refmeta.lab.training import Diverged, over_seeds
+
+
+def add_sine(commands: Any) -> None:
+    """Declare the command on argparse's subparsers."""
+    parser = commands.add_parser(
+        "sine",
+        help="meta-train on sine waves and show what was learned",
+        description="Meta-train a small network on sine waves, beside joint training with the same "
+        "budget, and show how both adapt to waves they have not seen.",
+    )
+    parser.set_defaults(run=sine)
+    parser.add_argument("--method", choices=[*METHODS, "all"], help="default: maml, or the preset's")
+    parser.add_argument(
+        "--preset", choices=list(PRESETS), help="the settings of a paper; other options override it"
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds")
+    parser.add_argument("--law", choices=list(LAWS), help="how waves are drawn (default: finn)")
+    parser.add_argument(
+        "--iterations", type=_count, metavar="N", help=f"outer steps (default: {Config.iterations})"
+    )
+    parser.add_argument("--shots", type=_count, metavar="K", help="points of a support batch (default: 10)")
+    parser.add_argument(
+        "--inner-steps", type=_steps, metavar="N", help="in training (default: 1; reptile: 5)"
+    )
+    parser.add_argument("--alpha", type=float, help="inner rate (default: 0.01; reptile: 0.02)")
+    parser.add_argument(
+        "--inner", choices=list(experiment.INNER), help="reptile's inner optimiser (default: sgd)"
+    )
+    parser.add_argument(
+        "--outer",
+        metavar="NAME:RATE",
+        help="adam:RATE or sgd:RATE, with :linear behind to anneal "
+        "the rate to 0 (default: adam:0.001; reptile: sgd:1:linear, its ε)",
+    )
+    parser.add_argument("--tasks", type=_count, metavar="N", help="tasks in an outer step (default: 25)")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=_steps, default=0, metavar="N", help="default: 0")
+    seeds.add_argument("--seeds", metavar="A-B", help="several, as 0-4: mean and interval over the seeds")
+    parser.add_argument("--out", metavar="DIR", help="a new folder (default: runs/sine-METHOD-SEED)")
+
+
+def sine(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    explicit = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
+    seeds = _seeds(args.seeds) if args.seeds else [args.seed]
+    names = list(METHODS) if args.method == "all" else [args.method]
+    configs = [configure(name, args.preset, args.quick, explicit) for name in names]
+    if all(config.method != "joint" for config in configs):
+        configs.append(beside(configs[0], args.preset))
+    main = "all" if args.method == "all" else configs[0].method
+    folder = new_folder(args.out, f"runs/sine-{main}-{args.seeds or args.seed}")
+    runs: list[Run] = []
+    for seed in seeds:
+        for config in configs:
+            try:
+                runs.append(experiment.run(config, seed, _progress(config, seed)))
+            except Diverged as error:
+                save_theta(folder / "theta.npz", experiment.network(config)[0].names, error.theta)
+                print(
+                    f"refmeta sine: {config.method}: {error}; the last good θ is in {folder}/theta.npz",
+                    file=sys.stderr,
+                )
+                return 1
+            sole = len(seeds) == 1 and main == config.method
+            _save(folder if sole else folder / f"{config.method}-{seed}", runs[-1])
+    curves = [(c.method, over_seeds([r.curve for r in runs if r.config == c])) for c in configs]
+    if len(seeds) > 1 or main == "all":
+        save_result(folder / "result.json", _summary(main, configs, seeds, curves, runs))
+    print(_table(configs, curves, len(seeds)))
+    _draw(folder, [run for run in runs if run.seed == seeds[0]], curves)
+    return 0
+
+
+_SETTINGS = ("law", "iterations", "shots", "inner_steps", "alpha", "inner", "outer", "tasks")
+
+
+def _save(folder: Path, run: Run) -> None:
+    folder.mkdir(exist_ok=True)
+    save_theta(folder / "theta.npz", experiment.network(run.config)[0].names, run.theta)
+    save_result(folder / "result.json", run.result())
+
+
+def _summary(
+    main: str, configs: list[Config], seeds: list[int], curves: list[Any], runs: list[Run]
+) -> dict[str, Any]:
+    return {
+        "experiment": "sine",
+        "method": main,
+        "seeds": seeds,
+        "config": {config.method: asdict(config) for config in configs},
+        "curve": [{"method": method, **row} for method, curve in curves for row in curve],
+        "seconds": sum(run.seconds for run in runs),
+    }
+
+
+def _table(configs: list[Config], curves: list[Any], seeds: int) -> str:
+    config, law = configs[0], LAWS[configs[0].law]
+    columns = config.report_steps
+    formula, best = law.agnostic
+    over = f"mean over {seeds} seeds" if seeds > 1 else "mean"
+    lines = [
+        f"\nmean squared error on {config.test_tasks} unseen tasks ({over} ± 95 % interval), after",
+        " " * 26 + "".join(f"{plural(k, 'step'):>16}" for k in columns),
+    ]
+    notes = []
+    for method, curve in curves:
+        rows = [curve[k] for k in columns]
+        values = [f"{row['mse']:.3f} ± {row['ci95']:.3f}" for row in rows]
+        cells = "".join(f"{value:>16}" for value in values)
+        lines.append(f"{_LABELS.get(method, method):>26}{cells}")
+        lost = [f"{row['diverged']} after {row['steps']}" for row in rows if row["diverged"]]
+        if lost:
+            medians = ", ".join(f"{row['median']:.3f}" for row in rows)
+            notes.append(
+                f"{method}: tasks that diverged (error above {DIVERGED:g}), left out of the mean: "
+                f"{', '.join(lost)} steps; medians over all tasks: {medians}"
+            )
+    exact = [("best without the task", best, formula), ("always 0", ZERO_MSE, "")]
+    for label, value, note in exact:
+        lines.append(f"{label:>26}{value:>11.6f}  (exact)  {note}")
+    return "\n".join(lines + notes)
+
+
+def plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" + "s" * (n != 1)
+
+
+_LABELS = {"joint": "joint training"}
+
+
+def _draw(folder: Path, runs: list[Run], curves: list[Any]) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"\n{folder}: results; for the figures too: pip install 'refmeta[lab]'")
+        return
+    from refmeta.lab import figures
+
+    figures.adaptation(folder / "adaptation.png", runs)
+    figures.curves(folder / "curves.png", curves, runs[0].config.law)
+    print(f"\n{folder}: results, adaptation.png, curves.png")
+
+
+def _progress(config: Config, seed: int) -> Any:
+    """A function of (iteration, loss) that moves a progress bar; one that does nothing without tqdm."""
+    if importlib.util.find_spec("tqdm") is None:
+        return lambda iteration, loss: None
+    from tqdm import tqdm
+
+    bar = tqdm(total=config.iterations, desc=f"{config.method}, seed {seed}", file=sys.stderr)
+
+    def report(iteration: int, loss: float) -> None:
+        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        bar.update(iteration + 1 - bar.n)
+        if iteration + 1 == config.iterations:
+            bar.close()
+
+    return report
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return number
+
+
+def _steps(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
+    return number
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        first, _, last = text.partition("-")
+        seeds = list(range(int(first), int(last or first) + 1))
+    except ValueError:
+        seeds = []
+    if not seeds:
+        raise ValueError(f"--seeds {text}: expected a range as 0-4")
+    return seeds

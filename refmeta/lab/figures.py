@@ -1,0 +1,94 @@
+"""The figures of the sine experiment (matplotlib, from the extra `lab`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from refmeta.lab.experiment import Run, inner_loop, network
+from refmeta.lab.sine import LAWS, LIMIT, ZERO_MSE
+
+COLOURS = {
+    "maml": "#2460a7",
+    "fomaml": "#3a9bb5",
+    "anil": "#7a4fa3",
+    "reptile": "#2e8b57",
+    "joint": "#c8553d",
+}
+INK, FAINT = "#222222", "#9a9a9a"
+TASKS = 3
+
+
+def adaptation(path: Path, runs: Sequence[Run]) -> None:
+    """For each run a row, for each of three unseen tasks a column: the true wave, the support points,
+    and the prediction after 0, 1 and all steps."""
+    figure = Figure(figsize=(10.5, 0.7 + 2.4 * len(runs)), layout="constrained")
+    axes = figure.subplots(len(runs), TASKS, sharex=True, sharey="col", squeeze=False)
+    for row, run in zip(axes, runs, strict=True):
+        for column, axis in enumerate(row):
+            _adapt_one(axis, run, column)
+        row[0].set_ylabel(run.config.method, fontsize=12, color=COLOURS[run.config.method], weight="bold")
+    for column, axis in enumerate(axes[0]):
+        axis.set_title(f"unseen task {column + 1}", fontsize=10, color=INK)
+    for axis in axes[-1]:
+        axis.set_xlabel("x")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def _adapt_one(axis: Any, run: Run, task: int) -> None:
+    config, law = run.config, LAWS[run.config.law]
+    net, loss = network(config)
+    rng = np.random.default_rng([run.seed, 2**34, task])
+    wave = law.wave(rng)
+    last = max(config.report_steps)
+    supports, _ = law.test(rng, wave, config.shots, last)
+    x = np.linspace(-LIMIT, LIMIT, 200)[:, None]
+    phis = inner_loop(config)(loss, run.theta, supports, config.alpha)
+    axis.plot(x, wave(x), color=INK, lw=2.2, label="true wave")
+    axis.plot(*supports[0], "o", color=INK, ms=4.5, label=f"{config.shots} support points")
+    styles = {0: (":", 0.55, 1.4), 1: ("--", 0.8, 1.6), last: ("-", 1.0, 2.0)}
+    for steps, (dash, alpha, width) in styles.items():
+        label = f"after {steps} step{'s' * (steps != 1)}"
+        axis.plot(
+            x,
+            net(phis[steps], x),
+            dash,
+            color=COLOURS[config.method],
+            alpha=alpha,
+            lw=width,
+            label=label,
+        )
+    top = max(1.0, 1.5 * abs(wave(x)).max())
+    axis.set_ylim(-top, top)
+    _plain(axis)
+
+
+def curves(path: Path, named: Sequence[tuple[str, list[dict[str, Any]]]], law: str) -> None:
+    """Loss against steps for every method trained, with 95 % bands and the two exact baselines."""
+    figure = Figure(figsize=(7.4, 4.6), layout="constrained")
+    axis = figure.subplots()
+    for method, curve in named:
+        steps, mse, ci95 = (np.array([row[key] for row in curve], float) for key in ("steps", "mse", "ci95"))
+        axis.plot(steps, mse, "o-", color=COLOURS[method], ms=4, lw=2, label=method)
+        axis.fill_between(
+            steps, np.maximum(mse - ci95, 1e-9), mse + ci95, color=COLOURS[method], alpha=0.15, lw=0
+        )
+    formula, best = LAWS[law].agnostic
+    if best < ZERO_MSE:
+        axis.axhline(best, color=FAINT, ls="--", lw=1.2, label=f"best without the task: {formula}")
+    axis.axhline(ZERO_MSE, color=FAINT, ls=":", lw=1.2, label="always 0")
+    axis.set_yscale("log")
+    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        ticks("{x:g}")
+    axis.set(xlabel="gradient steps on an unseen task", ylabel="mean squared error")
+    axis.legend(frameon=False, fontsize=9)
+    _plain(axis)
+    figure.savefig(path, dpi=130)
+
+
+def _plain(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(colors=INK, labelsize=9)

@@ -1,0 +1,69 @@
+"""What a run leaves behind: a folder of JSON, npz and PNG files, none of them ever overwritten."""
+
+import json
+import os
+import platform
+import tempfile
+from importlib.metadata import version
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import refmeta
+from refmeta.spec.trees import Theta
+
+
+def new_folder(wanted: str | None, default: str) -> Path:
+    """An empty, writable folder: `wanted`, or the first free one of default, default.2, default.3, …
+
+    ValueError: `wanted` has files in it, is no folder, or cannot be written.
+    """
+    folder = Path(wanted or default)
+    number = 1
+    while wanted is None and folder.exists():
+        number += 1
+        folder = Path(f"{default}.{number}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ValueError(f"--out {folder}: holds files already; name a new or empty folder")
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"--out {folder}: cannot be written: {error.strerror}") from error
+    return folder
+
+
+def save_theta(path: Path, names: list[str], theta: Theta) -> None:
+    """θ as an npz archive of named arrays; the same θ gives the same bytes."""
+    _replace(path, lambda file: np.savez(file, **dict(zip(names, theta, strict=True))))
+
+
+def save_result(path: Path, result: dict[str, Any]) -> None:
+    """A result as JSON, with the versions that made it; numbers that are not finite become null."""
+    text = json.dumps(_plain({**result, "versions": versions()}), indent=1, ensure_ascii=False)
+    _replace(path, lambda file: file.write(f"{text}\n".encode()))
+
+
+def versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("numpy", "autograd")}
+    return {"refmeta": refmeta.__version__, **packages, "python": platform.python_version()}
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write beside the path, then put in place: no reader ever sees half a file."""
+    partial = path.with_name(f".{path.name}.part")
+    with open(partial, "wb") as file:
+        write(file)
+    os.replace(partial, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value

@@ -1,0 +1,85 @@
+"""Sine waves: the two laws that the papers draw their tasks from, and the exact baselines.
+
+    finn      y = A sin(x − φ),  A ~ U(0.1, 5),  φ ~ U(0, π),   x ~ U(−5, 5)         Finn et al. 2017, §5.1
+    nichol    y = A sin(x + φ),  A ~ U(0.1, 5),  φ ~ U(0, 2π),  x on a grid of 50    Nichol et al. 2018, §3
+
+The minus sign is that of Finn's published code; the paper gives only the ranges.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import pi, sin
+
+import numpy as np
+
+from refmeta.spec.trees import Array, Batch, Supports
+
+Rng = np.random.Generator
+Wave = Callable[[Array], Array]
+Task = tuple[Supports, Batch]
+
+AMPLITUDE = 0.1, 5.0
+LIMIT = 5.0  # x lies in [−5, 5]
+GRID = np.linspace(-LIMIT, LIMIT, 50)[:, None]
+
+
+@dataclass(frozen=True)
+class Law:
+    """How tasks are drawn: a wave; a task to train on; a task to test on (both from a wave)."""
+
+    wave: Callable[[Rng], Wave]
+    train: Callable[[Rng, Wave, int, int], Task]  # (rng, wave, shots, steps)
+    test: Callable[[Rng, Wave, int, int], Task]
+    agnostic: tuple[str, float]  # the best predictor that does not know the task, and its MSE
+
+
+def _finn_wave(rng: Rng) -> Wave:
+    amplitude, phase = rng.uniform(*AMPLITUDE), rng.uniform(0, pi)
+    return lambda x: amplitude * np.sin(x - phase)
+
+
+def _nichol_wave(rng: Rng) -> Wave:
+    phase, amplitude = rng.uniform(0, 2 * pi), rng.uniform(*AMPLITUDE)
+    return lambda x: amplitude * np.sin(x + phase)
+
+
+def _uniform(rng: Rng, wave: Wave, n: int) -> Batch:
+    x = rng.uniform(-LIMIT, LIMIT, (n, 1))
+    return x, wave(x)
+
+
+def _finn_train(rng: Rng, wave: Wave, shots: int, steps: int) -> Task:
+    return [_uniform(rng, wave, shots)] * steps, _uniform(rng, wave, shots)
+
+
+def _finn_test(rng: Rng, wave: Wave, shots: int, steps: int) -> Task:
+    return [_uniform(rng, wave, shots)] * steps, _uniform(rng, wave, 100)
+
+
+def _nichol_train(rng: Rng, wave: Wave, shots: int, steps: int) -> Task:
+    """Minibatches that go through the grid in random order, again and again; the query is the grid."""
+    passes = -(-shots * steps // len(GRID))
+    order = np.ravel([rng.permutation(len(GRID)) for _ in range(passes)])
+    batches = [GRID[order[k * shots : (k + 1) * shots]] for k in range(steps)]
+    return [(x, wave(x)) for x in batches], (GRID, wave(GRID))
+
+
+def _nichol_test(rng: Rng, wave: Wave, shots: int, steps: int) -> Task:
+    x = rng.choice(GRID, shots)  # with replacement, as in the authors' script
+    return [(x, wave(x))] * steps, (GRID, wave(GRID))
+
+
+MEAN_AMPLITUDE = sum(AMPLITUDE) / 2
+MEAN_SQUARED_AMPLITUDE = (AMPLITUDE[1] ** 3 - AMPLITUDE[0] ** 3) / (3 * (AMPLITUDE[1] - AMPLITUDE[0]))
+MEAN_SQUARED_COSINE = 1 / 2 + sin(2 * LIMIT) / (4 * LIMIT)  # of cos x, x ~ U(−5, 5)
+
+# E[y²] = E[A²]/2 at every x, over a whole turn of phases and over half a turn: sin² has period π.
+ZERO_MSE = MEAN_SQUARED_AMPLITUDE / 2
+# E[A sin(x − φ)] over φ ~ U(0, π) is −(2 E[A]/π) cos x; nothing that ignores the task predicts better.
+AGNOSTIC = 2 * MEAN_AMPLITUDE / pi
+AGNOSTIC_MSE = ZERO_MSE - AGNOSTIC**2 * MEAN_SQUARED_COSINE
+
+LAWS = {
+    "finn": Law(_finn_wave, _finn_train, _finn_test, (f"−{AGNOSTIC:.5f}·cos x", AGNOSTIC_MSE)),
+    "nichol": Law(_nichol_wave, _nichol_train, _nichol_test, ("0", ZERO_MSE)),
+}

@@ -1,0 +1,186 @@
+"""Meta-training and evaluation, for any algorithm, loss and source of tasks."""
+
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any
+
+import numpy as np
+from autograd import grad
+
+from refmeta.checks import check_alpha, check_like, check_tasks, check_theta
+from refmeta.execution import by_shape, copies, stack, why_not_stackable
+from refmeta.lab.optimisers import Step, adam
+from refmeta.spec import algorithms
+from refmeta.spec.trees import Batch, Loss, Supports, Tasks, Theta, add, axpy
+
+Algorithm = Callable[[Loss, Theta, Tasks, float], Theta]
+Trajectory = Callable[[Loss, Theta, Supports, float], list[Theta]]
+
+
+class Diverged(ArithmeticError):
+    """Meta-training met a θ that is not finite: `iteration` says when, `theta` is the last good one."""
+
+    def __init__(self, iteration: int, theta: Theta):
+        super().__init__(f"training diverged at iteration {iteration}: try a smaller rate or alpha")
+        self.iteration, self.theta = iteration, theta
+
+
+def train(
+    algorithm: Algorithm,
+    loss: Loss,
+    theta: Theta,
+    sample: Callable[[np.random.Generator], Tasks],
+    alpha: float,
+    iterations: int,
+    outer: Step | None = None,
+    seed: int = 0,
+    report: Callable[[int, float], Any] = lambda iteration, loss: None,
+) -> tuple[Theta, list[tuple[int, float]]]:
+    """Meta-train θ: at every iteration draw tasks, take the algorithm's gradient and one outer step.
+
+        θ ← outer(θ, algorithm(loss, θ, tasks, α) / len(tasks))
+
+    sample(rng) gives an iteration's tasks; its rng depends only on `seed` and the iteration. `outer` is one
+    of refmeta.lab.optimisers (default: Adam, 1e-3). About 200 times, report(iteration, value) hears the mean
+    loss after adaptation on the current tasks. Returns θ and those (iteration, value).
+    Errors: Diverged; ValueError and TypeError for tasks, θ, α or gradients that are not as they should be.
+    """
+    theta, alpha, outer = check_theta(theta), check_alpha(alpha), outer or adam(1e-3)
+    state, history = None, []
+    for iteration in range(iterations):
+        tasks = sample(np.random.default_rng([seed, iteration]))
+        if iteration == 0:
+            check_tasks(tasks, queries_needed=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = algorithm(loss, theta, tasks, alpha)
+            check_like(total, theta)
+            moved, state = outer(theta, [g / len(tasks) for g in total], state)
+            if not all(np.isfinite(leaf).all() for leaf in moved):
+                check_tasks(tasks, queries_needed=False)  # NaN in the data is not divergence
+                raise Diverged(iteration, theta)
+            if iteration % max(1, iterations // 200) == 0 or iteration == iterations - 1:
+                history.append((iteration, adapted_loss(loss, theta, tasks, alpha)))
+                report(*history[-1])
+        theta = moved
+    return theta, history
+
+
+def adapted_loss(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> float:
+    """The mean over tasks of L(φ_K; Q); a task without a query counts with its last support."""
+    batches = [query or supports[-1] for supports, query in tasks]
+    pairs = [(supports, batch) for (supports, _), batch in zip(tasks, batches, strict=True)]
+    return float(algorithms.objective(loss, theta, pairs, alpha)) / len(tasks)
+
+
+def evaluate(
+    loss: Loss,
+    theta: Theta,
+    tasks: Tasks,
+    alpha: float,
+    score: Callable[[Theta, Batch], float] | None = None,
+    trajectory: Trajectory = algorithms.trajectory,
+    limit: float = inf,
+) -> list[dict[str, float]]:
+    """Adapt θ to each task and score it on the query after 0, 1, …, K steps; K is the same for all tasks.
+
+    Returns one row for each number of steps: {steps, mean, median, ci95, diverged}. A task whose score
+    (default: the loss) is not finite, or above `limit`, is counted in `diverged` and kept out of the mean;
+    the median is over all tasks, the diverged ones last. ci95 is the half-width 1.96·s/√n of the mean's
+    95 % interval.
+    """
+    theta, alpha, tasks = check_theta(theta), check_alpha(alpha), check_tasks(tasks)
+    if len({len(supports) for supports, _ in tasks}) > 1:
+        raise ValueError("tasks: expected the same number of inner steps in all of them")
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = np.array(_scores(loss, theta, tasks, alpha, score or loss, trajectory))
+    return [{"steps": k, **summary(column, limit)} for k, column in enumerate(scores.T)]
+
+
+def _scores(
+    loss: Loss, theta: Theta, tasks: Tasks, alpha: float, score: Any, trajectory: Trajectory
+) -> list[list[float]]:
+    """One row for each task, one column for each number of steps."""
+    rows = []
+    for group in by_shape(tasks):
+        if len(group) > 1 and not why_not_stackable(loss, theta, group):
+            phis = trajectory(loss, copies(theta, len(group)), stack(group)[0], alpha)
+            paths = [[[leaf[i] for leaf in phi] for phi in phis] for i in range(len(group))]
+        else:
+            paths = [trajectory(loss, theta, supports, alpha) for supports, _ in group]
+        rows += [
+            [float(score(phi, query)) for phi in path] for path, (_, query) in zip(paths, group, strict=True)
+        ]
+    return rows
+
+
+def summary(values: Sequence[float], limit: float = inf) -> dict[str, float]:
+    """{mean, median, ci95, diverged} of one score over many tasks, as `evaluate` says."""
+    every = np.asarray(values, float)
+    good = every[np.isfinite(every) & (every <= limit)]
+    spread = good.std(ddof=1) if len(good) > 1 else inf
+    return {
+        "mean": float(good.mean()) if len(good) else inf,
+        "median": float(np.median(np.where(np.isfinite(every), every, inf))),
+        "ci95": float(1.96 * spread / max(1, len(good)) ** 0.5),
+        "diverged": len(every) - len(good),
+    }
+
+
+T95 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+)  # Student's t, 1 … 10 degrees
+
+
+def over_seeds(curves: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One curve from those of several seeds: mean, median and 95 % interval over the seeds' means.
+
+    `diverged` is the sum. One curve comes back as it is, its intervals those over its tasks.
+    """
+    if len(curves) == 1:
+        return curves[0]
+    t = T95[len(curves) - 2] if len(curves) <= len(T95) + 1 else 1.96 + 2.4 / (len(curves) - 1)
+    rows = []
+    for same in zip(*curves, strict=True):
+        means = np.array([row["mse"] for row in same])
+        rows.append(
+            {
+                "steps": same[0]["steps"],
+                "mse": float(means.mean()),
+                "median": float(np.median(means)),
+                "ci95": float(t * means.std(ddof=1) / len(means) ** 0.5),
+                "diverged": sum(row["diverged"] for row in same),
+            }
+        )
+    return rows
+
+
+def trajectory_by(optimiser: Callable[[float], Step]) -> Trajectory:
+    """`refmeta.trajectory` with any optimiser inside, as a black box with a fresh state for every task."""
+
+    def trajectory(loss: Loss, theta: Theta, supports: Supports, alpha: float) -> list[Theta]:
+        step, phis, state = optimiser(alpha), [theta], None
+        for support in supports:
+            phi, state = step(phis[-1], grad(loss)(phis[-1], support), state)
+            phis.append(phi)
+        return phis
+
+    return trajectory
+
+
+def reptile_by(optimiser: Callable[[float], Step]) -> Algorithm:
+    """`refmeta.reptile` with any optimiser inside: Σ_i (θ − φ_i), φ_i the end of its `trajectory_by`."""
+    trajectory = trajectory_by(optimiser)
+
+    def reptile(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
+        return add(axpy(-1, trajectory(loss, theta, supports, alpha)[-1], theta) for supports, _ in tasks)
+
+    return reptile

@@ -1,0 +1,1 @@
+"""The specification: `algorithms`, on one page, and `adjoint`, the second derivation."""

@@ -1,0 +1,94 @@
+"""MAML, first-order MAML, ANIL, Reptile, and the joint training they are measured against.
+
+    θ is a list of arrays. A batch is a pair (x, y). A task is (supports, query): one support
+    batch per inner step, one query batch. A loss is a scalar function of (θ, batch).
+
+    θ theta   the meta-parameters, where every task starts     S_k supports[k]   K len(supports)
+    φ phi     a task's own parameters while it adapts          Q   query         α alpha
+    L loss    L(φ; S_k), L(φ; Q): the loss on a batch          i   the task
+
+Every algorithm returns what an optimiser descends, a list shaped like θ, summed over the tasks.
+Arguments are as the types say; `refmeta` exports the same functions with their arguments checked.
+"""
+
+from autograd import grad
+
+from refmeta.spec.trees import Array, Loss, Supports, Tasks, Theta, add, axpy, split
+
+
+def trajectory(
+    loss: Loss, theta: Theta, supports: Supports, alpha: float, head: int | None = None
+) -> list[Theta]:
+    """The parameters before, between and after the inner steps: [φ_0, …, φ_K].
+
+        φ_0     = θ
+        φ_{k+1} = φ_k − α ∇L(φ_k; S_k)              Finn et al. 2017, §2.2
+
+    With `head`, only the last `head` arrays of θ move and ∇ is taken in them alone.
+    """
+    body, phi = split(theta, head)
+    phis = [body + phi]
+    for support in supports:
+        # list(h): autograd loses the outer derivative when a plain list meets a traced one.
+        g = grad(lambda h: loss(body + list(h), support))(phi)  # noqa: B023
+        phi = axpy(-alpha, g, phi)
+        phis.append(body + phi)
+    return phis
+
+
+def adapt(loss: Loss, theta: Theta, supports: Supports, alpha: float, head: int | None = None) -> Theta:
+    """The parameters after all inner steps: φ_K, the last of the `trajectory`."""
+    return trajectory(loss, theta, supports, alpha, head)[-1]
+
+
+def objective(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | None = None) -> Array:
+    """F(θ) = Σ_i L(φ_i(θ); Q_i): the query loss once each task has adapted to its supports."""
+    return sum(loss(adapt(loss, theta, supports, alpha, head), query) for supports, query in tasks)
+
+
+def joint(loss: Loss, theta: Theta, tasks: Tasks, alpha: float | None = None) -> Theta:
+    """The gradient of plain training on all tasks at once (pre-training); no task adapts.
+
+        Σ_i ∇L(θ; Q_i)                               the supports and α are unused
+
+    It is MAML with no inner steps, and 1/α times Reptile with one step on the query.
+    """
+    return add(grad(loss)(theta, query) for _, query in tasks)
+
+
+def maml(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
+    """The gradient of the adapted loss, through every inner step and so through ∇²L.
+
+    ∇_θ Σ_i L(φ_i(θ); Q_i)                       Finn et al. 2017, eq. 1
+    """
+    return list(grad(objective, 1)(loss, theta, tasks, alpha))
+
+
+def fomaml(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
+    """First-order MAML: ∂φ_i/∂θ replaced by the identity.
+
+        Σ_i ∇L(φ_i; Q_i)                             Finn et al. 2017, §5.2
+
+    It is not the gradient of any function of θ: finite differences cannot certify it.
+    """
+    return add(grad(loss)(adapt(loss, theta, supports, alpha), query) for supports, query in tasks)
+
+
+def anil(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int = 2) -> Theta:
+    """MAML's gradient when only the last `head` arrays adapt ("almost no inner loop").
+
+        ∇_θ Σ_i L((b, h_i(θ)); Q_i),  θ = (b, h)     Raghu et al. 2020, §4
+
+    The body b keeps a gradient through the adapted heads, for h_i depends on b.
+    """
+    return list(grad(objective, 1)(loss, theta, tasks, alpha, head))
+
+
+def reptile(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
+    """Minus the displacement of adaptation: descending it moves θ towards every φ_i.
+
+        Σ_i (θ − φ_i)                                Nichol et al. 2018, alg. 2
+
+    The paper's step is θ ← θ − (ε/n) Σ_i (θ − φ_i). The queries are unused and may be None.
+    """
+    return add(axpy(-1, adapt(loss, theta, supports, alpha), theta) for supports, _ in tasks)
