@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from autograd.tracer import getval
 
-from refmeta.spec.trees import Array, Batch, Supports, Tasks, Theta
+from refmeta.spec.trees import Array, Supports, Tasks, Theta
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,32 +74,33 @@ def check_alpha(alpha: Any) -> float:
 
 def check_tasks(tasks: Any, queries_needed: bool = True) -> Tasks:
     """Tasks as a list of (supports, query); refused unless all their data are finite arrays."""
-    tasks = _sequence(tasks, "tasks", "a list of tasks (supports, query)")
-    if not tasks:
+    given: Tasks = _sequence(tasks, "tasks", "a list of tasks (supports, query)")
+    if not given:
         raise ValueError("tasks: expected at least one task (supports, query), got an empty list")
-    return [_check_task(task, f"tasks[{i}]", queries_needed) for i, task in enumerate(tasks)]
+    for i, task in enumerate(given):
+        _check_task(task, f"tasks[{i}]", queries_needed)
+    return given
 
 
-def _check_task(task: Any, where: str, query_needed: bool) -> tuple[Supports, Batch]:
+def _check_task(task: Any, where: str, query_needed: bool) -> None:
     supports, query = _pair(task, where, "(supports, query)")
-    supports = _check_supports(supports, f"{where} supports")
+    _check_supports(supports, f"{where} supports")
     if query is not None:
-        query = _check_batch(query, f"{where} query")
+        _check_batch(query, f"{where} query")
     elif query_needed:
         raise ValueError(f"{where} query: expected a batch (x, y), got None; only reptile needs no query")
-    return supports, query
 
 
 def _check_supports(supports: Any, where: str) -> Supports:
-    supports = _sequence(supports, where, "a list of batches (x, y), one for each inner step")
-    return [_check_batch(batch, f"{where}[{k}]") for k, batch in enumerate(supports)]
+    given: Supports = _sequence(supports, where, "a list of batches (x, y), one for each inner step")
+    for k, batch in enumerate(given):
+        _check_batch(batch, f"{where}[{k}]")
+    return given
 
 
-def _check_batch(batch: Any, where: str) -> Batch:
-    batch = _pair(batch, where, "(x, y)")
-    for name, part in zip("xy", batch, strict=True):
+def _check_batch(batch: Any, where: str) -> None:
+    for name, part in zip("xy", _pair(batch, where, "(x, y)"), strict=True):
         _check_finite(_array(part, f"{where} {name}"), f"{where} {name}")
-    return batch
 
 
 def _check_head(head: Any, arrays: int) -> None:
@@ -115,11 +116,10 @@ def _sequence(value: Any, where: str, expected: str) -> list[Any]:
     return list(value)
 
 
-def _pair(value: Any, where: str, expected: str) -> tuple[Any, Any]:
+def _pair(value: Any, where: str, expected: str) -> Any:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{where}: expected a pair {expected}, got {_kind(value)}")
-    first: Any = value[0]
-    return first, value[1]
+    return value
 
 
 def _array(value: Array, where: str) -> Any:

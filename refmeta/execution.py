@@ -64,7 +64,9 @@ def _stack(batches: Any) -> Batch:
 
 def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
     """Empty if the loss sums over a task axis, as tried on the first and the last task; else the reason."""
-    batches = [query or supports[0] for supports, query in (group[0], group[-1])]
+    batches = [(supports or [query])[0] for supports, query in (group[0], group[-1])]
+    if batches[0] is None:
+        return ""  # neither supports nor queries: the loss is never called
     apart = sum(loss(theta, batch) for batch in batches)
     try:
         at_once = loss(copies(theta, 2), _stack(batches))

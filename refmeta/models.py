@@ -302,7 +302,7 @@ def accuracy(net: Callable[[Theta, Array], Array]) -> Callable[[Theta, Batch], A
 
 
 def _check_labels(labels: Array, shape: tuple[int, ...]) -> None:
-    if not np.issubdtype(labels.dtype, np.integer):
+    if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if np.shape(labels) != shape[:-1]:
         raise ValueError(f"labels have shape {np.shape(labels)}; the logits {shape} need {shape[:-1]}")

@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from refmeta.models import MLP, squared_error
+
+# No deadline: an example's time says more about the machine than about the code.
+settings.register_profile(
+    "refmeta",
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+settings.load_profile("refmeta")
+
+
+@pytest.fixture
+def example():
+    """One fixed problem with second-order terms of order one: (loss, theta, tasks, alpha)."""
+    rng = np.random.default_rng(0)
+    net = MLP((2, 3, 2), activation="tanh")
+
+    def batch(n):
+        return rng.normal(size=(n, 2)), rng.normal(size=(n, 2))
+
+    tasks = [([batch(n) for _ in range(3)], batch(m)) for n, m in [(5, 7), (4, 6), (3, 8)]]
+    theta = [leaf + 0.3 * rng.normal(size=leaf.shape) for leaf in net.init(rng)]
+    return squared_error(net), theta, tasks, 0.3

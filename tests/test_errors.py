@@ -1,0 +1,142 @@
+"""What a caller can get wrong, each with what was expected instead."""
+
+import numpy as np
+import pytest
+from autograd import grad
+from problems import ALGORITHMS, assert_same
+
+from refmeta import adapt, anil, joint, maml, reptile, trajectory
+
+
+def changed(example, **changes):
+    names = ("loss", "theta", "tasks", "alpha")
+    return {**dict(zip(names, example, strict=True)), **changes}
+
+
+def with_data(example, x=None, y=None, support=True):
+    """The example with another x or y in the first support batch, or in the first query."""
+    _, _, ((supports, query), *rest), _ = example
+    old = supports[0] if support else query
+    batch = (old[0] if x is None else x, old[1] if y is None else y)
+    first = ([batch, *supports[1:]], query) if support else (supports, batch)
+    return changed(example, tasks=[first, *rest])
+
+
+BAD = np.array([[1.0, np.nan]])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (lambda e: changed(e, loss=None), TypeError, r"loss: expected a function of \(theta, batch\)"),
+        (lambda e: changed(e, theta=[]), ValueError, "theta: expected a list of arrays, got an empty one"),
+        (lambda e: changed(e, theta=e[1][0]), TypeError, r"theta: expected a list of arrays, got an array"),
+        (lambda e: changed(e, theta=[1.0]), TypeError, r"theta\[0\]: expected a NumPy array, got float 1.0"),
+        (
+            lambda e: changed(e, theta=[np.arange(3)]),
+            TypeError,
+            r"theta\[0\]: expected floating-point numbers",
+        ),
+        (lambda e: changed(e, theta=[BAD]), ValueError, r"theta\[0\]: expected finite numbers, got NaN"),
+        (lambda e: changed(e, theta=[1 / np.full(1, 1e-310)]), ValueError, "finite numbers, got inf"),
+        (lambda e: changed(e, theta=[*e[1], e[1][0]]), ValueError, "theta has 5 arrays; an MLP .* has 4"),
+        (lambda e: changed(e, tasks=[]), ValueError, "tasks: expected at least one task"),
+        (lambda e: changed(e, tasks=iter(e[2])), TypeError, "tasks: expected a list of tasks"),
+        (lambda e: changed(e, tasks=[e[2][0][0]]), TypeError, r"tasks\[0\]: expected a pair"),
+        (lambda e: changed(e, tasks=[(1, 2)]), TypeError, r"tasks\[0\] supports: expected a list of batches"),
+        (lambda e: changed(e, tasks=[([BAD], BAD)]), TypeError, r"supports\[0\]: expected a pair \(x, y\)"),
+        (lambda e: with_data(e, x=BAD), ValueError, r"tasks\[0\] supports\[0\] x: expected finite .*NaN"),
+        (lambda e: with_data(e, y=BAD, support=False), ValueError, r"tasks\[0\] query y: .*NaN"),
+        (lambda e: with_data(e, x=[1, 2]), TypeError, r"x: expected a NumPy array, got a list of 2"),
+        (lambda e: with_data(e, x=np.array(["a"])), TypeError, "x: expected numbers, got <U1"),
+    ],
+)
+def test_bad_arguments_are_refused(algorithm, change, error, message, example):
+    with np.errstate(over="ignore"), pytest.raises(error, match=message):
+        algorithm(**change(example))
+
+
+@pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a is not joint] + [adapt, trajectory])
+@pytest.mark.parametrize(
+    "alpha, error, message",
+    [
+        (float("nan"), ValueError, "alpha: expected a finite number of at least 0, got nan"),
+        (float("inf"), ValueError, "got inf"),
+        (-0.1, ValueError, "got -0.1"),
+        (np.array([0.1, 0.1]), TypeError, r"alpha: expected one number, got an array of shape \(2,\)"),
+        (np.array(0.1), TypeError, "alpha: expected one number"),
+        ("0.1", TypeError, "alpha: expected one number, got str '0.1'"),
+        (None, TypeError, "alpha: expected one number"),
+        (True, TypeError, "alpha: expected one number, got bool True"),
+    ],
+)
+def test_an_impossible_alpha_is_refused(algorithm, alpha, error, message, example):
+    arguments = changed(example, alpha=alpha)
+    if algorithm in (adapt, trajectory):
+        arguments["supports"] = arguments.pop("tasks")[0][0]
+    with pytest.raises(error, match=message):
+        algorithm(**arguments)
+
+
+@pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a is not reptile])
+def test_a_missing_query_is_refused_by_all_but_reptile(algorithm, example):
+    loss, theta, tasks, alpha = example
+    with pytest.raises(ValueError, match=r"tasks\[2\] query: expected a batch \(x, y\), got None"):
+        algorithm(loss, theta, [*tasks[:2], (tasks[2][0], None)], alpha)
+    reptile(loss, theta, [*tasks[:2], (tasks[2][0], None)], alpha)
+
+
+def test_a_broadcast_that_would_fit_the_mean_is_refused(example):
+    loss, theta, tasks, alpha = example
+    x, y = tasks[0][1]
+    with pytest.raises(ValueError, match=r"y has shape \(7,\); the prediction has \(7, 2\)"):
+        joint(loss, theta, [([], (x, y[:, 0]))])
+
+
+@pytest.mark.parametrize(
+    "head, error, message",
+    [
+        (5, ValueError, r"head: theta has 4 arrays, so 0 … 4 of them can adapt; got 5"),
+        (-1, ValueError, "got -1"),
+        (1.0, TypeError, "head: expected a number of arrays, got float 1.0"),
+        (True, TypeError, "head: expected a number of arrays"),
+    ],
+)
+def test_an_impossible_head_is_refused(head, error, message, example):
+    with pytest.raises(error, match=message):
+        anil(*example, head=head)
+
+
+def test_an_unknown_or_missing_argument_is_a_type_error(example):
+    with pytest.raises(TypeError):
+        maml(*example, first_order=True)
+    with pytest.raises(TypeError):
+        maml(*example[:3])
+
+
+def test_what_is_merely_unusual_is_taken(example):
+    loss, theta, tasks, alpha = example
+    plain = maml(*example)
+    assert_same(maml(loss, tuple(theta), tuple(tasks), np.float64(alpha)), plain, digits=15)
+    assert_same(maml(loss, theta, [(tuple(s), list(q)) for s, q in tasks], alpha), plain, digits=15)
+    read_only = [leaf.copy() for leaf in theta]
+    for leaf in read_only:
+        leaf.flags.writeable = False
+    assert_same(maml(loss, read_only, tasks, alpha), plain, digits=15)
+
+
+def test_a_numpy_alpha_does_not_turn_float32_into_float64(example):
+    loss, theta, tasks, alpha = example
+    single = [leaf.astype("float32") for leaf in theta]
+    batches = [([(x.astype("float32"), y.astype("float32")) for x, y in s], s[0]) for s, _ in tasks]
+    phi = adapt(loss, single, batches[0][0], np.float64(alpha))
+    assert {leaf.dtype for leaf in phi} == {np.dtype("float32")}
+
+
+def test_the_public_functions_can_be_differentiated(example):
+    """The checks look through autograd's boxes: ∂/∂θ of the adapted loss, taken by the caller, is MAML."""
+    loss, theta, tasks, alpha = example
+    supports, query = tasks[0]
+    g = grad(lambda theta: loss(adapt(loss, theta, supports, alpha), query))(theta)
+    assert_same(g, maml(loss, theta, tasks[:1], alpha), digits=14)

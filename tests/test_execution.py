@@ -1,0 +1,85 @@
+"""Running all tasks in one trace changes nothing but the rounding."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from problems import ALGORITHMS, assert_same, flat, problems
+
+from refmeta import maml, reptile, stacked, trajectory
+from refmeta.execution import copies, stack
+from refmeta.lab import adam, reptile_by
+from refmeta.models import squared_error
+from refmeta.spec import adjoint
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, adjoint.maml, adjoint.anil, reptile_by(adam)])
+@given(problem=problems())
+def test_stacked_is_the_same_function(algorithm, problem):
+    assert_same(stacked(algorithm)(*problem.arguments), algorithm(*problem.arguments))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@given(problem=problems(dtypes=["float32"]))
+def test_stacked_float32_stays_float32(algorithm, problem):
+    assert {leaf.dtype for leaf in stacked(algorithm)(*problem.arguments)} == {np.dtype("float32")}
+
+
+def test_a_wrong_gradient_is_not_the_same(example):
+    loss, theta, tasks, alpha = example
+    with pytest.raises(AssertionError):
+        assert_same(stacked(maml)(loss, theta, tasks[:-1], alpha), maml(*example))
+
+
+@given(problem=problems(ragged=False))
+def test_a_tasks_result_does_not_depend_on_the_other_tasks(problem):
+    loss, theta, tasks, alpha = problem.arguments
+    for i, (supports, _) in enumerate(tasks):
+        together = trajectory(loss, copies(theta, len(tasks)), stack(tasks)[0], alpha)[-1]
+        assert_same([leaf[i] for leaf in together], trajectory(loss, theta, supports, alpha)[-1], digits=13)
+
+
+def test_other_tasks_do_not_change_a_single_bit(example):
+    loss, theta, tasks, alpha = example
+    (first, _), (second, query) = [([(s[0][0][:3], s[0][1][:3])], q) for s, q in tasks[:2]]
+    pairs = [[(first, None), (second, None)], [(first, None), ([(1e3 * x, y) for x, y in second], None)]]
+    ends = [trajectory(loss, copies(theta, 2), stack(pair)[0], alpha)[-1] for pair in pairs]
+    assert [leaf[0].tobytes() for leaf in ends[0]] == [leaf[0].tobytes() for leaf in ends[1]]
+    assert flat(ends[0]).tobytes() != flat(ends[1]).tobytes()
+
+
+def test_reptile_needs_no_query_when_stacked(example):
+    loss, theta, tasks, alpha = example
+    without = [(supports, None) for supports, _ in tasks]
+    assert_same(stacked(reptile)(loss, theta, without, alpha), reptile(*example))
+
+
+def test_tasks_without_any_batch_do_not_move(example):
+    loss, theta, _, alpha = example
+    assert not flat(stacked(reptile)(loss, theta, [([], None)] * 2, alpha)).any()
+
+
+def test_a_loss_that_averages_over_the_tasks_is_refused(example):
+    loss, theta, tasks, alpha = example
+
+    def average(theta, batch):
+        return loss(theta, batch) / (theta[0].shape[0] if theta[0].ndim == 3 else 1)
+
+    with pytest.raises(ValueError, match="sum over the tasks; on two tasks it returned"):
+        stacked(maml)(average, theta, [tasks[0], tasks[0]], alpha)
+
+
+def test_a_loss_without_a_task_axis_is_refused(example):
+    _, theta, tasks, alpha = example
+    loss = squared_error(lambda theta, x: np.einsum("ni,io->no", x, theta[0][:, :2]))
+    with pytest.raises(ValueError, match="takes no leading task axis"):
+        stacked(reptile)(loss, theta, [tasks[0], tasks[0]], alpha)
+
+
+def test_an_empty_list_of_tasks_is_refused_as_without_stacking(example):
+    loss, theta, _, alpha = example
+    with pytest.raises(ValueError, match="at least one task"):
+        stacked(maml)(loss, theta, [], alpha)
+
+
+def test_it_is_found_under_its_own_name():
+    assert stacked(maml).__name__ == "maml" and "eq. 1" in stacked(maml).__doc__

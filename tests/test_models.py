@@ -1,0 +1,171 @@
+"""Networks and losses: right values, right derivatives, and the numeric traps that are not ours."""
+
+import autograd.numpy as anp
+import numpy as np
+import pytest
+from autograd import elementwise_grad, grad
+from autograd.test_util import check_grads
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import assert_same
+
+from refmeta import maml
+from refmeta import models as m
+from refmeta.models import MLP, accuracy, cross_entropy, squared_error
+
+RNG = np.random.default_rng(0)
+
+
+def draw(*shape):
+    return RNG.normal(size=shape)
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize(
+    "primitive, shapes",
+    [
+        (m.matmul, [(4, 2), (2, 5)]),
+        (m.matmul_nt, [(4, 2), (5, 2)]),
+        (m.matmul_tn, [(2, 4), (2, 5)]),
+        (m.sum_rows, [(4, 2)]),
+        (lambda a: m.repeat_row(a, 3), [(2,)]),
+        (m.affine, [(4, 2), (2, 5), (5,)]),
+        (m.tanh, [(4, 2)]),
+        (m.tanh_slope, [(4, 2), (4, 2)]),
+        (m.relu, [(4, 2)]),
+        (m.relu_slope, [(4, 2), (4, 2)]),
+        (m.squared_distance, [(4, 2), (4, 2)]),
+        (m.softmax, [(4, 3)]),
+        (lambda z: m.surprise(z, np.broadcast_to([0, 2, 1, 2], z.shape[:-1])), [(4, 3)]),
+    ],
+)
+def test_every_primitive_has_the_right_first_and_second_derivative(primitive, shapes, lead):
+    check_grads(primitive, modes=["rev"], order=2)(*(draw(*lead, *shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("activation, stock", [("tanh", anp.tanh), ("relu", lambda z: anp.maximum(z, 0))])
+def test_a_network_is_what_stock_autograd_makes_of_it(activation, stock):
+    net, x, y = MLP((3, 4, 2), activation), draw(5, 3), draw(5, 2)
+    theta = net.init(RNG)
+
+    def plain(theta, batch):
+        W1, b1, W2, b2 = theta
+        return anp.mean((stock(batch[0] @ W1 + b1) @ W2 + b2 - batch[1]) ** 2)
+
+    loss, tasks = squared_error(net), [([(x, y)] * 2, (x + 1, y))]
+    assert_same([loss(theta, (x, y))], [plain(theta, (x, y))], digits=14)
+    assert_same(grad(loss)(theta, (x, y)), grad(plain)(theta, (x, y)), digits=13)
+    assert_same(maml(loss, theta, tasks, 0.1), maml(plain, theta, tasks, 0.1), digits=13)
+
+
+def derivative(function, order):
+    for _ in range(order):
+        function = elementwise_grad(function)
+    return function
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tanh_has_finite_derivatives_where_stock_autograd_has_nan(order, dtype):
+    x = np.array([-1e6, -800, -100, 0, 100, 800, 1e6], dtype)
+    assert np.isfinite(derivative(m.tanh, order)(x)).all()
+    if order > 1:
+        with np.errstate(all="ignore"):
+            assert np.isnan(derivative(anp.tanh, order)(x)).any()
+
+
+def test_relu_has_slope_zero_at_its_kink_where_stock_autograd_has_a_half():
+    at_the_kink = np.zeros(3)
+    assert not elementwise_grad(m.relu)(at_the_kink).any()
+    assert not derivative(m.relu, 2)(at_the_kink).any()
+    assert (elementwise_grad(lambda z: anp.maximum(z, 0))(at_the_kink) == 0.5).all()
+
+
+@given(st.integers(0, 2**32), st.floats(0, 6))
+def test_cross_entropy_is_minus_the_log_of_the_softmax(seed, magnitude):
+    rng = np.random.default_rng(seed)
+    z, labels = 10**magnitude * rng.normal(size=(4, 3)), rng.integers(0, 3, 4)
+    loss = cross_entropy(lambda theta, x: theta[0])
+    with np.errstate(all="ignore"):
+        naive = -np.log(np.exp(z) / np.exp(z).sum(1, keepdims=True))[np.arange(4), labels].mean()
+    value, g = loss([z], (None, labels)), grad(loss)([z], (None, labels))[0]
+    assert np.isfinite(value) and np.isfinite(g).all()
+    if magnitude < 1:
+        assert value == pytest.approx(naive, rel=1e-12)
+    assert g.sum() == pytest.approx(0, abs=1e-12)
+
+
+def test_large_logits_do_not_overflow_where_the_naive_formula_does():
+    z, labels = np.array([[1e4, 0.0], [0.0, 1e4]]), np.array([0, 0])
+    loss = cross_entropy(lambda theta, x: theta[0])
+    assert loss([z], (None, labels)) == 5e3
+    assert grad(loss)([z], (None, labels))[0].tolist() == [[0, 0], [-0.5, 0.5]]
+    with np.errstate(all="ignore"):
+        assert np.isnan(-np.log(np.exp(z) / np.exp(z).sum(1, keepdims=True))).any()
+
+
+def test_accuracy_counts_examples_and_keeps_a_task_axis():
+    logits = np.array([[[3.0, 1], [0, 2]], [[5, 1], [0, 2]]])
+    labels = np.array([[0, 0], [0, 1]])
+    share = accuracy(lambda theta, x: theta[0])
+    assert share([logits[0]], (None, labels[0])) == 0.5
+    assert share([logits], (None, labels)).tolist() == [0.5, 1]
+
+
+@pytest.mark.parametrize("scheme", m.INITIALISATIONS)
+def test_initialisations_have_the_spread_they_name(scheme):
+    n, out = 300, 200
+    W, b = MLP((n, out)).init(np.random.default_rng(0), scheme)
+    deviation = {
+        "he": (2 / n) ** 0.5,
+        "glorot": (2 / (n + out)) ** 0.5,
+        "finn2017": 0.01 * 0.8796,  # of a normal cut at two deviations
+        "nichol2018": (1 / (3 * n)) ** 0.5,
+    }[scheme]
+    assert W.std() == pytest.approx(deviation, rel=0.02) and abs(W.mean()) < deviation / 100
+    assert b.any() == (scheme == "nichol2018")
+    limit = {"glorot": (6 / (n + out)) ** 0.5, "finn2017": 0.02, "nichol2018": n**-0.5}.get(scheme, np.inf)
+    assert abs(W).max() <= limit
+
+
+def test_an_initialisation_is_the_seed_and_nothing_else():
+    net = MLP((2, 3, 1))
+    one, two, other = (net.init(np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert all((a == b).all() for a, b in zip(one, two, strict=True))
+    assert (one[0] != other[0]).any()
+    assert {leaf.dtype for leaf in net.init(RNG, dtype=np.float32)} == {np.dtype("float32")}
+
+
+NET = MLP((2, 3, 1))
+THETA = NET.init(np.random.default_rng(0))
+X, Y = np.ones((4, 2)), np.ones((4, 1))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: MLP((2, 3), activation="gelu"), "activation: expected one of tanh, relu; got 'gelu'"),
+        (lambda: MLP((2,)), "widths: expected two or more"),
+        (lambda: MLP((2, 0, 1)), "widths: expected two or more"),
+        (lambda: NET.init(RNG, "zeros"), "scheme: expected one of he, glorot"),
+        (lambda: NET(THETA[:-1], X), "theta has 3 arrays; an MLP of widths .* has 4"),
+        (lambda: NET([THETA[0].T, *THETA[1:]], X), r"W1 of theta has shape \(3, 2\)"),
+        (lambda: NET(THETA, np.ones((4, 3))), r"x has shape \(4, 3\); expected \(n, 2\)"),
+        (lambda: NET(THETA, np.ones(2)), r"x has shape \(2,\)"),
+        (lambda: NET(THETA, np.ones((5, 4, 2))), r"x has shape \(5, 4, 2\)"),
+        (lambda: NET([np.stack([t] * 5) for t in THETA], X), r"x has shape .*expected \(5, n, 2\)"),
+        (lambda: squared_error(NET)(THETA, (X, Y[:, 0])), r"y has shape \(4,\); the prediction has \(4, 1\)"),
+        (lambda: squared_error(NET)(THETA, (X, Y[:3])), r"y has shape \(3, 1\)"),
+        (lambda: cross_entropy(NET)(THETA, (X, np.zeros(3, int))), r"labels have shape \(3,\)"),
+        (lambda: cross_entropy(NET)(THETA, (X, np.full(4, 1))), r"labels must lie in 0 … 0; got 1 … 1"),
+        (lambda: accuracy(NET)(THETA, (X, np.full(4, -1))), "labels must lie in"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_was_expected(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_labels_that_are_not_integers_are_refused():
+    with pytest.raises(TypeError, match="labels must be integers, got float64"):
+        cross_entropy(NET)(THETA, (X, np.zeros(4)))
