@@ -165,18 +165,19 @@ def test_reptile_beats_joint_training_which_is_reptile_with_one_step():
     theta, loss = net.init(np.random.default_rng(0), "nichol2018"), squared_error(net)
     run = {"loss": loss, "theta": theta, "iterations": iterations}
     sample = sampler("nichol", 10, 5, 1)
-    trained, _ = train(reptile, sample=sample, alpha=0.02, outer=sgd(linear(0.1, iterations)), **run)
+    trained, _ = train(reptile, sample=sample, alpha=0.02, outer=sgd(0.1), **run)
 
     def whole_grid(rng):
         return [([query], query) for _, query in sample(rng)]
 
-    control, _ = train(reptile, sample=whole_grid, alpha=0.1, outer=sgd(linear(0.1, iterations)), **run)
+    control, _ = train(reptile, sample=whole_grid, alpha=0.1, outer=sgd(0.1), **run)
     end = {
         name: evaluate(loss, t, tasks, 0.02)[32]["mean"]
         for name, t in (("trained", trained), ("control", control), ("start", theta))
     }
-    assert end["trained"] < 1 < 2 < end["control"]
-    assert end["trained"] < end["start"] / 2
+    assert (
+        end["trained"] < 1 and end["control"] > end["start"]
+    )  # joint training makes it worse than untrained
 
 
 def test_training_depends_on_the_seed_and_nothing_else():

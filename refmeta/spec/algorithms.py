@@ -30,7 +30,7 @@ def trajectory(
     phis = [body + phi]
     for support in supports:
         # list(h): autograd loses the outer derivative when a plain list meets a traced one.
-        g = grad(lambda h: loss(body + list(h), support))(phi)  # noqa: B023
+        g = grad(lambda h: loss(body + list(h), support))(phi)
         phi = axpy(-alpha, g, phi)
         phis.append(body + phi)
     return phis
