@@ -10,9 +10,7 @@ from refmeta.lab.command import add_sine
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0: done; 1: it ran and failed; 2: bad input, with what was expected."""
-    parser = argparse.ArgumentParser(
-        prog="refmeta", description="Gradient-based meta-learning, as a specification."
-    )
+    parser = argparse.ArgumentParser(prog="refmeta", description="Gradient-based meta-learning, as a specification.")
     parser.add_argument("--version", action="version", version=refmeta.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     add_sine(commands)

@@ -192,9 +192,7 @@ class MLP:
             raise ValueError(f"widths: expected two or more positive integers, got {self.widths!r}")
         _choose("activation", self.activation, ACTIVATIONS)
 
-    def init(
-        self, rng: numpy.random.Generator, scheme: str | None = None, dtype: Any = numpy.float64
-    ) -> Theta:
+    def init(self, rng: numpy.random.Generator, scheme: str | None = None, dtype: Any = numpy.float64) -> Theta:
         """A fresh θ. Schemes (default: he for relu, glorot for tanh), for a layer of n inputs, m outputs:
 
         he          W ~ N(0, 2/n)                            b = 0       He et al. 2015

@@ -94,9 +94,7 @@ def assert_taylor(function, theta, gradient, direction):
     point, g = flat(theta), flat(gradient)
     at = float(function(theta))
     steps = np.array([4e-3, 1e-3])
-    remainders = [
-        abs(float(function(unflat(point + h * direction, theta))) - at - h * (g @ direction)) for h in steps
-    ]
+    remainders = [abs(float(function(unflat(point + h * direction, theta))) - at - h * (g @ direction)) for h in steps]
     if remainders[0] > 1e-10 * (1 + abs(at)):  # below that all is rounding: F is a straight line
         slope = np.log(remainders[0] / remainders[1]) / np.log(steps[0] / steps[1])
         assert slope > 1.8, slope

@@ -84,9 +84,7 @@ def test_several_seeds_give_a_mean_and_an_interval(tmp_path, capsys):
     assert summary["curve"][0]["mse"] == pytest.approx(np.mean(means)) and summary["seeds"] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    "options", [["--preset", "nichol2018"], ["--preset", "finn2017"], ["--law", "nichol"]]
-)
+@pytest.mark.parametrize("options", [["--preset", "nichol2018"], ["--preset", "finn2017"], ["--law", "nichol"]])
 def test_presets_and_laws_run(options, tmp_path, capsys):
     assert main(["sine", "--quick", *options, "--out", str(tmp_path / "out"), *FAST]) == 0
     assert "joint training" in capsys.readouterr().out
@@ -99,9 +97,7 @@ def test_a_second_run_takes_the_next_free_folder(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "runs/sine-maml-0.2/result.json").exists()
 
 
-def test_without_matplotlib_and_tqdm_it_trains_prints_and_says_how_to_get_figures(
-    tmp_path, capsys, monkeypatch
-):
+def test_without_matplotlib_and_tqdm_it_trains_prints_and_says_how_to_get_figures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     assert main(["sine", "--quick", "--out", str(tmp_path / "out"), *FAST]) == 0
     printed = capsys.readouterr()

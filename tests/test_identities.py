@@ -67,9 +67,7 @@ def test_with_alpha_zero_all_of_maml_is_joint_training(problem):
 def test_a_linear_loss_makes_first_order_maml_exact(problem):
     def linear(theta, batch):
         x, _ = batch
-        return sum(
-            np.sum(x) * dot([leaf], [np.cos(np.arange(leaf.size)).reshape(leaf.shape)]) for leaf in theta
-        )
+        return sum(np.sum(x) * dot([leaf], [np.cos(np.arange(leaf.size)).reshape(leaf.shape)]) for leaf in theta)
 
     problem = problem._replace(loss=linear)
     assert_same(fomaml(*problem.arguments), maml(*problem.arguments))
@@ -109,9 +107,7 @@ def test_tasks_add_and_commute(algorithm, problem):
 def test_maml_minus_fomaml_is_second_order_in_alpha(problem):
     """MAML − FOMAML = −α Σ_k H_k ∇L_Q + O(α²), so the sum of both sides falls fourfold as α halves."""
     loss, theta, tasks, _ = problem.arguments
-    curvature = add(
-        add([hvp(loss, theta, s, grad(loss)(theta, query)) for s in supports]) for supports, query in tasks
-    )
+    curvature = add(add([hvp(loss, theta, s, grad(loss)(theta, query)) for s in supports]) for supports, query in tasks)
 
     def rest(alpha):
         both = axpy(-1, fomaml(loss, theta, tasks, alpha), maml(loss, theta, tasks, alpha))

@@ -150,9 +150,7 @@ def test_inner_adam_starts_afresh_for_every_task(example):
     ],
 )
 def test_a_short_run_beats_its_starting_point_on_unseen_tasks(algorithm, steps, alpha, outer):
-    theta, history = train(
-        stacked(algorithm), LOSS, start(), sampler("finn", 10, steps, 10), alpha, 400, outer
-    )
+    theta, history = train(stacked(algorithm), LOSS, start(), sampler("finn", 10, steps, 10), alpha, 400, outer)
     tasks = unseen("finn")
     before, after = (evaluate(LOSS, t, tasks, alpha)[10] for t in (start(), theta))
     assert after["mean"] + after["ci95"] < before["mean"]
@@ -175,9 +173,7 @@ def test_reptile_beats_joint_training_which_is_reptile_with_one_step():
         name: evaluate(loss, t, tasks, 0.02)[32]["mean"]
         for name, t in (("trained", trained), ("control", control), ("start", theta))
     }
-    assert (
-        end["trained"] < 1 and end["control"] > end["start"]
-    )  # joint training makes it worse than untrained
+    assert end["trained"] < 1 and end["control"] > end["start"]  # joint training makes it worse than untrained
 
 
 def test_training_depends_on_the_seed_and_nothing_else():

@@ -24,22 +24,14 @@ def add_sine(commands: Any) -> None:
     )
     parser.set_defaults(run=sine)
     parser.add_argument("--method", choices=[*METHODS, "all"], help="default: maml, or the preset's")
-    parser.add_argument(
-        "--preset", choices=list(PRESETS), help="the settings of a paper; other options override it"
-    )
+    parser.add_argument("--preset", choices=list(PRESETS), help="the settings of a paper; other options override it")
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds")
     parser.add_argument("--law", choices=list(LAWS), help="how waves are drawn (default: finn)")
-    parser.add_argument(
-        "--iterations", type=_count, metavar="N", help=f"outer steps (default: {Config.iterations})"
-    )
+    parser.add_argument("--iterations", type=_count, metavar="N", help=f"outer steps (default: {Config.iterations})")
     parser.add_argument("--shots", type=_count, metavar="K", help="points of a support batch (default: 10)")
-    parser.add_argument(
-        "--inner-steps", type=_steps, metavar="N", help="in training (default: 1; reptile: 5)"
-    )
+    parser.add_argument("--inner-steps", type=_steps, metavar="N", help="in training (default: 1; reptile: 5)")
     parser.add_argument("--alpha", type=float, help="inner rate (default: 0.01; reptile: 0.02)")
-    parser.add_argument(
-        "--inner", choices=list(experiment.INNER), help="reptile's inner optimiser (default: sgd)"
-    )
+    parser.add_argument("--inner", choices=list(experiment.INNER), help="reptile's inner optimiser (default: sgd)")
     parser.add_argument(
         "--outer",
         metavar="NAME:RATE",
@@ -94,9 +86,7 @@ def _save(folder: Path, run: Run) -> None:
     save_result(folder / "result.json", run.result())
 
 
-def _summary(
-    main: str, configs: list[Config], seeds: list[int], curves: list[Any], runs: list[Run]
-) -> dict[str, Any]:
+def _summary(main: str, configs: list[Config], seeds: list[int], curves: list[Any], runs: list[Run]) -> dict[str, Any]:
     return {
         "experiment": "sine",
         "method": main,

@@ -81,11 +81,7 @@ def configure(method: str | None, preset: str | None, quick: bool, explicit: dic
     settings = {
         **(REPTILE if method == "reptile" else {}),
         **given,
-        **(
-            {"outer": NICHOL2018_OUTER[method]}
-            if preset == "nichol2018" and method in NICHOL2018_OUTER
-            else {}
-        ),
+        **({"outer": NICHOL2018_OUTER[method]} if preset == "nichol2018" and method in NICHOL2018_OUTER else {}),
         **(QUICK if quick else {}),
         **explicit,
         "method": method,
@@ -94,9 +90,7 @@ def configure(method: str | None, preset: str | None, quick: bool, explicit: dic
     check_alpha(config.alpha)
     optimiser(config.outer, config.iterations)
     if config.inner != "sgd" and method != "reptile":
-        raise ValueError(
-            f"inner {config.inner}: only reptile takes another inner optimiser than sgd, not {method}"
-        )
+        raise ValueError(f"inner {config.inner}: only reptile takes another inner optimiser than sgd, not {method}")
     return config
 
 
@@ -118,9 +112,7 @@ def optimiser(text: str, iterations: int) -> Step:
         if name not in INNER or schedule not in ("", "linear"):
             raise ValueError
     except ValueError:
-        raise ValueError(
-            f"outer {text!r}: expected adam:RATE, sgd:RATE, or either with :linear behind"
-        ) from None
+        raise ValueError(f"outer {text!r}: expected adam:RATE, sgd:RATE, or either with :linear behind") from None
     return INNER[name](linear(number, iterations) if schedule else number)
 
 

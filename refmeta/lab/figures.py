@@ -73,9 +73,7 @@ def curves(path: Path, named: Sequence[tuple[str, list[dict[str, Any]]]], law: s
     for method, curve in named:
         steps, mse, ci95 = (np.array([row[key] for row in curve], float) for key in ("steps", "mse", "ci95"))
         axis.plot(steps, mse, "o-", color=COLOURS[method], ms=4, lw=2, label=method)
-        axis.fill_between(
-            steps, np.maximum(mse - ci95, 1e-9), mse + ci95, color=COLOURS[method], alpha=0.15, lw=0
-        )
+        axis.fill_between(steps, np.maximum(mse - ci95, 1e-9), mse + ci95, color=COLOURS[method], alpha=0.15, lw=0)
     formula, best = LAWS[law].agnostic
     if best < ZERO_MSE:
         axis.axhline(best, color=FAINT, ls="--", lw=1.2, label=f"best without the task: {formula}")

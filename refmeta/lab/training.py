@@ -107,9 +107,7 @@ def _scores(
             paths = [[[leaf[i] for leaf in phi] for phi in phis] for i in range(len(group))]
         else:
             paths = [trajectory(loss, theta, supports, alpha) for supports, _ in group]
-        rows += [
-            [float(score(phi, query)) for phi in path] for path, (_, query) in zip(paths, group, strict=True)
-        ]
+        rows += [[float(score(phi, query)) for phi in path] for path, (_, query) in zip(paths, group, strict=True)]
     return rows
 
 

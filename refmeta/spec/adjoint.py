@@ -26,9 +26,7 @@ def anil(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int = 2) ->
     return add(task_gradient(loss, theta, *task, alpha, head) for task in tasks)
 
 
-def task_gradient(
-    loss: Loss, theta: Theta, supports: Supports, query: Batch, alpha: float, head: int | None
-) -> Theta:
+def task_gradient(loss: Loss, theta: Theta, supports: Supports, query: Batch, alpha: float, head: int | None) -> Theta:
     """v_0 of one task, by the recursion above."""
     *phis, last = trajectory(loss, theta, supports, alpha, head)
     v = grad(loss)(last, query)

@@ -16,9 +16,7 @@ from autograd import grad
 from refmeta.spec.trees import Array, Loss, Supports, Tasks, Theta, add, axpy, split
 
 
-def trajectory(
-    loss: Loss, theta: Theta, supports: Supports, alpha: float, head: int | None = None
-) -> list[Theta]:
+def trajectory(loss: Loss, theta: Theta, supports: Supports, alpha: float, head: int | None = None) -> list[Theta]:
     """The parameters before, between and after the inner steps: [φ_0, …, φ_K].
 
         φ_0     = θ

@@ -1,0 +1,158 @@
+"""Which known mistake gives exactly this wrong answer?
+
+For each suspect s a vector holds the wrong gradient c_i of every task i. An answer g is explained by (s, weights) if
+g = Σ_i w_i c_i within rounding; the weights say whether tasks were summed, averaged or lost. An explanation holds for
+an algorithm only if it holds for *all* its vectors, those that passed included. So none is a guess.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from autograd import grad
+
+from refmeta.conformance.cases import Case, Vector
+from refmeta.conformance.rules import RULES, Setting, Tools, answers, flat
+from refmeta.conformance.suspects import SUSPECTS, settings_with
+from refmeta.spec.adjoint import hvp
+from refmeta.spec.trees import Loss, Theta
+
+RIGHT: tuple[str, ...] = ()  # no suspect: the gradient of every task is right
+
+
+class Explanation(NamedTuple):
+    """The mistakes made in every task, the tasks that count, and what the sum over them is multiplied by."""
+
+    suspects: tuple[str, ...] = RIGHT
+    tasks: str = "all"
+    scale: str = "1"
+
+    @property
+    def mistakes(self) -> int:
+        """How many things it says are other than they should be."""
+        return len(self.suspects) + (self.tasks != "all") + (self.scale != "1")
+
+
+PATTERNS = {
+    "all": lambda n: np.ones(n),
+    "last": lambda n: np.eye(n)[-1],
+    "first": lambda n: np.eye(n)[0],
+    "all but the last": lambda n: 1 - np.eye(n)[-1],
+    "all but the first": lambda n: 1 - np.eye(n)[0],
+}
+
+
+def matches(got: np.ndarray, per_task: np.ndarray, scales: dict[str, float], limit: float) -> set[tuple[str, str]]:
+    """The (tasks, scale) for which c · Σ w_i · per_task_i is `got` to within `limit`, c being fitted by least squares.
+
+    A fitted c that has no name among `scales` counts only where three numbers or more are fitted by it.
+    """
+    found = set()
+    for name, pattern in PATTERNS.items():
+        u = pattern(len(per_task)) @ per_task
+        if not u.any():
+            continue
+        named = [s for s, c in scales.items() if np.linalg.norm(got - c * u) <= limit]
+        found |= {(name, s) for s in named}
+        c = (got @ u) / (u @ u)
+        if not named and c and len(got) > 2 and np.linalg.norm(got - c * u) <= limit:
+            found.add((name, f"{c:.4g}"))
+    return found
+
+
+def scales(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[str, float]:
+    """The factors that have a name."""
+    named = {"1": 1.0, "1/tasks": 1 / tasks, "tasks": float(tasks), "-1": -1.0, "-1/tasks": -1 / tasks}
+    if alpha and algorithm == "reptile":
+        named |= {"1/alpha": 1 / alpha, "-1/alpha": -1 / alpha, "alpha": alpha}
+        named |= {"1/(alpha tasks)": 1 / (alpha * tasks)}
+        if steps:
+            named |= {"1/(alpha steps)": 1 / (alpha * steps)}
+            named |= {"1/(alpha steps tasks)": 1 / (alpha * steps * tasks)}
+    return named
+
+
+def scales_of(case: Case) -> dict[str, float]:
+    return scales(len(case.tasks), case.alpha, len(case.tasks[0][0]), case.algorithm)
+
+
+def explanations(vector: Vector, got: Theta, limit: float) -> set[Explanation]:
+    """All that explains one answer. A suspect that the vector does not list is right on it."""
+    g = flat(got)
+    share = 1 / len(vector.per_task) if vector.case.conventions["tasks"] == "mean" else 1.0
+    named = scales_of(vector.case)
+
+    def fits(trees: Iterable[Theta]) -> set[tuple[str, str]]:
+        return matches(g, share * np.array([flat(tree) for tree in trees]), named, limit)
+
+    right = fits(task["gradient"] for task in vector.per_task)
+    found = {Explanation(RIGHT, *fit) for fit in right}
+    for name in SUSPECTS:
+        trees = vector.suspects.get(name)
+        found |= {Explanation((name,), *fit) for fit in (right if trees is None else fits(trees))}
+    return found
+
+
+def tools_of(loss: Loss) -> Tools:
+    """The derivatives of a refmeta loss."""
+    return Tools(grad(loss), lambda phi, batch, v: hvp(loss, phi, batch, v))
+
+
+def pairs(vectors: Sequence[tuple[Vector, Theta, float]]) -> Iterator[Explanation]:
+    """Two mistakes at once that explain every (vector, answer, limit); computed, for the vectors hold single ones."""
+    for both in combinations(SUSPECTS, 2):
+        common: set[tuple[str, str]] | None = None
+        for vector, got, limit in vectors:
+            ways = settings_with(list(both), settings_of(vector.case))
+            if ways is None:
+                common = set()
+                break
+            wrong = answers(tools_of(vector.case.loss_fn), ways)
+            trees = [
+                flat(tree) * _convention(vector.case, supports)
+                for tree, (supports, _) in zip(wrong, vector.case.tasks, strict=True)
+            ]
+            share = 1 / len(trees) if vector.case.conventions["tasks"] == "mean" else 1.0
+            fits = matches(flat(got), share * np.array(trees), scales_of(vector.case), limit)
+            common = fits if common is None else common & fits
+            if not common:
+                break
+        yield from (Explanation(both, *fit) for fit in common or ())
+
+
+def _convention(case: Case, supports: Sequence[Any]) -> float:
+    if case.algorithm != "reptile" or case.conventions["reptile"] == "displacement":
+        return 1.0
+    return 1 / (case.alpha * (len(supports) if case.conventions["reptile"] == "over_alpha_k" else 1))
+
+
+def settings_of(case: Case) -> list[Setting]:
+    """One Setting for each task of a case, in floating point."""
+    return [
+        Setting(RULES[case.algorithm], case.theta, supports, query, case.alpha, **shape(case, supports))
+        for supports, query in case.tasks
+    ]
+
+
+def shape(case: Case, supports: Any) -> dict[str, Any]:
+    """What a Setting says of the model: which arrays move, how many examples, how many outputs."""
+    data = case.model["kind"] == "mlp"
+    return {
+        "moves": moves(len(case.theta), case.head if case.algorithm == "anil" else None),
+        "n": len(supports[0][0]) if data and supports and case.conventions["examples"] == "mean" else None,
+        "outputs": case.model["widths"][-1] if case.loss["kind"] == "squared_error" else None,
+    }
+
+
+def moves(arrays: int, head: int | None) -> tuple[bool, ...]:
+    """Which of θ's arrays adapt: the last `head`, or all."""
+    first = 0 if head is None else arrays - head
+    return tuple(i >= first for i in range(arrays))
+
+
+def simplest(found: Iterable[Explanation]) -> list[Explanation]:
+    """Those with the fewest mistakes, of the rest none; the order is the suspects' own."""
+    order = {name: i for i, name in enumerate(SUSPECTS)}
+    ranked = sorted(found, key=lambda e: (e.mistakes, [order[s] for s in e.suspects], e.tasks, e.scale))
+    return [e for e in ranked if e.mistakes == ranked[0].mistakes]

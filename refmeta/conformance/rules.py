@@ -1,0 +1,101 @@
+"""One task's gradient by explicit rules, from a loss's derivatives alone.
+
+The rules never call the specification: they are a further derivation of the same gradients, on any arrays that add
+and multiply (floats, rationals, 50-digit decimals), and the ground on which `suspects` makes its mistakes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refmeta.spec.trees import Batch, Supports, Theta, axpy
+
+
+class Tools(NamedTuple):
+    """The derivatives of a loss L: grad(φ, B) = ∇L(φ; B) and hvp(φ, B, v) = ∇²L(φ; B) v."""
+
+    grad: Callable[[Theta, Batch], Theta]
+    hvp: Callable[[Theta, Batch, Theta], Theta]
+
+
+class Setting(NamedTuple):
+    """All that determines one task's gradient. A suspect is a change of one thing in it."""
+
+    rule: Callable[[Tools, "Setting"], Theta]
+    theta: Theta
+    supports: Supports
+    query: Batch
+    alpha: Any
+    moves: tuple[bool, ...]  # which arrays of θ the inner loop adapts
+    n: int | None = None  # examples of a support batch; None where a batch has no examples
+    outputs: int | None = None  # of a network under squared error
+    leaks: bool = False  # the next task starts where this one ended
+
+
+def answers(tools: Tools, settings: Sequence[Setting]) -> list[Theta]:
+    """The gradient of every task by its own rule."""
+    gradients, start = [], None
+    for s in settings:
+        if s.leaks and start is not None:
+            s = s._replace(theta=start)
+        gradients.append(s.rule(tools, s))
+        start = path(tools, s)[-1] if s.leaks else None
+    return gradients
+
+
+def path(tools: Tools, s: Setting) -> list[Theta]:
+    """φ_0 … φ_K: φ ← φ − α P ∇L(φ; S), P zero on what does not move."""
+    phis = [s.theta]
+    for support in s.supports:
+        phis.append(axpy(-s.alpha, kept(tools.grad(phis[-1], support), s.moves), phis[-1]))
+    return phis
+
+
+def pull(tools: Tools, s: Setting, v: Theta, points: Sequence[tuple[Theta, Batch]]) -> Theta:
+    """v ← (I − α ∇²L(φ; S) P) v for every point (φ, S), the last first."""
+    for phi, support in reversed(points):
+        v = axpy(-s.alpha, tools.hvp(phi, support, kept(v, s.moves)), v)
+    return v
+
+
+def kept(v: Theta, moves: Sequence[bool]) -> Theta:
+    """P v: zero where nothing moves."""
+    return [leaf if move else 0 * leaf for leaf, move in zip(v, moves, strict=True)]
+
+
+def points(tools: Tools, s: Setting) -> list[tuple[Theta, Batch]]:
+    """(φ_0, S_0) … (φ_{K−1}, S_{K−1}): where the inner gradients are taken."""
+    return list(zip(path(tools, s), s.supports, strict=False))
+
+
+def maml(tools: Tools, s: Setting) -> Theta:
+    return pull(tools, s, fomaml(tools, s), points(tools, s))
+
+
+def fomaml(tools: Tools, s: Setting) -> Theta:
+    return tools.grad(path(tools, s)[-1], s.query)
+
+
+def reptile(tools: Tools, s: Setting) -> Theta:
+    return axpy(-1, path(tools, s)[-1], s.theta)
+
+
+def joint(tools: Tools, s: Setting) -> Theta:
+    return tools.grad(s.theta, s.query)
+
+
+RULES = {"maml": maml, "fomaml": fomaml, "anil": maml, "reptile": reptile, "joint": joint}
+
+
+def adjoints(tools: Tools, s: Setting) -> list[Theta]:
+    """v_0 … v_K: the gradient of the query loss with respect to φ_0 … φ_K."""
+    vs = [fomaml(tools, s)]
+    for point in reversed(points(tools, s)):
+        vs.insert(0, pull(tools, s, vs[0], [point]))
+    return vs
+
+
+def flat(theta: Theta) -> np.ndarray:
+    """All arrays as one float64 vector."""
+    return np.concatenate([np.ravel(np.asarray(leaf, float)) for leaf in theta] or [np.zeros(0)])

@@ -1,0 +1,429 @@
+"""The mistakes that were really made, each as the change it makes to a task's `Setting`.
+
+Ids B1 … are those of the bug ledger (docs/bugs.md). What is a convention is no suspect: sum or mean over tasks or
+examples and the scale of Reptile are fields of a vector (B3, B37), a lost task is a weight (B4, B5).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from refmeta.conformance.rules import Setting, Tools, fomaml, joint, kept, maml, path, points, pull, reptile
+from refmeta.spec.trees import Theta, add, axpy
+
+Change = Callable[[Setting], Setting | None]  # None: this mistake cannot be made here
+
+
+class Suspect(NamedTuple):
+    """A known mistake: what it is, where it happened, and what usually causes it."""
+
+    id: str
+    ledger: str
+    title: str
+    seen: str
+    cause: str
+    change: Change
+
+
+SUSPECTS: dict[str, Suspect] = {}
+
+
+def suspect(ledger: str, title: str, seen: str, cause: str) -> Callable[[Change], Change]:
+    def register(change: Change) -> Change:
+        name = change.__name__
+        SUSPECTS[name] = Suspect(name, ledger, title, seen, cause, change)
+        return change
+
+    return register
+
+
+HYPOTHETICAL = "no public case known"
+
+
+# --- The second-order term ---
+
+
+def instead_of_maml(rule: Callable[[Tools, Setting], Theta], s: Setting) -> Setting | None:
+    return s._replace(rule=rule) if s.rule is maml and s.supports else None
+
+
+@suspect(
+    "B1",
+    "first-order: the second-order term is missing",
+    "dragen1860/MAML-Pytorch meta.py (#17 #19 #26 #32 #63), kjaved0/mrcl#15, uvm-neurobotics-lab/ANML#3",
+    "the inner gradient is a constant to the outer one. PyTorch: torch.autograd.grad(…, create_graph=True) in the "
+    "inner loop, and no .detach(), .data or .item() on the way; higher: track_higher_grads=True; learn2learn: "
+    "first_order=False. JAX: no stop_gradient around the inner gradient. TensorFlow: the inner tape inside the outer",
+)
+def first_order(s: Setting) -> Setting | None:
+    return instead_of_maml(fomaml, s)
+
+
+@suspect(
+    "B15",
+    "second-order, where first-order was asked for",
+    "jax PR #892 (stop_gradient did nothing on dicts), tristandeleu/pytorch-maml-rl#19",
+    "the first-order flag has no effect. PyTorch: create_graph=False, or .detach() the inner gradient. JAX: "
+    "stop_gradient on every array of the inner gradient. TensorFlow: tf.stop_gradient",
+)
+def second_order(s: Setting) -> Setting | None:
+    return s._replace(rule=maml) if s.rule is fomaml and s.supports else None
+
+
+@suspect(
+    "B2",
+    "only the last inner step is differentiated",
+    "rlworkgroup/garage#1269 #1283",
+    "the adapted parameters are made fresh after each step. PyTorch: a new nn.Parameter, requires_grad_() or "
+    ".detach() between steps cuts the graph. JAX: a stop_gradient on the carry. TensorFlow: assign between steps",
+)
+def last_step_only(s: Setting) -> Setting | None:
+    return instead_of_maml(lambda t, s: pull(t, s, fomaml(t, s), points(t, s)[-1:]), s)
+
+
+@suspect(
+    "B2",
+    "only the first inner step is differentiated",
+    HYPOTHETICAL,
+    "create_graph=True (PyTorch), or the tape (TensorFlow), in a first step that is written apart from the loop",
+)
+def first_step_only(s: Setting) -> Setting | None:
+    return instead_of_maml(lambda t, s: pull(t, s, fomaml(t, s), points(t, s)[:1]), s)
+
+
+@suspect(
+    "§2.6",
+    "the factors (I − αH_k) are multiplied in the reverse order",
+    HYPOTHETICAL,
+    "a hand-written backward pass that walks the inner steps from the first to the last",
+)
+def product_reversed(s: Setting) -> Setting | None:
+    return instead_of_maml(lambda t, s: pull(t, s, fomaml(t, s), points(t, s)[::-1]), s)
+
+
+@suspect(
+    "§2.6",
+    "all Hessians are taken at θ, not at φ_k",
+    HYPOTHETICAL,
+    "the trajectory is not kept: a hand-written Hessian-vector product is called with θ at every step",
+)
+def hessians_at_theta(s: Setting) -> Setting | None:
+    return instead_of_maml(lambda t, s: pull(t, s, fomaml(t, s), [(s.theta, b) for b in s.supports]), s)
+
+
+@suspect(
+    "§2.6",
+    "each Hessian is taken after its step, at φ_{k+1}",
+    HYPOTHETICAL,
+    "parameters are updated in place before the backward pass reads them",
+)
+def hessians_one_step_late(s: Setting) -> Setting | None:
+    def rule(t: Tools, s: Setting) -> Theta:
+        return pull(t, s, fomaml(t, s), list(zip(path(t, s)[1:], s.supports, strict=True)))
+
+    return instead_of_maml(rule, s)
+
+
+@suspect(
+    "§2.6",
+    "the sign of the Hessian is flipped: (I + αH)",
+    HYPOTHETICAL,
+    "a hand-written backward pass of φ − αg that forgets the minus",
+)
+def hessian_sign(s: Setting) -> Setting | None:
+    return instead_of_maml(lambda t, s: pull(t, s._replace(alpha=-s.alpha), fomaml(t, s), points(t, s)), s)
+
+
+@suspect(
+    "§2.6",
+    "α is missing from (I − αH)",
+    HYPOTHETICAL,
+    "a hand-written backward pass of φ − αg that forgets the factor α",
+)
+def alpha_missing(s: Setting) -> Setting | None:
+    return instead_of_maml(lambda t, s: pull(t, s._replace(alpha=1), fomaml(t, s), points(t, s)), s)
+
+
+@suspect(
+    "B11",
+    "the support gradients leak into the result",
+    "AdrienLE/ANIML (notebook, cells 10 and 16)",
+    "PyTorch: loss.backward() in the inner loop adds to .grad of θ, which is not cleared: use torch.autograd.grad",
+)
+def support_gradients_leak(s: Setting) -> Setting | None:
+    def rule(t: Tools, s: Setting) -> Theta:
+        at = points(t, s)
+        return add([maml(t, s), *(pull(t, s, t.grad(*point), at[:k]) for k, point in enumerate(at))])
+
+    return instead_of_maml(rule, s)
+
+
+@suspect(
+    "B17",
+    "the query losses after every step are added up",
+    "confusion in dragen1860/MAML-Pytorch#51 #61 (intended in MAML++)",
+    "the query loss is computed inside the inner loop and summed; keep the last",
+)
+def every_step_counts(s: Setting) -> Setting | None:
+    if s.rule not in (maml, fomaml) or len(s.supports) < 2:
+        return None
+
+    def rule(t: Tools, s: Setting, last: Callable[[Tools, Setting], Theta] = s.rule) -> Theta:
+        return add(last(t, s._replace(supports=s.supports[:k])) for k in range(1, len(s.supports) + 1))
+
+    return s._replace(rule=rule)
+
+
+# --- The data, and where the loss is taken ---
+
+
+@suspect(
+    "B6",
+    "the outer loss is taken on the support data",
+    "hereismari/tensorflow-maml#4, greentfrapp/maml-reptile MAML.py",
+    "the same x, y are used inside and outside",
+)
+def support_as_query(s: Setting) -> Setting | None:
+    return s._replace(query=s.supports[-1]) if s.rule is not reptile and s.supports else None
+
+
+@suspect(
+    "B6",
+    "the inner loop adapts to the query data",
+    HYPOTHETICAL,
+    "support and query are swapped, or one batch is used for both",
+)
+def adapted_on_query(s: Setting) -> Setting | None:
+    return s._replace(supports=[s.query] * len(s.supports)) if s.rule is not joint and s.query else None
+
+
+@suspect(
+    "B7",
+    "the adapted parameters are ignored: the gradient is that of the query loss at θ",
+    "tristandeleu/pytorch-maml@fb2712d, learn2learn#420 #236; as a reading of FOMAML in deepchem#1481",
+    "the query forward pass uses the module's own weights. PyTorch: torch.func.functional_call with the adapted "
+    "ones; learn2learn: call the clone; JAX, TensorFlow: pass φ, not θ",
+)
+def no_adaptation(s: Setting) -> Setting | None:
+    return s._replace(rule=joint) if s.rule in (maml, fomaml) else None
+
+
+@suspect(
+    "§2.6",
+    "the gradient is that of the support loss at θ",
+    HYPOTHETICAL,
+    "θ.grad is read after the inner loop's backward pass and before the outer one",
+)
+def support_gradient_at_theta(s: Setting) -> Setting | None:
+    return s._replace(rule=joint, query=s.supports[0]) if s.rule is not joint and s.supports else None
+
+
+@suspect(
+    "B38",
+    "tasks adapt first, where joint training was asked for",
+    HYPOTHETICAL,
+    "joint training takes the gradient at θ; the supports are unused",
+)
+def adapts_first(s: Setting) -> Setting | None:
+    return s._replace(rule=fomaml) if s.rule is joint else None
+
+
+@suspect(
+    "B20",
+    "a task starts from the parameters that the task before it ended with",
+    "learn2learn#98 (maml_toy.py without clone()), dragen1860/MAML-Pytorch#3 #6",
+    "θ is not restored between tasks. PyTorch: clone the module or pass parameters as a dict; learn2learn: "
+    "maml.clone() for each task; TensorFlow: set the weights back",
+)
+def theta_leaks_across_tasks(s: Setting) -> Setting | None:
+    return s._replace(leaks=True) if s.rule is not joint and s.supports else None
+
+
+@suspect(
+    "B22",
+    "(n, 1) − (n,) broadcasts to (n, n), so the loss fits the mean of y",
+    "AdrienLE/ANIML (notebook, get_test_loss)",
+    "give the targets the shape of the predictions",
+)
+def mean_broadcast(s: Setting) -> Setting | None:
+    if s.outputs != 1:
+        return None
+    return s._replace(
+        supports=[(x, _mean(y)) for x, y in s.supports], query=s.query and (s.query[0], _mean(s.query[1]))
+    )
+
+
+def _mean(y: np.ndarray) -> np.ndarray:
+    return 0 * y + y.sum() / len(y)
+
+
+# --- The inner loop ---
+
+
+@suspect(
+    "B8a",
+    "every inner step starts again from θ",
+    "lmzintgraf/cavia (regression) before 7102d53",
+    "the inner loop computes φ from θ, not from the φ of the step before",
+)
+def stale_restart(s: Setting) -> Setting | None:
+    return s._replace(supports=s.supports[-1:]) if s.rule is not joint and len(s.supports) > 1 else None
+
+
+@suspect(
+    "B8b",
+    "the inner gradient is computed once, at θ, and applied at every step",
+    "gcucurull/maml_flax main.py (hidden by its default of one step)",
+    "the gradient is taken outside the inner loop",
+)
+def stale_gradient(s: Setting) -> Setting | None:
+    if s.rule is joint or len(s.supports) < 2:
+        return None
+    return s._replace(supports=s.supports[:1], alpha=len(s.supports) * s.alpha)
+
+
+@suspect(
+    "B9",
+    "the inner loop climbs: φ + αg",
+    "dragen1860/MAML-Pytorch before 54d17ab, eric-mitchell/mend#13",
+    "the sign of the inner update",
+)
+def inner_ascent(s: Setting) -> Setting | None:
+    return s._replace(alpha=-s.alpha) if s.rule is not joint else None
+
+
+@suspect(
+    "B10a",
+    "the inner gradient is divided by the number of examples twice",
+    "learnables/learn2learn#190 #201",
+    "a loss that is already a mean is divided by n",
+)
+def inner_loss_divided_twice(s: Setting) -> Setting | None:
+    return s._replace(alpha=s.alpha / s.n) if s.rule is not joint and s.n else None
+
+
+@suspect(
+    "B10b",
+    "the inner loss is summed over the examples, not averaged",
+    "keras-io examples/vision/reptile.py",
+    "PyTorch: reduction='sum'. JAX: jnp.sum. TensorFlow: a loss function that returns a vector, which the tape sums",
+)
+def inner_loss_summed(s: Setting) -> Setting | None:
+    return s._replace(alpha=s.alpha * s.n) if s.rule is not joint and s.n else None
+
+
+@suspect(
+    "B16",
+    "one inner step is missing",
+    "dragen1860/MAML-Pytorch#14 #40",
+    "an off-by-one in the inner loop, or a first step under no_grad; in Reptile B39, sungyubkim/GBML gbml/reptile.py",
+)
+def one_step_short(s: Setting) -> Setting | None:
+    return s._replace(supports=s.supports[:-1]) if s.rule is not joint and s.supports else None
+
+
+@suspect("B16", "one inner step too many", HYPOTHETICAL, "an off-by-one in the inner loop")
+def one_step_extra(s: Setting) -> Setting | None:
+    return s._replace(supports=[*s.supports, s.supports[-1]]) if s.rule is not joint and s.supports else None
+
+
+@suspect(
+    "B51",
+    "the biases are not adapted",
+    HYPOTHETICAL,
+    "the inner loop goes over the weights only; or allow_unused=True hides a missing connection",
+)
+def biases_not_adapted(s: Setting) -> Setting | None:
+    if s.rule is joint or s.n is None:
+        return None
+    return s._replace(moves=tuple(move and np.ndim(t) > 1 for move, t in zip(s.moves, s.theta, strict=True)))
+
+
+# --- ANIL: body and head ---
+
+
+def partly(s: Setting) -> bool:
+    return s.rule is not joint and not all(s.moves)
+
+
+@suspect(
+    "B29",
+    "the whole network is adapted, not the head alone",
+    HYPOTHETICAL,
+    "the flag that freezes the body in the inner loop has no effect",
+)
+def body_adapted(s: Setting) -> Setting | None:
+    return s._replace(moves=(True,) * len(s.moves)) if partly(s) else None
+
+
+@suspect(
+    "B27",
+    "the support features are detached: the head is right, the body keeps only its direct gradient",
+    "the mechanism of kjaved0/mrcl#15 and uvm-neurobotics-lab/ANML#3",
+    "PyTorch: features under no_grad or .detach() in the inner loop. JAX: stop_gradient on the body. They must stay "
+    "in the graph: the adapted head depends on them",
+)
+def features_detached(s: Setting) -> Setting | None:
+    def rule(t: Tools, s: Setting) -> Theta:
+        pairs = zip(maml(t, s), fomaml(t, s), s.moves, strict=True)
+        return [v if move else direct for v, direct, move in pairs]
+
+    return instead_of_maml(rule, s) if partly(s) else None
+
+
+@suspect(
+    "B28",
+    "the body gets no outer gradient",
+    "confusion in dragen1860/MAML-Pytorch#22",
+    "the outer optimiser holds the head only, or the body is under no_grad in the query pass too",
+)
+def body_without_gradient(s: Setting) -> Setting | None:
+    return instead_of_maml(lambda t, s: kept(maml(t, s), s.moves), s) if partly(s) else None
+
+
+# --- Reptile ---
+
+
+@suspect(
+    "B42",
+    "Reptile that is first-order MAML: the last gradient, on the query",
+    "dragen1860/Reptile-Pytorch#2 #5, domluna/MetaLearning",
+    "Reptile returns the displacement θ − φ_K; the query is unused",
+)
+def reptile_by_query(s: Setting) -> Setting | None:
+    return s._replace(rule=fomaml) if s.rule is reptile and s.query else None
+
+
+@suspect(
+    "B44",
+    "Reptile that counts the last step only: φ_{K−1} − φ_K",
+    "openai/supervised-reptile's FOML, where it is meant",
+    "the displacement is taken from the last φ but one, not from θ",
+)
+def last_displacement(s: Setting) -> Setting | None:
+    def rule(t: Tools, s: Setting) -> Theta:
+        *_, before, last = path(t, s)
+        return axpy(-1, last, before)
+
+    return s._replace(rule=rule) if s.rule is reptile and len(s.supports) > 1 else None
+
+
+@suspect(
+    "B36",
+    "Reptile that shrinks θ: (1−ε)θ + ε(φ − θ)",
+    "alok.github.io/2018/03/13/reptile-in-pytorch (the formula, not the code)",
+    "the step is θ + ε(φ − θ): the gradient is θ − φ, not 2θ − φ",
+)
+def reptile_shrinks(s: Setting) -> Setting | None:
+    return s._replace(rule=lambda t, s: axpy(1, s.theta, reptile(t, s))) if s.rule is reptile else None
+
+
+def settings_with(suspects: list[str], settings: list[Setting]) -> list[Setting] | None:
+    """The settings with all these mistakes in them; None where one of them cannot be made."""
+    for name in suspects:
+        changed = [SUSPECTS[name].change(s) for s in settings]
+        if None in changed:
+            return None
+        settings = [s for s in changed if s is not None]
+    return settings
