@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import refmeta
+from refmeta.conformance.command import add_check, add_vectors
 from refmeta.lab.command import add_sine
 
 
@@ -13,8 +14,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="refmeta", description="Gradient-based meta-learning, as a specification.")
     parser.add_argument("--version", action="version", version=refmeta.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    add_sine(commands)
-    args = parser.parse_args(argv)
+    for add in (add_sine, add_check, add_vectors):
+        add(commands)
+    # argparse has no word for "the rest, whatever it is": what follows -- is the command to check.
+    given = list(sys.argv[1:] if argv is None else argv)
+    cut = given.index("--") if "--" in given else len(given)
+    args = parser.parse_args(given[:cut])
+    args.command_line = given[cut + 1 :]
     try:
         return int(args.run(args))
     except (ValueError, TypeError) as error:

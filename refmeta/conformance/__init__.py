@@ -1,6 +1,7 @@
 """Cross-checking meta-gradients: vectors, a checker any framework can call, a report that names the bug."""
 
+from refmeta.conformance.audit import audit
 from refmeta.conformance.cases import Case
 from refmeta.conformance.checker import Report, Row, Skip, Verdict, assert_case, check, parameters
 
-__all__ = ["Case", "Report", "Row", "Skip", "Verdict", "assert_case", "check", "parameters"]
+__all__ = ["Case", "Report", "Row", "Skip", "Verdict", "assert_case", "audit", "check", "parameters"]

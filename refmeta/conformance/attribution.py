@@ -6,7 +6,7 @@ an algorithm only if it holds for *all* its vectors, those that passed included.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import combinations
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from autograd import grad
 
 from refmeta.conformance.cases import Case, Vector
 from refmeta.conformance.rules import RULES, Setting, Tools, answers, flat
-from refmeta.conformance.suspects import SUSPECTS, settings_with
+from refmeta.conformance.suspects import SUSPECTS, with_mistakes
 from refmeta.spec.adjoint import hvp
 from refmeta.spec.trees import Loss, Theta
 
@@ -51,11 +51,9 @@ def matches(got: np.ndarray, per_task: np.ndarray, scales: dict[str, float], lim
     found = set()
     for name, pattern in PATTERNS.items():
         u = pattern(len(per_task)) @ per_task
-        if not u.any():
-            continue
         named = [s for s, c in scales.items() if np.linalg.norm(got - c * u) <= limit]
         found |= {(name, s) for s in named}
-        c = (got @ u) / (u @ u)
+        c = (got @ u) / (u @ u) if u.any() else 0
         if not named and c and len(got) > 2 and np.linalg.norm(got - c * u) <= limit:
             found.add((name, f"{c:.4g}"))
     return found
@@ -101,14 +99,10 @@ def tools_of(loss: Loss) -> Tools:
 
 def pairs(vectors: Sequence[tuple[Vector, Theta, float]]) -> Iterator[Explanation]:
     """Two mistakes at once that explain every (vector, answer, limit); computed, for the vectors hold single ones."""
-    for both in combinations(SUSPECTS, 2):
+    for both in permutations(SUSPECTS, 2):
         common: set[tuple[str, str]] | None = None
         for vector, got, limit in vectors:
-            ways = settings_with(list(both), settings_of(vector.case))
-            if ways is None:
-                common = set()
-                break
-            wrong = answers(tools_of(vector.case.loss_fn), ways)
+            wrong = answers(tools_of(vector.case.loss_fn), with_mistakes(both, settings_of(vector.case)))
             trees = [
                 flat(tree) * _convention(vector.case, supports)
                 for tree, (supports, _) in zip(wrong, vector.case.tasks, strict=True)
@@ -154,5 +148,6 @@ def moves(arrays: int, head: int | None) -> tuple[bool, ...]:
 def simplest(found: Iterable[Explanation]) -> list[Explanation]:
     """Those with the fewest mistakes, of the rest none; the order is the suspects' own."""
     order = {name: i for i, name in enumerate(SUSPECTS)}
-    ranked = sorted(found, key=lambda e: (e.mistakes, [order[s] for s in e.suspects], e.tasks, e.scale))
+    one_order = {(frozenset(e.suspects), e.tasks, e.scale): e for e in found}.values()
+    ranked = sorted(one_order, key=lambda e: (e.mistakes, [order[s] for s in e.suspects], e.tasks, e.scale))
     return [e for e in ranked if e.mistakes == ranked[0].mistakes]

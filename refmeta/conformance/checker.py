@@ -342,7 +342,7 @@ def _explain(answers: list[tuple[Vector, Theta, str]], wrong: bool) -> list[Expl
     """The simplest explanations of all these answers."""
     if not wrong or not answers:
         return []
-    limited = [(v, g, 10 * _limit(v, dtype)) for v, g, dtype in answers]
+    limited = [(v, g, 10 * _limit(v, g, dtype)) for v, g, dtype in answers]
     if not any(flat(g).any() for _, g, _ in answers):
         return [Explanation(RIGHT_BUT_ZERO)]
     common = set.intersection(*(explanations(v, g, limit) for v, g, limit in limited)) - {Explanation()}
@@ -354,9 +354,9 @@ def _explain(answers: list[tuple[Vector, Theta, str]], wrong: bool) -> list[Expl
 RIGHT_BUT_ZERO = ("zero",)
 
 
-def _limit(vector: Vector, dtype: str) -> float:
+def _limit(vector: Vector, got: Theta, dtype: str) -> float:
     """Rounding of an answer, in absolute terms; suspects are kept to float32 precision."""
-    size = float(np.linalg.norm(flat(vector.gradient)) + np.linalg.norm(vector.scale))
+    size = float(max(np.linalg.norm(flat(got)), np.linalg.norm(flat(vector.gradient)), np.linalg.norm(vector.scale)))
     return max(vector.tolerance[dtype], 2.0**-23) * size
 
 

@@ -20,7 +20,7 @@ from refmeta.conformance import derivation, rules
 from refmeta.conformance.attribution import shape
 from refmeta.conformance.cases import FOLDER, FORMAT, FORMAT_VERSION, Case
 from refmeta.conformance.rules import RULES, Setting
-from refmeta.conformance.suspects import SUSPECTS, settings_with
+from refmeta.conformance.suspects import SUSPECTS, with_mistakes
 from refmeta.execution import stacked
 from refmeta.models import MLP
 from refmeta.spec import adjoint, algorithms
@@ -169,10 +169,8 @@ def vector(case: Case, exact: bool, difficulty: str) -> dict[str, Any] | None:
     limit = EXACT_SEPARATION if exact else SEPARATION * tolerance["float32"]
     suspects, mute = [], False
     for name in SUSPECTS:
-        changed = settings_with([name], ways)
-        if changed is None:
-            continue
-        wrong = [[leaf * c for leaf in g] for g, c in zip(rules.answers(tools, changed), scales, strict=True)]
+        changed = rules.answers(tools, with_mistakes([name], ways))
+        wrong = [[leaf * c for leaf in g] for g, c in zip(changed, scales, strict=True)]
         distance = _distance(combine(case, wrong), gradient, scale)
         if distance > limit:
             suspects.append({"id": name, "tasks": [[_float32(leaf) for leaf in tree] for tree in wrong]})

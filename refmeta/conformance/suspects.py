@@ -4,7 +4,7 @@ Ids B1 … are those of the bug ledger (docs/bugs.md). What is a convention is n
 examples and the scale of Reptile are fields of a vector (B3, B37), a lost task is a weight (B4, B5).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -419,11 +419,8 @@ def reptile_shrinks(s: Setting) -> Setting | None:
     return s._replace(rule=lambda t, s: axpy(1, s.theta, reptile(t, s))) if s.rule is reptile else None
 
 
-def settings_with(suspects: list[str], settings: list[Setting]) -> list[Setting] | None:
-    """The settings with all these mistakes in them; None where one of them cannot be made."""
+def with_mistakes(suspects: Iterable[str], settings: list[Setting]) -> list[Setting]:
+    """The settings with these mistakes made wherever they can be made."""
     for name in suspects:
-        changed = [SUSPECTS[name].change(s) for s in settings]
-        if None in changed:
-            return None
-        settings = [s for s in changed if s is not None]
+        settings = [SUSPECTS[name].change(s) or s for s in settings]
     return settings

@@ -1,0 +1,104 @@
+"""`refmeta check` and `refmeta vectors`."""
+
+import argparse
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from refmeta.conformance.cases import FOLDER, load
+from refmeta.conformance.checker import check, select
+from refmeta.conformance.doors import case_to_json, check_command, check_results
+
+
+def add_check(commands: Any) -> None:
+    """Declare `check` on argparse's subparsers."""
+    parser = commands.add_parser(
+        "check",
+        help="check an implementation's meta-gradients and name the bug",
+        description="Check an implementation's meta-gradients against the vectors and name the bug. It is a Python "
+        "function MODULE:FUNCTION, or a file of results, or a command that speaks JSON lines.",
+        usage="refmeta check [options] (MODULE:FUNCTION | --results FILE.json | -- COMMAND …)",
+        epilog="Exit code 0: all right; 1: something is wrong; 2: it could not be checked.",
+    )
+    parser.set_defaults(run=run_check)
+    parser.add_argument("function", nargs="?", metavar="MODULE:FUNCTION", help="a function of a case, as for check()")
+    parser.add_argument("--results", metavar="FILE.json", help="answers computed elsewhere: {id: gradient, …}")
+    parser.add_argument("--algorithm", action="append", metavar="NAME", help="only this one (may be repeated)")
+    parser.add_argument("--tier", action="append", metavar="NAME", help="only this one (may be repeated)")
+    parser.add_argument("--dtype", default="float64", help="float64 (default) or float32, for MODULE:FUNCTION")
+    parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="for one answer (default: 60)")
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Run `refmeta check`; returns the exit code."""
+    ways = [way for way in (args.function, args.results, args.command_line) if way]
+    if len(ways) != 1:
+        raise ValueError("expected one of MODULE:FUNCTION, --results FILE.json, or -- COMMAND …")
+    if not args.timeout > 0:
+        raise ValueError(f"--timeout {args.timeout}: expected a number of seconds above 0")
+    vectors = select(args.algorithm, args.tier)
+    if args.results:
+        report = check_results(args.results, vectors)
+    elif args.command_line:
+        report = check_command(args.command_line, vectors, args.timeout)
+    else:
+        function = _function(args.function)
+        report = check(function, args.dtype, args.algorithm, args.tier, args.timeout, f"refmeta check {args.function}")
+    print(report.json() if args.json else report)
+    return 0 if report.passed else 1
+
+
+def _function(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, "")  # the caller's folder, as for `python -m`
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name}: expected MODULE:FUNCTION that can be imported: {error}") from error
+
+
+def add_vectors(commands: Any) -> None:
+    """Declare `vectors` on argparse's subparsers."""
+    parser = commands.add_parser("vectors", help="list, show or export the test vectors")
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="one line for each").set_defaults(run=list_vectors)
+    show = actions.add_parser("show", help="one case, without its answers, as JSON")
+    show.set_defaults(run=show_vector)
+    show.add_argument("id", metavar="ID")
+    export = actions.add_parser("export", help="copy the files into a new folder")
+    export.set_defaults(run=export_vectors)
+    export.add_argument("folder", metavar="DIR")
+
+
+def list_vectors(args: argparse.Namespace) -> int:
+    for v in load():
+        steps = max((len(supports) for supports, _ in v.case.tasks), default=0)
+        print(f"{v.case.id:<40} {v.case.tier:<11} K={steps} T={len(v.case.tasks)}  {', '.join(v.case.flags)}")
+    return 0
+
+
+def show_vector(args: argparse.Namespace) -> int:
+    found = [v for v in load() if v.case.id == args.id]
+    if not found:
+        raise ValueError(f"there is no vector {args.id!r}; `refmeta vectors list` names them")
+    print(json.dumps(case_to_json(found[0].case), indent=1))
+    return 0
+
+
+def export_vectors(args: argparse.Namespace) -> int:
+    folder = Path(args.folder)
+    load()  # refuses files that have changed
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ValueError(f"{folder}: exists already; name a new folder") from None
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
+    for path in sorted(FOLDER.glob("*.json")):
+        shutil.copy(path, folder / path.name)
+    print(f"{folder}: {len(list(folder.iterdir()))} files")
+    return 0
