@@ -302,10 +302,8 @@ def _verdict(algorithm: str, judged: list[tuple[Vector, Answer, Row]]) -> Verdic
     silent = [j for j in wrong if j[2].status == "error"]
     formal = [j for j in wrong if j[1].gradient is not None and _form(j[0], j[1].gradient)]
     answered = [j for j in asked if j not in silent and j not in formal]
-    found = _explain(
-        [(v, a.gradient or [], a.dtype) for v, a, r in answered],
-        any(r.status == "fail" for _, _, r in answered),
-    )
+    answers = [(v, a.gradient or [], a.dtype) for v, a, _ in answered]
+    found = _explain(answers) if any(row.status == "fail" for _, _, row in answered) else []
     canary = next((row for vector, _, row in wrong if vector.case.tier == "canary"), None)
     if canary and not found:
         return Verdict(
@@ -338,10 +336,8 @@ def _kind(found: Explanation) -> str:
     return "bug" if found.suspects or found.tasks != "all" or found.scale.startswith("-") else "convention"
 
 
-def _explain(answers: list[tuple[Vector, Theta, str]], wrong: bool) -> list[Explanation]:
+def _explain(answers: list[tuple[Vector, Theta, str]]) -> list[Explanation]:
     """The simplest explanations of all these answers."""
-    if not wrong or not answers:
-        return []
     limited = [(v, g, 10 * _limit(v, g, dtype)) for v, g, dtype in answers]
     if not any(flat(g).any() for _, g, _ in answers):
         return [Explanation(RIGHT_BUT_ZERO)]
@@ -370,9 +366,7 @@ def describe(found: Sequence[Explanation]) -> str:
         )
     parts = [SUSPECTS[name].title for name in e.suspects]
     if e.tasks != "all":
-        parts.append(
-            f"only {e.tasks} task{'s' * e.tasks.startswith('all')} count{'s' * (not e.tasks.startswith('all'))} (B4, B5)"
-        )
+        parts.append(_lost(e.tasks))
     if e.scale != "1":
         convention = "" if e.suspects or e.tasks != "all" or e.scale.startswith("-") else CONVENTION
         parts.append(f"{'all else is right, but ' * bool(convention)}the result is multiplied by {e.scale}{convention}")
@@ -386,6 +380,12 @@ def describe(found: Sequence[Explanation]) -> str:
     if others:
         lines.append(f"The vectors that were answered cannot tell it from: {'; or '.join(dict.fromkeys(others))}.")
     return "\n           ".join(lines)
+
+
+def _lost(tasks: str) -> str:
+    if tasks.startswith("weighted"):
+        return f"the tasks are {tasks}"
+    return f"only the {tasks} task counts (B4, B5)" if " " not in tasks else f"{tasks} task count (B4, B5)"
 
 
 CONVENTION = ": a convention, not a mistake; the vectors state theirs in case.conventions"
@@ -419,4 +419,4 @@ _PLACES = {
 def _close(got: Any, expected: Theta, vector: Vector, dtype: str) -> bool:
     leaves = [_read(leaf).astype(float) for leaf in got]
     limit = max(100 * vector.tolerance[dtype], 1e-5 if dtype == "float32" else 1e-11)
-    return np.linalg.norm(flat(leaves) - flat(expected)) <= limit * (1 + np.linalg.norm(flat(expected)))
+    return bool(np.linalg.norm(flat(leaves) - flat(expected)) <= limit * (1 + np.linalg.norm(flat(expected))))

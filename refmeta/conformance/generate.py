@@ -113,10 +113,11 @@ class Bounded:
         return Bounded(-self.value, self.q, self.m)
 
     def __sub__(self, other: Any) -> "Bounded":
-        return self + -other
+        difference: Bounded = self + -other
+        return difference
 
     def __rsub__(self, other: Any) -> "Bounded":
-        return -self + other
+        return -(self - other)
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -152,11 +153,13 @@ def vector(case: Case, exact: bool, difficulty: str) -> dict[str, Any] | None:
     """The vector as JSON has it; None where the case is not exact, or not tell-tale enough, as it should be."""
     if exact and not is_exact(case):
         return None
-    kind = Fraction if exact else Decimal
+    kind: Any = Fraction if exact else Decimal
     derivation.fifty_digits()
     tools, ways = derivation.tools(case), settings(case, kind)
     gradients = rules.answers(tools, ways)
-    scales = [kind(c.numerator) / kind(c.denominator) for c in (convention(case, len(s.supports)) for s in ways)]
+    scales: list[Any] = [
+        kind(c.numerator) / kind(c.denominator) for c in (convention(case, len(s.supports)) for s in ways)
+    ]
     per_task = [[leaf * c for leaf in g] for g, c in zip(gradients, scales, strict=True)]
     gradient = combine(case, per_task)
     tolerance, scale = ({"float32": 0.0, "float64": 0.0}, [1.0] * len(gradient))
@@ -280,18 +283,12 @@ def _agree(case: Case, gradient: Theta, tolerance: float, scale: list[float]) ->
 
 
 def _distance(got: Theta, expected: Theta, scale: list[float]) -> float:
-    """The largest over the arrays of ‖got − expected‖ / scale."""
-    differences = [
-        np.frompyfunc(lambda a, b: abs(float(Fraction(float(a)) - Fraction(b))), 2, 1)(g, e)
-        if isinstance(_first(e), (Fraction, Decimal)) and not isinstance(_first(g), (Fraction, Decimal))
-        else abs(g - e)
-        for g, e in zip(got, expected, strict=True)
-    ]
-    return max(_norm(d) / s for d, s in zip(differences, scale, strict=True))
+    """The largest over the arrays of ‖got − expected‖ / scale, the difference taken exactly."""
+    pairs = zip(got, expected, scale, strict=True)
+    return max(_norm(_rational(g) - _rational(e)) / s for g, e, s in pairs)
 
 
-def _first(leaf: Any) -> Any:
-    return np.asarray(leaf, dtype=object).ravel()[0]
+_rational = np.frompyfunc(lambda v: Fraction(v if isinstance(v, (Fraction, Decimal)) else float(v)), 1, 1)
 
 
 def _norm(leaf: Any) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refmeta.conformance.rules import Setting, Tools, fomaml, joint, kept, maml, path, points, pull, reptile
-from refmeta.spec.trees import Theta, add, axpy
+from refmeta.spec.trees import Array, Theta, add, axpy
 
 Change = Callable[[Setting], Setting | None]  # None: this mistake cannot be made here
 
@@ -254,7 +254,7 @@ def mean_broadcast(s: Setting) -> Setting | None:
     )
 
 
-def _mean(y: np.ndarray) -> np.ndarray:
+def _mean(y: Array) -> Array:
     return 0 * y + y.sum() / len(y)
 
 
