@@ -164,6 +164,6 @@ def moves(arrays: int, head: int | None) -> tuple[bool, ...]:
 def simplest(found: Iterable[Explanation]) -> list[Explanation]:
     """Those with the fewest mistakes, of the rest none; the order is the suspects' own."""
     order = {name: i for i, name in enumerate(SUSPECTS)}
-    one_order = {(frozenset(e.suspects), e.tasks, e.scale): e for e in found}.values()
-    ranked = sorted(one_order, key=lambda e: (e.mistakes, [order[s] for s in e.suspects], e.tasks, e.scale))
-    return [e for e in ranked if e.mistakes == ranked[0].mistakes]
+    ranked = sorted(found, key=lambda e: (e.mistakes, [order[s] for s in e.suspects], e.tasks, e.scale))
+    one_order = {(frozenset(e.suspects), e.tasks, e.scale): e for e in reversed(ranked)}
+    return [e for e in reversed(one_order.values()) if e.mistakes == ranked[0].mistakes]

@@ -113,11 +113,10 @@ class Bounded:
         return Bounded(-self.value, self.q, self.m)
 
     def __sub__(self, other: Any) -> "Bounded":
-        difference: Bounded = self + -other
-        return difference
+        return self.__add__(-other)
 
     def __rsub__(self, other: Any) -> "Bounded":
-        return -(self - other)
+        return (-self).__add__(other)
 
     __radd__, __rmul__ = __add__, __mul__
 

@@ -1,0 +1,410 @@
+"""The checker passes what is right, names what is wrong, and survives what is broken."""
+
+import dataclasses
+import json
+import re
+import time
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from implementations import combined, first, last, mean, wrong
+
+import refmeta
+from refmeta.conformance import Skip, assert_case, check, derivation, parameters, rules
+from refmeta.conformance.attribution import Explanation, explanations, settings_of, tools_of
+from refmeta.conformance.cases import load
+from refmeta.conformance.checker import Answer, judge, row_of
+from refmeta.conformance.harness import meta_gradient
+from refmeta.conformance.suspects import SUSPECTS
+from refmeta.spec import adjoint
+
+VECTORS = load()
+ALGORITHMS = ("maml", "fomaml", "anil", "reptile", "joint")
+
+
+def right(case):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # autograd, of an empty head: there is nothing to differentiate
+        return meta_gradient(case)
+
+
+def verdict(harness, algorithm="maml", **options):
+    return check(harness, algorithms=[algorithm], **options).verdicts[0]
+
+
+# --- Right implementations ---
+
+
+def by_adjoint(case):
+    if case.algorithm not in ("maml", "anil"):
+        return right(case)
+    options = {"head": case.head} if case.algorithm == "anil" else {}
+    derive = getattr(adjoint, case.algorithm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return combined(case, [derive(case.loss_fn, case.theta, [t], case.alpha, **options) for t in case.tasks])
+
+
+def stacked(case):
+    if case.algorithm == "reptile" and case.conventions["reptile"] != "displacement":
+        return right(case)
+    options = {"head": case.head} if case.algorithm == "anil" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        g = refmeta.stacked(getattr(refmeta, case.algorithm))(
+            case.loss_fn, case.theta, case.tasks, case.alpha, **options
+        )
+    return [leaf / len(case.tasks) for leaf in g] if case.conventions["tasks"] == "mean" else g
+
+
+def reversed_examples(case):
+    def turned(batch):
+        return batch and (batch[0][::-1], batch[1][::-1])
+
+    if case.model["kind"] == "quadratic":
+        return right(case)
+    tasks = [([turned(b) for b in supports], turned(query)) for supports, query in case.tasks[::-1]]
+    return right(dataclasses.replace(case, tasks=tasks))
+
+
+def flattened(case):
+    """All parameters in one vector inside, as many libraries have them."""
+    ends = np.cumsum([leaf.size for leaf in case.theta])[:-1]
+
+    def parts(t):
+        return [p.reshape(leaf.shape) for p, leaf in zip(np.split(t, ends), case.theta, strict=True)]
+
+    def tools(t):
+        return rules.Tools(
+            lambda phi, batch: [rules.flat(t.grad(parts(phi[0]), batch))],
+            lambda phi, batch, v: [rules.flat(t.hvp(parts(phi[0]), batch, parts(v[0])))],
+        )
+
+    if case.algorithm == "anil":
+        return right(case)
+    flat = [s._replace(theta=[rules.flat(s.theta)], moves=(True,)) for s in settings_of(case)]
+    per_task = rules.answers(tools(tools_of(case)), flat)
+    return combined(case, [parts(g[0]) for g in per_task])
+
+
+def forward_over_reverse(case):
+    """Hessian-vector products as the dual part of gradients by hand."""
+    ways = [
+        s._replace(
+            theta=[leaf.astype(object) for leaf in s.theta],
+            supports=[_objects(b) for b in s.supports],
+            query=_objects(s.query),
+        )
+        for s in settings_of(case)
+    ]
+    return [np.asarray(leaf, float) for leaf in combined(case, rules.answers(derivation.tools(case), ways))]
+
+
+def _objects(batch):
+    return batch and tuple(derivation.in_arithmetic(float, part) for part in batch)
+
+
+@pytest.mark.parametrize(
+    "harness", [right, by_adjoint, stacked, reversed_examples, flattened, forward_over_reverse]
+)
+def test_right_implementations_pass(harness):
+    report = check(harness)
+    assert report.passed, str(report)
+    assert [v.kind for v in report.verdicts] == ["pass"] * 5
+
+
+@pytest.mark.parametrize("harness", [right, by_adjoint, reversed_examples])
+def test_right_implementations_pass_in_float32(harness):
+    report = check(harness, dtype="float32")
+    assert report.passed, str(report)
+    assert min(row.digits for row in report.rows) > 5
+
+
+@settings(max_examples=10_000)
+@given(st.integers(0, len(VECTORS) - 1), st.integers(0, 2**32), st.floats(0, 1), st.sampled_from(["float32", "float64"]))
+def test_no_right_gradient_with_rounding_noise_is_accused(index, seed, size, dtype):
+    """Noise of any size up to the tolerance passes; and with a hundred times as much no bug is named."""
+    vector, rng = VECTORS[index], np.random.default_rng(seed)
+    noise = [rng.normal(size=g.shape) for g in vector.gradient]
+    pairs = zip(noise, vector.scale, vector.gradient, strict=True)
+    within = [g + e / (np.linalg.norm(e) or 1) * size * vector.tolerance[dtype] * s for e, s, g in pairs]
+    assert row_of(vector, Answer(within, {}, dtype)).status == "pass"
+    beyond = [g + 100 * vector.tolerance[dtype] * s * e for e, s, g in zip(noise, vector.scale, vector.gradient, strict=True)]
+    found = judge([(vector, Answer(beyond, {}, dtype))]).verdicts[0]
+    assert found.kind in ("pass", "precision", "unexplained", "wiring"), found
+
+
+# --- Known mistakes come back under their own names ---
+
+
+@pytest.mark.parametrize("name", SUSPECTS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_mistake_fed_blind_comes_back_under_its_name(name, algorithm):
+    visible = [v for v in VECTORS if v.case.algorithm == algorithm and name in v.suspects]
+    if not visible:
+        pytest.skip(f"{name} cannot be made in {algorithm}, or gives the right answer there")
+    found = verdict(wrong([name], algorithm), algorithm)
+    assert found.kind == "bug"
+    assert found.explanations == (Explanation((name,)),)
+    assert SUSPECTS[name].title in found.text and SUSPECTS[name].ledger in found.text
+
+
+@pytest.mark.parametrize(
+    "suspects, tasks, scale, expected",
+    [
+        (["first_order"], last, None, Explanation(("first_order",), "last")),
+        (["first_order"], last, mean, Explanation(("first_order",), "last", "1/tasks")),
+        (["support_as_query"], None, mean, Explanation(("support_as_query",), "all", "1/tasks")),
+        ([], last, None, Explanation((), "last")),
+        ([], first, mean, Explanation((), "first", "1/tasks")),
+        ([], None, lambda case: -1.0, Explanation((), "all", "-1")),
+        (["first_order"], None, lambda case: 0.7, Explanation(("first_order",), "all", "0.7")),
+    ],
+)
+def test_lost_tasks_and_scales_are_named_with_the_mistake(suspects, tasks, scale, expected):
+    harness = wrong(suspects, "maml", tasks or (lambda i, n: 1.0), scale or (lambda case: 1.0))
+    assert verdict(harness).explanations[0] == expected
+
+
+@pytest.mark.parametrize(
+    "both",
+    [("first_order", "support_as_query"), ("inner_ascent", "first_order"), ("stale_gradient", "support_as_query")],
+)
+def test_two_mistakes_at_once_are_named(both):
+    (found,) = verdict(wrong(both, "maml")).explanations
+    assert set(found.suspects) == set(both)
+
+
+def test_weights_of_single_tasks_are_found():
+    vector = next(v for v in VECTORS if v.case.id == "maml-tanh-k3-t3")
+    weights = [0.5, 0.25, 2.0]
+    trees = vector.suspects["first_order"]
+    got = [sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)) for leaves in zip(*trees, strict=True)]
+    assert explanations(vector, got, 1e-5) == {Explanation(("first_order",), "weighted 0.5, 0.25, 2")}
+
+
+def test_the_mean_over_tasks_is_a_convention_and_no_accusation():
+    found = verdict(wrong([], "maml", scale=mean))
+    assert found.kind == "convention" and "a convention, not a mistake" in found.text
+    found = verdict(wrong([], "reptile", scale=lambda case: 1 / case.alpha), "reptile")
+    assert found.kind == "convention" and "1/alpha" in found.text
+
+
+def test_an_unknown_mistake_gets_no_name():
+    def harness(case):
+        return [leaf + 0.1 * np.sin(np.arange(leaf.size)).reshape(leaf.shape) + 0.1 for leaf in right(case)]
+
+    def unknown(case):
+        return right(case) if case.tier == "canary" else harness(case)
+
+    found = verdict(unknown)
+    assert found.kind == "unexplained" and "no guess" in found.text
+    row = next(r for r in check(unknown, algorithms=["anil"]).rows if r.id == "anil-tanh-k3-t3")
+    assert re.search(r"cosine .* times as long, correct digits: W1 .*, b1 .*, W2 .*, b2", row.message)
+
+
+def test_zero_gradients_went_to_a_copy():
+    found = verdict(lambda case: [0 * leaf for leaf in case.theta])
+    assert "every gradient is zero" in found.text and "copy_initial_weights" in found.text
+
+
+def test_a_mistake_in_one_algorithm_leaves_the_others_right():
+    report = check(wrong(["features_detached"], "anil"))
+    assert {v.algorithm: v.kind for v in report.verdicts} == {**dict.fromkeys(ALGORITHMS, "pass"), "anil": "bug"}
+    assert not report.passed
+
+
+# --- Form, wiring, precision ---
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda g: g[:-1], r"arrays, expected \d: .*; missing"),
+        (lambda g: [leaf.T for leaf in g], "every array is transposed"),
+        (lambda g: g[::-1], "the arrays are in another order: expected W1, b1"),
+        (lambda g: [rules.flat(g)], "one flat array: expected"),
+        (lambda g: [g[0][..., None], *g[1:]], r"W1 has shape \(2, \d, 1\), expected"),
+        (lambda g: [leaf * np.nan for leaf in g], "W1 has NaN"),
+    ],
+)
+def test_a_wrong_form_is_said(change, message):
+    report = check(lambda case: change(right(case)), algorithms=["maml"], tiers=["tanh"])
+    assert not report.passed and re.search(message, str(report))
+
+
+def test_a_failing_canary_means_the_harness_is_not_wired_up():
+    found = verdict(lambda case: [np.cos(leaf) for leaf in case.theta])
+    assert found.kind == "wiring" and "maml-canary" in found.text and "nothing else is judged" in found.text
+
+
+def test_float32_where_float64_was_asked_for_is_said():
+    def single(case):
+        return [leaf.astype("float64") for leaf in right(case.astype("float32"))]
+
+    found = verdict(single)
+    assert found.kind == "precision" and "float32" in found.text
+
+
+def test_results_in_float32_are_held_to_its_tolerance():
+    assert check(lambda case: [leaf.astype("float32") for leaf in right(case.astype("float32"))]).passed
+
+
+def test_a_roundabout_way_is_told_from_a_mistake():
+    found = verdict(lambda case: [leaf / 3 * 3 + leaf * 2**-52 for leaf in right(case)])
+    assert found.kind == "precision" and "last bits" in found.text
+
+
+# --- Intermediate values ---
+
+
+def inside(case):
+    ways = settings_of(case)
+    tools = tools_of(case)
+    return {
+        "gradient": right(case),
+        "phi": [rules.path(tools, s) for s in ways],
+        "inner_gradient": [[tools.grad(*p) for p in rules.points(tools, s)] for s in ways],
+        **({"adjoint": [rules.adjoints(tools, s) for s in ways]} if case.algorithm in ("maml", "anil") else {}),
+    }
+
+
+def test_intermediates_may_be_returned():
+    assert check(inside).passed
+
+
+@pytest.mark.parametrize(
+    "key, step, message",
+    [
+        ("phi", 2, "φ_2 is the first wrong value: look at inner step 2 (task 1 of maml"),
+        ("inner_gradient", 1, "φ_1 is right and the inner gradient at it is the first wrong value"),
+        ("adjoint", 1, "of ∂L_Q/∂φ_k the last, φ_1, is the first wrong value of the way back"),
+    ],
+)
+def test_the_first_wrong_intermediate_is_said(key, step, message):
+    def harness(case):
+        answer = inside(case)
+        if case.tier != "canary":
+            answer["gradient"] = [leaf + 0.3 for leaf in answer["gradient"]]
+            for task in answer[key]:
+                if len(task) > step:
+                    task[step] = [leaf + 0.1 for leaf in task[step]]
+        return answer
+
+    assert message in verdict(harness, tiers=["canary", "tanh"]).text
+
+
+# --- Broken harnesses: a row each, and never the end of the run ---
+
+
+def crash(case):
+    raise RuntimeError("double backward not implemented")
+
+
+def hang(case):
+    time.sleep(3)
+
+
+@pytest.mark.parametrize(
+    "harness, message",
+    [
+        (crash, "raised RuntimeError: double backward not implemented"),
+        (hang, "gave no answer within 0.05 seconds"),
+        (lambda case: None, "returned NoneType: expected a list of arrays"),
+        (lambda case: "gradient", "returned str"),
+        (lambda case: {"gradient": case.theta, "loss": 1}, r"returned a dict with keys \['gradient', 'loss'\]"),
+        (lambda case: {"phi": []}, r"keys \['phi'\]: expected gradient"),
+        (lambda case: [np.array(["a"])] * len(case.theta), "array 0 has dtype <U1"),
+        (lambda case: [None] * len(case.theta), "array 0 has dtype object"),
+        (lambda case: [[1, [2]]], "raised ValueError"),
+        (lambda case: SystemExit(), "returned SystemExit"),
+        (lambda case: (_ for _ in ()).throw(KeyboardInterrupt()), "raised KeyboardInterrupt"),
+    ],
+)
+def test_a_broken_harness_is_reported(harness, message):
+    report = check(harness, algorithms=["maml"], tiers=["canary", "scalar"], timeout=0.05)
+    assert not report.passed and all(re.search(message, row.message) for row in report.rows)
+    assert all(row.status == "error" for row in report.rows)
+
+
+def test_theta_returned_is_no_meta_gradient():
+    report = check(lambda case: case.theta)
+    assert not report.passed and all(v.kind != "pass" for v in report.verdicts)
+
+
+def test_one_crash_costs_one_row():
+    def sometimes(case):
+        return crash(case) if case.id == "maml-tanh-k3-t3" else right(case)
+
+    report = check(sometimes)
+    assert [row.id for row in report.rows if row.status != "pass"] == ["maml-tanh-k3-t3"]
+    assert "no answer" in next(v.text for v in report.verdicts if v.algorithm == "maml")
+
+
+def test_a_harness_may_decline():
+    def only_maml(case):
+        if case.algorithm != "maml":
+            raise Skip("only MAML is implemented")
+        return right(case)
+
+    report = check(only_maml)
+    assert report.passed and "not checked: only MAML is implemented" in str(report)
+    assert not check(lambda case: only_maml(dataclasses.replace(case, algorithm="anil"))).passed
+
+
+# --- Ways in and out ---
+
+
+def test_the_report_is_json_too():
+    content = json.loads(check(wrong(["first_order"], "maml"), algorithms=["maml"]).json())
+    assert content["passed"] is False
+    assert content["verdicts"][0]["explanations"][0]["suspects"] == ["first_order"]
+    assert {"id", "algorithm", "tier", "status", "digits", "message"} == set(content["rows"][0])
+
+
+def test_a_failure_can_be_raised():
+    check(right, algorithms=["joint"]).raise_on_failure()
+    with pytest.raises(AssertionError, match="first-order: the second-order term is missing"):
+        check(wrong(["first_order"], "maml"), algorithms=["maml"]).raise_on_failure()
+
+
+@pytest.mark.parametrize("case", parameters())
+def test_one_parametrised_test_for_each_vector(case):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_case(right, case)
+
+
+def test_a_parametrised_test_fails_with_the_diagnosis_and_failures_may_be_expected():
+    case = next(v.case for v in VECTORS if v.case.id == "maml-tanh-k3-t3")
+    with pytest.raises(AssertionError, match="first-order"):
+        assert_case(wrong(["first_order"], "maml"), case)
+    marked = [p for p in parameters(xfail={case.id: "second order not there yet"}) if p.marks]
+    assert [p.id for p in marked] == [case.id] and marked[0].marks[0].name == "xfail"
+    with pytest.raises(ValueError, match="there is no vector 'nonsense'"):
+        parameters(xfail={"nonsense": ""})
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"dtype": "float16"}, "dtype: expected float32 or float64, got 'float16'"),
+        ({"algorithms": ["meta-sgd"]}, "algorithm 'meta-sgd': expected one of maml, fomaml"),
+        ({"tiers": ["relu"]}, "tier 'relu': expected one of canary, quadratic"),
+    ],
+)
+def test_unknown_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        check(right, **options)
+
+
+def test_a_case_shows_no_answers():
+    seen = []
+    check(lambda case: seen.append(case) or right(case), algorithms=["maml"], tiers=["canary"])
+    assert {f.name for f in dataclasses.fields(seen[0])} == {
+        *("id", "algorithm", "theta", "tasks", "alpha", "head", "model", "loss", "conventions"),
+        *("names", "tier", "flags"),
+    }
