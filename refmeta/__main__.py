@@ -21,11 +21,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = given.index("--") if "--" in given else len(given)
     args = parser.parse_args(given[:cut])
     args.command_line = given[cut + 1 :]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # no table is lost to a terminal that lacks a letter of it
     try:
         return int(args.run(args))
     except (ValueError, TypeError) as error:
         print(f"refmeta {args.command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"refmeta {args.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"refmeta {args.command}: interrupted", file=sys.stderr)
         return 130

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
-from math import isfinite
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,30 +13,37 @@ from refmeta.spec.trees import Array, Supports, Tasks, Theta
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def checked(function: F) -> F:
+def checked(function: F, query: bool = True) -> F:
     """The same function; its arguments are checked by their names, and α is made a Python float.
 
+    The checks alone are its attribute `check`. With `query`, every task needs one.
     TypeError: an argument of the wrong kind. ValueError: one of the right kind with an impossible value.
     """
     signature = inspect.signature(function)
-    queries = "optional" if function.__name__ == "reptile" else "needed"
+    optional = {name for name, p in signature.parameters.items() if p.default is None}
 
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
+    def check(*args: Any, **kwargs: Any) -> inspect.BoundArguments:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
         if not callable(given["loss"]):
             raise TypeError(f"loss: expected a function of (theta, batch), got {_kind(given['loss'])}")
         given["theta"] = check_theta(given["theta"])
-        if given.get("alpha") is not None or signature.parameters["alpha"].default is not None:
+        if given["alpha"] is not None or "alpha" not in optional:
             given["alpha"] = check_alpha(given["alpha"])
         if "tasks" in given:
-            given["tasks"] = check_tasks(given["tasks"], queries == "needed")
+            given["tasks"] = check_tasks(given["tasks"], query)
         if "supports" in given:
             given["supports"] = _check_supports(given["supports"], "supports")
-        if given.get("head") is not None:
+        if "head" in given and not (given["head"] is None and "head" in optional):
             _check_head(given["head"], len(given["theta"]))
-        return function(**given)
+        return bound
 
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(**check(*args, **kwargs).arguments)
+
+    call.check = check  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 
 
@@ -67,7 +73,7 @@ def check_alpha(alpha: Any) -> float:
     """α as a Python float: a NumPy scalar would turn float32 into float64."""
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float, np.integer, np.floating)):
         raise TypeError(f"alpha: expected one number, got {_kind(alpha)}")
-    if not isfinite(alpha) or alpha < 0:
+    if not -1e308 < alpha < 1e308 or alpha < 0:
         raise ValueError(f"alpha: expected a finite number of at least 0, got {alpha}")
     return float(alpha)
 

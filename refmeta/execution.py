@@ -1,5 +1,6 @@
 """Ways to run the specification fast: it is called, never rewritten."""
 
+import inspect
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -18,19 +19,25 @@ def stacked(algorithm: Callable[..., Theta]) -> Callable[..., Theta]:
     θ is copied once for each task and the tasks are stacked along a new leading axis. Tasks do not interact,
     so the gradient in the copies holds each task's own gradient. Ragged tasks go in groups of equal shapes.
     `loss` must return the *sum* of the tasks' losses when θ and the batch have a task axis, as the losses of
-    `refmeta.models` do. ValueError: it does not, as tried on two of the tasks.
+    `refmeta.models` do. ValueError: it does not, as tried on two of the tasks. TypeError: not an algorithm.
     """
+    if not callable(algorithm) or "tasks" not in inspect.signature(algorithm).parameters:
+        raise TypeError(f"stacked: expected an algorithm of (loss, theta, tasks, alpha), got {algorithm!r:.60}")
+
+    check = getattr(algorithm, "check", lambda *args, **kwargs: inspect.signature(algorithm).bind(*args, **kwargs))
+    raw = inspect.unwrap(algorithm)  # a public name is checked once, before its tasks are stacked
 
     @wraps(algorithm)
-    def all_at_once(loss: Loss, theta: Theta, tasks: Tasks, *args: Any, **kwargs: Any) -> Theta:
+    def all_at_once(*args: Any, **kwargs: Any) -> Theta:
+        given = check(*args, **kwargs).arguments
+        loss, theta, tasks = (given.pop(name) for name in ("loss", "theta", "tasks"))
+
         def together(group: Tasks) -> Theta:
             if len(group) > 1 and (reason := why_not_stackable(loss, theta, group)):
                 raise ValueError(f"stacked: {reason}")
-            per_task = algorithm(loss, copies(theta, len(group)), [stack(group)], *args, **kwargs)
+            per_task = raw(loss, copies(theta, len(group)), [stack(group)], **given)
             return [np.sum(leaf, axis=0) for leaf in per_task]
 
-        if not tasks:
-            return algorithm(loss, theta, tasks, *args, **kwargs)
         return add(together(group) for group in by_shape(tasks))
 
     return all_at_once
@@ -67,12 +74,16 @@ def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
     batches = [(supports or [query])[0] for supports, query in (group[0], group[-1])]
     if batches[0] is None:
         return ""  # neither supports nor queries: the loss is never called
-    apart = sum(loss(theta, batch) for batch in batches)
+    thetas = [theta, [1.1 * leaf + 0.01 for leaf in theta]]
+    apart = sum(loss(phi, batch) for phi, batch in zip(thetas, batches, strict=True))
     try:
-        at_once = loss(copies(theta, 2), _stack(batches))
+        at_once = loss([np.stack(leaves) for leaves in zip(*thetas, strict=True)], _stack(batches))
     except Exception as error:
         return f"this loss takes no leading task axis: {error}"
-    if np.shape(at_once) != () or abs(at_once - apart) > 1e-2 * abs(apart):
+    if not np.isfinite(apart):
+        return ""  # where the loss has overflowed, nothing can be told, and nothing is lost
+    tolerance = 1e-4 if theta[0].dtype.itemsize < 8 else 1e-9
+    if np.shape(at_once) != () or not abs(at_once - apart) <= tolerance * abs(apart):
         return (
             "with a leading task axis the loss must return the sum over the tasks; "
             f"on two tasks it returned {at_once}, and they sum to {apart}"

@@ -262,7 +262,7 @@ def squared_error(net: Callable[[Theta, Array], Array]) -> Loss:
         prediction = net(theta, x)
         if np.shape(prediction) != np.shape(y):
             raise ValueError(f"y has shape {np.shape(y)}; the prediction has {np.shape(prediction)}")
-        n, m = prediction.shape[-2:]
+        n, m = _some(prediction.shape)
         return squared_distance(prediction, y) * (1 / (n * m))
 
     return loss
@@ -271,7 +271,7 @@ def squared_error(net: Callable[[Theta, Array], Array]) -> Loss:
 def cross_entropy(net: Callable[[Theta, Array], Array]) -> Loss:
     """The loss L(θ; (x, y)) = mean over the n examples of −log softmax(net(θ, x))[y].
 
-    y: integer labels 0 … m−1, shape (n,). Stable for logits of any finite size.
+    y: integer labels 0 … m−1, shape (n,). Stable for logits of any size whose differences are finite.
     TypeError: labels that are not integers. ValueError: labels of another shape, or outside 0 … m−1.
     """
 
@@ -279,7 +279,7 @@ def cross_entropy(net: Callable[[Theta, Array], Array]) -> Loss:
         x, labels = batch
         logits = net(theta, x)
         _check_labels(labels, logits.shape)
-        return surprise(logits, labels) * (1 / logits.shape[-2])
+        return surprise(logits, labels) * (1 / _some(logits.shape)[0])
 
     return loss
 
@@ -299,9 +299,17 @@ def accuracy(net: Callable[[Theta, Array], Array]) -> Callable[[Theta, Batch], A
     return share
 
 
+def _some(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(n, m) of (…, n, m), n above 0."""
+    if not shape[-2]:
+        raise ValueError("x has no examples: a loss is a mean over one at least")
+    return shape[-2], shape[-1]
+
+
 def _check_labels(labels: Array, shape: tuple[int, ...]) -> None:
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    kind = getattr(labels, "dtype", type(labels).__name__)
+    if getattr(kind, "kind", "") not in "iu" or not hasattr(labels, "dtype"):
+        raise TypeError(f"labels must be an array of integers, got {kind}")
     if np.shape(labels) != shape[:-1]:
         raise ValueError(f"labels have shape {np.shape(labels)}; the logits {shape} need {shape[:-1]}")
     if labels.size and not (labels.min() >= 0 and labels.max() < shape[-1]):

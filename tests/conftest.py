@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -8,6 +10,7 @@ from refmeta.models import MLP, squared_error
 settings.register_profile(
     "refmeta",
     deadline=None,
+    derandomize="CI" in os.environ,
     max_examples=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -1,6 +1,7 @@
 """The command line, as a user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 from math import isfinite
@@ -108,13 +109,17 @@ def test_without_matplotlib_and_tqdm_it_trains_prints_and_says_how_to_get_figure
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--iterations", "0"], "expected a whole number of at least 1, got 0"),
-        (["--shots", "few"], "invalid _count value: 'few'"),
+        (["--iterations", "0"], "expected a whole number of at least 1, got '0'"),
+        (["--shots", "few"], "expected a whole number of at least 1, got 'few'"),
         (["--alpha", "nan"], "alpha: expected a finite number of at least 0, got nan"),
         (["--alpha", "-0.1"], "alpha: expected a finite number of at least 0, got -0.1"),
         (["--outer", "lion:1"], "outer 'lion:1': expected adam:RATE, sgd:RATE"),
         (["--seeds", "4-0"], "--seeds 4-0: expected a range as 0-4"),
         (["--seeds", "a-b"], "--seeds a-b: expected a range as 0-4"),
+        (["--seeds", ""], "--seeds : expected a range as 0-4"),
+        (["--method", "reptile", "--inner-steps", "0"], "reptile needs at least one inner step"),
+        (["--outer", "sgd:0"], "expected adam:RATE, sgd:RATE"),
+        (["--outer", "adam"], "expected adam:RATE, sgd:RATE"),
         (["--inner", "adam"], "only reptile takes another inner optimiser"),
         (["--method", "mamml"], "invalid choice: 'mamml'"),
         (["--seed", "-1"], "expected a whole number of at least 0"),
@@ -150,6 +155,68 @@ def test_divergence_ends_with_1_and_saves_the_last_good_theta(tmp_path, capsys):
     assert "training diverged at iteration" in capsys.readouterr().err
     with np.load(out / "theta.npz") as theta:
         assert all(np.isfinite(theta[name]).all() for name in theta)
+
+
+def test_divergence_of_the_joint_run_leaves_the_finished_method_alone(tmp_path, monkeypatch):
+    from refmeta.lab import experiment
+    from refmeta.lab.training import Diverged
+
+    honest = experiment.run
+
+    def run(config, seed, report):
+        if config.method == "joint":
+            raise Diverged(3, [np.full((1, 1), 7.0)] * 6)
+        return honest(config, seed, report)
+
+    monkeypatch.setattr(experiment, "run", run)
+    out = tmp_path / "out"
+    assert main(["sine", "--quick", "--out", str(out), *FAST]) == 1
+    with np.load(out / "theta.npz") as maml, np.load(out / "joint-0/theta.npz") as joint:
+        assert maml["W1"].shape == (1, 40) and joint["W1"][0, 0] == 7
+
+
+def test_an_interrupt_saves_what_was_learned(tmp_path, monkeypatch, capsys):
+    from refmeta.lab import experiment, sine
+
+    law, calls = sine.LAWS["finn"], []
+
+    def wave(rng):
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return law.wave(rng)
+
+    monkeypatch.setitem(experiment.LAWS, "finn", type(law)(wave, law.train, law.test, law.agnostic))
+    assert main(["sine", "--quick", "--out", str(tmp_path / "out"), *FAST]) == 130
+    assert "interrupted at iteration 6" in capsys.readouterr().err
+    assert (tmp_path / "out/theta.npz").exists()
+
+
+def test_the_table_shows_the_numbers_of_the_result(quick):
+    done, folder = quick
+    curve = json.loads((folder / "result.json").read_text())["curve"]
+    joint = json.loads((folder / "joint-0/result.json").read_text())["curve"]
+    for label, rows in (("maml", curve), ("joint training", joint)):
+        line = next(line for line in done.stdout.splitlines() if line.strip().startswith(label))
+        assert (
+            line.split(label)[1].split()
+            == " ".join(f"{rows[k]['mse']:.3f} ± {rows[k]['ci95']:.3f}" for k in (0, 1, 5, 10)).split()
+        )
+
+
+def test_tasks_that_diverge_are_named_below_the_table(tmp_path, capsys):
+    assert main(["sine", "--quick", "--alpha", "3", "--out", str(tmp_path / "out"), *FAST]) == 0
+    printed = capsys.readouterr().out
+    rows = json.loads((tmp_path / "out/result.json").read_text())["curve"]
+    assert rows[10]["diverged"] > 0
+    assert f"{rows[10]['diverged']} after 10 steps" in printed and "left out of the mean" in printed
+
+
+def test_a_terminal_without_the_letters_still_gets_its_table(tmp_path):
+    command = [sys.executable, "-m", "refmeta", "sine", "--quick", "--out", str(tmp_path / "out"), *FAST]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0 and "joint training" in done.stdout
 
 
 def test_the_version_is_told(capsys):

@@ -101,11 +101,24 @@ def test_a_broadcast_that_would_fit_the_mean_is_refused(example):
         (-1, ValueError, "got -1"),
         (1.0, TypeError, "head: expected a number of arrays, got float 1.0"),
         (True, TypeError, "head: expected a number of arrays"),
+        (None, TypeError, "head: expected a number of arrays, got NoneType"),
     ],
 )
 def test_an_impossible_head_is_refused(head, error, message, example):
     with pytest.raises(error, match=message):
         anil(*example, head=head)
+
+
+def test_the_default_head_is_checked_too(example):
+    with pytest.raises(ValueError, match="theta has 1 arrays, so 0 … 1 of them can adapt; got 2"):
+        anil(example[0], example[1][:1], example[2], 0.1)
+
+
+def test_an_empty_batch_is_refused(example):
+    loss, theta, tasks, alpha = example
+    empty = tasks[0][0][0][0][:0], tasks[0][0][0][1][:0]
+    with pytest.raises(ValueError, match="x has no examples"):
+        joint(loss, theta, [([], empty)])
 
 
 def test_an_unknown_or_missing_argument_is_a_type_error(example):

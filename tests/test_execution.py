@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from problems import ALGORITHMS, assert_same, flat, problems
 
-from refmeta import maml, reptile, stacked, trajectory
+from refmeta import adapt, maml, reptile, stacked, trajectory
 from refmeta.execution import copies, stack
 from refmeta.lab import adam, reptile_by
 from refmeta.models import squared_error
@@ -79,6 +79,29 @@ def test_an_empty_list_of_tasks_is_refused_as_without_stacking(example):
     loss, theta, _, alpha = example
     with pytest.raises(ValueError, match="at least one task"):
         stacked(maml)(loss, theta, [], alpha)
+
+
+def test_what_is_wrong_is_said_of_the_right_task(example):
+    loss, theta, tasks, alpha = example
+    with pytest.raises(ValueError, match=r"tasks\[2\] query: expected a batch"):
+        stacked(maml)(loss, theta, [*tasks[:2], (tasks[2][0], None)], alpha)
+
+
+@pytest.mark.parametrize("thing", [3, adapt, trajectory])
+def test_only_algorithms_can_be_stacked(thing):
+    with pytest.raises(TypeError, match="stacked: expected an algorithm of"):
+        stacked(thing)
+
+
+def test_a_loss_that_averages_is_refused_where_it_is_zero_too(example):
+    _, _, tasks, alpha = example
+
+    def average(theta, batch):
+        return np.mean((batch[0] * theta[0][..., None] - batch[1]) ** 2)
+
+    zero = ([(np.ones((3, 1)), np.ones((3, 1)))], (np.ones((3, 1)), np.ones((3, 1))))
+    with pytest.raises(ValueError, match="sum over the tasks"):
+        stacked(maml)(average, [np.ones(1)], [zero, zero], alpha)
 
 
 def test_it_is_found_under_its_own_name():

@@ -1,5 +1,6 @@
 """Tasks, optimisers, meta-training and evaluation."""
 
+import dataclasses
 from math import pi
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from problems import assert_same
 
 from refmeta import adapt, anil, fomaml, joint, maml, reptile, stacked, trajectory
-from refmeta.lab import Diverged, adam, evaluate, linear, reptile_by, sgd, train, trajectory_by
+from refmeta.lab import Diverged, Interrupted, adam, evaluate, experiment, linear, reptile_by, sgd, train, trajectory_by
 from refmeta.lab.experiment import configure, optimiser
 from refmeta.lab.sine import AGNOSTIC, AGNOSTIC_MSE, GRID, LAWS, ZERO_MSE
 from refmeta.lab.training import over_seeds, summary
@@ -240,6 +241,111 @@ def test_bad_training_is_refused(change, error, message, example):
     }
     with pytest.raises(error, match=message):
         train(**{**good, **change})
+
+
+def test_a_gradient_whose_square_overflows_is_divergence_and_not_a_standstill():
+    def steep(theta, batch):
+        return 1e160 * (theta[0] ** 2).sum()
+
+    batch = np.ones(1), np.ones(1)
+    with pytest.raises(Diverged, match="iteration 0"):
+        train(joint, steep, [np.ones(2)], lambda rng: [([], batch)], 0.1, 5)
+
+
+def test_an_interrupt_carries_what_was_learned(example):
+    loss, theta, tasks, alpha = example
+    calls = []
+
+    def sample(rng):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return tasks
+
+    with pytest.raises(Interrupted, match="interrupted at iteration 3") as caught:
+        train(maml, loss, theta, sample, alpha, 9)
+    expected, _ = train(maml, loss, theta, lambda rng: tasks, alpha, 3)
+    assert_same(caught.value.theta, expected, digits=15)
+
+
+# --- What the experiment hands on ---
+
+
+@pytest.fixture
+def handed(monkeypatch):
+    """What `run` gives to `train` and `evaluate`, for settings unlike the defaults."""
+    seen = {}
+
+    def fake_train(algorithm, loss, theta, sample, alpha, iterations, outer, seed, report, trajectory):
+        seen.update(train=locals())
+        return theta, []
+
+    def fake_evaluate(loss, theta, tasks, alpha, trajectory, limit):
+        seen.update(evaluate=locals())
+        return [{"steps": 0, "mean": 1.0, "median": 1.0, "ci95": 0.0, "diverged": 0}]
+
+    monkeypatch.setattr(experiment, "train", fake_train)
+    monkeypatch.setattr(experiment, "evaluate", fake_evaluate)
+
+    def run(method, seed=3, **changes):
+        settings = {"shots": 7, "inner_steps": 3, "alpha": 0.03, "tasks": 4, "iterations": 77, **changes}
+        experiment.run(configure(method, None, True, settings), seed, None)
+        return seen["train"], seen["evaluate"]
+
+    return run
+
+
+def test_the_experiment_trains_and_tests_as_configured(handed):
+    training, testing = handed("maml")
+    assert (training["alpha"], training["iterations"], training["seed"]) == (0.03, 77, 3)
+    assert (testing["alpha"], testing["limit"]) == (0.03, 20)
+    tasks = training["sample"](np.random.default_rng(0))
+    assert len(tasks) == 4 and [len(s) for s, _ in tasks] == [3] * 4 and len(tasks[0][0][0][0]) == 7
+    assert len(testing["tasks"]) == 100 and len(testing["tasks"][0][0]) == 10
+    assert len(testing["tasks"][0][0][0][0]) == 7 and len(testing["tasks"][0][1][0]) == 100
+
+
+def test_test_tasks_and_start_depend_on_the_seed_and_test_tasks_are_not_those_of_training(handed):
+    (one, tests), (other, others) = handed("maml", seed=1), handed("maml", seed=2)
+    assert (one["theta"][0] != other["theta"][0]).any()
+    assert (tests["tasks"][0][1][0] != others["tasks"][0][1][0]).any()
+    trained = [one["sample"](np.random.default_rng([1, i]))[0][0][0][0][0, 0] for i in range(20)]
+    assert not set(trained) & {s[0][0][0, 0] for s, _ in tests["tasks"]}
+
+
+def test_anil_adapts_its_head_alone_in_training_and_in_testing(handed):
+    for stage in handed("anil"):
+        loss, theta = stage["loss"], NET40.init(np.random.default_rng(0))
+        phis = stage["trajectory"](loss, theta, unseen("finn", steps=2, n=1)[0][0], 0.1)
+        assert all(a is b for a, b in zip(phis[-1][:4], theta[:4], strict=True))
+        assert (phis[-1][4] != theta[4]).any()
+
+
+def test_reptiles_inner_adam_is_used_in_training_and_in_testing(handed, example):
+    for stage in handed("reptile", inner="adam"):
+        supports = unseen("finn", steps=2, n=1)[0][0]
+        theta = NET40.init(np.random.default_rng(0))
+        phi = stage["trajectory"](stage["loss"], theta, supports, 0.1)[1]
+        moved = np.abs(phi[2] - theta[2])
+        assert np.allclose(moved, 0.1, rtol=1e-3)  # the first step of Adam has the size of the rate
+        if "algorithm" in stage:
+            g = stage["algorithm"](stage["loss"], theta, [(supports[:1], None)], 0.1)
+            assert np.allclose(np.abs(g[2]), 0.1, rtol=1e-3)
+
+
+NET40 = MLP((1, 40, 40, 1))
+
+
+def test_joint_training_beside_a_method_has_the_same_budget():
+    for preset, outer in ((None, "adam:0.001"), ("finn2017", "adam:0.001"), ("nichol2018", "sgd:0.01:linear")):
+        config = configure(None, preset, False, {})
+        joint_config = experiment.beside(config, preset)
+        assert joint_config == dataclasses.replace(config, method="joint", outer=outer, inner="sgd")
+
+
+def test_reptile_keeps_its_own_settings_under_finns_preset():
+    config = configure("reptile", "finn2017", False, {})
+    assert (config.inner_steps, config.alpha, config.outer) == (5, 0.02, "sgd:1:linear")
 
 
 # --- Evaluation ---

@@ -167,5 +167,5 @@ def test_what_does_not_fit_is_refused_with_what_was_expected(make, message):
 
 
 def test_labels_that_are_not_integers_are_refused():
-    with pytest.raises(TypeError, match="labels must be integers, got float64"):
+    with pytest.raises(TypeError, match="labels must be an array of integers, got float64"):
         cross_entropy(NET)(THETA, (X, np.zeros(4)))

@@ -71,7 +71,9 @@ def test_ids_are_readable_unique_and_those_of_the_manifest():
     manifest = json.loads((FOLDER / "manifest.json").read_text())
     assert len(ids) == len(set(ids)) >= 40
     assert ids == [id for entry in manifest["files"].values() for id in entry["ids"]]
-    assert all(re.fullmatch(r"[a-z0-9-]+", id) and id.startswith(v.case.algorithm) for id, v in zip(ids, VECTORS))
+    assert all(
+        re.fullmatch(r"[a-z0-9-]+", id) and id.startswith(v.case.algorithm) for id, v in zip(ids, VECTORS, strict=True)
+    )
 
 
 def test_together_they_are_smaller_than_a_mebibyte():
@@ -180,9 +182,7 @@ def test_every_suspect_of_a_vector_is_far_from_the_truth(vector):
     for trees in vector.suspects.values():
         total = [sum(leaves) for leaves in zip(*trees, strict=True)]
         total = [leaf / len(trees) for leaf in total] if vector.case.conventions["tasks"] == "mean" else total
-        distances = [
-            np.linalg.norm(t - e) / s for t, e, s in zip(total, vector.gradient, vector.scale, strict=True)
-        ]
+        distances = [np.linalg.norm(t - e) / s for t, e, s in zip(total, vector.gradient, vector.scale, strict=True)]
         assert max(distances) > 100 * vector.tolerance["float32"]
 
 

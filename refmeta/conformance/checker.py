@@ -306,8 +306,8 @@ def _verdict(algorithm: str, judged: list[tuple[Vector, Answer, Row]]) -> Verdic
         return Verdict(
             algorithm,
             "wiring",
-            f"the harness is not wired up: its simplest case, {canary.id}, fails ({canary.message}). It passes whatever "
-            "the inner loop does, so look at how the case is read and the gradient returned; nothing else is judged.",
+            f"the harness is not wired up: its simplest case, {canary.id}, fails ({canary.message}). It passes "
+            "whatever the inner loop does, so look at how the case is read and the gradient returned; nothing else is judged.",
         )
     if formal:
         return Verdict(algorithm, "form", f"the form is wrong: {formal[0][2].message}.")

@@ -3,7 +3,10 @@
 import argparse
 import importlib.util
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from refmeta.lab import experiment
 from refmeta.lab.experiment import DIVERGED, METHODS, PRESETS, Config, Run, beside, configure
 from refmeta.lab.files import new_folder, save_result, save_theta
 from refmeta.lab.sine import LAWS, ZERO_MSE
-from refmeta.lab.training import Diverged, over_seeds
+from refmeta.lab.training import Diverged, Interrupted, over_seeds
 
 
 def add_sine(commands: Any) -> None:
@@ -27,20 +30,20 @@ def add_sine(commands: Any) -> None:
     parser.add_argument("--preset", choices=list(PRESETS), help="the settings of a paper; other options override it")
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds")
     parser.add_argument("--law", choices=list(LAWS), help="how waves are drawn (default: finn)")
-    parser.add_argument("--iterations", type=_count, metavar="N", help=f"outer steps (default: {Config.iterations})")
-    parser.add_argument("--shots", type=_count, metavar="K", help="points of a support batch (default: 10)")
-    parser.add_argument("--inner-steps", type=_steps, metavar="N", help="in training (default: 1; reptile: 5)")
+    parser.add_argument("--iterations", type=_whole(1), metavar="N", help=f"outer steps (default: {Config.iterations})")
+    parser.add_argument("--shots", type=_whole(1), metavar="K", help="points of a support batch (default: 10)")
+    parser.add_argument("--inner-steps", type=_whole(0), metavar="N", help="in training (default: 1; reptile: 5)")
     parser.add_argument("--alpha", type=float, help="inner rate (default: 0.01; reptile: 0.02)")
     parser.add_argument("--inner", choices=list(experiment.INNER), help="reptile's inner optimiser (default: sgd)")
     parser.add_argument(
         "--outer",
         metavar="NAME:RATE",
-        help="adam:RATE or sgd:RATE, with :linear behind to anneal "
-        "the rate to 0 (default: adam:0.001; reptile: sgd:1:linear, its ε)",
+        help="adam:RATE or sgd:RATE, with :linear behind to anneal the rate to 0 (default: adam:0.001; reptile: "
+        "sgd:1:linear, its ε); the joint run beside a method keeps its own",
     )
-    parser.add_argument("--tasks", type=_count, metavar="N", help="tasks in an outer step (default: 25)")
+    parser.add_argument("--tasks", type=_whole(1), metavar="N", help="tasks in an outer step (default: 25)")
     seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=_steps, default=0, metavar="N", help="default: 0")
+    seeds.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="default: 0")
     seeds.add_argument("--seeds", metavar="A-B", help="several, as 0-4: mean and interval over the seeds")
     parser.add_argument("--out", metavar="DIR", help="a new folder (default: runs/sine-METHOD-SEED)")
 
@@ -48,7 +51,7 @@ def add_sine(commands: Any) -> None:
 def sine(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     explicit = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
-    seeds = _seeds(args.seeds) if args.seeds else [args.seed]
+    seeds = [args.seed] if args.seeds is None else _seeds(args.seeds)
     names = list(METHODS) if args.method == "all" else [args.method]
     configs = [configure(name, args.preset, args.quick, explicit) for name in names]
     if all(config.method != "joint" for config in configs):
@@ -58,17 +61,18 @@ def sine(args: argparse.Namespace) -> int:
     runs: list[Run] = []
     for seed in seeds:
         for config in configs:
-            try:
-                runs.append(experiment.run(config, seed, _progress(config, seed)))
-            except Diverged as error:
-                save_theta(folder / "theta.npz", experiment.network(config)[0].names, error.theta)
-                print(
-                    f"refmeta sine: {config.method}: {error}; the last good θ is in {folder}/theta.npz",
-                    file=sys.stderr,
-                )
-                return 1
             sole = len(seeds) == 1 and main == config.method
-            _save(folder if sole else folder / f"{config.method}-{seed}", runs[-1])
+            place = folder if sole else folder / f"{config.method}-{seed}"
+            try:
+                with _progress(config, seed) as report:
+                    runs.append(experiment.run(config, seed, report))
+            except (Diverged, Interrupted) as error:
+                place.mkdir(exist_ok=True)
+                save_theta(place / "theta.npz", experiment.network(config)[0].names, error.theta)
+                last = "the last good θ" if isinstance(error, Diverged) else "θ"
+                print(f"refmeta sine: {config.method}: {error}; {last} is in {place}/theta.npz", file=sys.stderr)
+                return 1 if isinstance(error, Diverged) else 130
+            _save(place, runs[-1])
     curves = [(c.method, over_seeds([r.curve for r in runs if r.config == c])) for c in configs]
     if len(seeds) > 1 or main == "all":
         save_result(folder / "result.json", _summary(main, configs, seeds, curves, runs))
@@ -109,12 +113,12 @@ def _table(configs: list[Config], curves: list[Any], seeds: int) -> str:
     notes = []
     for method, curve in curves:
         rows = [curve[k] for k in columns]
-        values = [f"{row['mse']:.3f} ± {row['ci95']:.3f}" for row in rows]
+        values = [f"{row['mse']:.3f} ± {row['ci95']:.3f}" if row["mse"] < inf else "all diverged" for row in rows]
         cells = "".join(f"{value:>16}" for value in values)
         lines.append(f"{_LABELS.get(method, method):>26}{cells}")
         lost = [f"{row['diverged']} after {row['steps']}" for row in rows if row["diverged"]]
         if lost:
-            medians = ", ".join(f"{row['median']:.3f}" for row in rows)
+            medians = ", ".join(f"{row['median']:.4g}" for row in rows)
             notes.append(
                 f"{method}: tasks that diverged (error above {DIVERGED:g}), left out of the mean: "
                 f"{', '.join(lost)} steps; medians over all tasks: {medians}"
@@ -143,35 +147,32 @@ def _draw(folder: Path, runs: list[Run], curves: list[Any]) -> None:
     print(f"\n{folder}: results, adaptation.png, curves.png")
 
 
-def _progress(config: Config, seed: int) -> Any:
+@contextmanager
+def _progress(config: Config, seed: int) -> Iterator[Callable[[int, float], None]]:
     """A function of (iteration, loss) that moves a progress bar; one that does nothing without tqdm."""
     if importlib.util.find_spec("tqdm") is None:
-        return lambda iteration, loss: None
+        yield lambda iteration, loss: None
+        return
     from tqdm import tqdm
 
-    bar = tqdm(total=config.iterations, desc=f"{config.method}, seed {seed}", file=sys.stderr)
+    with tqdm(total=config.iterations, desc=f"{config.method}, seed {seed}", file=sys.stderr) as bar:
 
-    def report(iteration: int, loss: float) -> None:
-        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        bar.update(iteration + 1 - bar.n)
-        if iteration + 1 == config.iterations:
-            bar.close()
+        def report(iteration: int, loss: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update(iteration + 1 - bar.n)
 
-    return report
+        yield report
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
-    return number
+def _whole(lowest: int) -> Callable[[str], int]:
+    """A whole number of at least `lowest`, for argparse."""
 
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {lowest}, got {text!r}")
+        return int(text)
 
-def _steps(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
-    return number
+    return parse
 
 
 def _seeds(text: str) -> list[int]:

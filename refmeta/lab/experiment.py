@@ -1,12 +1,12 @@
 """The sine experiment: its settings, the published presets, and one run of one method."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
-import refmeta
 from refmeta.checks import check_alpha
 from refmeta.execution import stacked
 from refmeta.lab.optimisers import Step, adam, linear, sgd
@@ -72,15 +72,15 @@ NICHOL2018_OUTER = {"reptile": "sgd:0.1:linear", "joint": "sgd:0.01:linear"}
 
 
 def configure(method: str | None, preset: str | None, quick: bool, explicit: dict[str, Any]) -> Config:
-    """The settings of one method: the defaults, the method's, the preset's, --quick's, then the caller's.
+    """The settings of one method: the defaults, the preset's, the method's, --quick's, then the caller's.
 
     ValueError: a setting that is impossible, or does not fit the method.
     """
     given = PRESETS[preset] if preset else {}
     method = method or given.get("method", "maml")
     settings = {
-        **(REPTILE if method == "reptile" else {}),
         **given,
+        **(REPTILE if method == "reptile" and preset != "nichol2018" else {}),
         **({"outer": NICHOL2018_OUTER[method]} if preset == "nichol2018" and method in NICHOL2018_OUTER else {}),
         **(QUICK if quick else {}),
         **explicit,
@@ -89,6 +89,8 @@ def configure(method: str | None, preset: str | None, quick: bool, explicit: dic
     config = Config(**settings)
     check_alpha(config.alpha)
     optimiser(config.outer, config.iterations)
+    if method == "reptile" and not config.inner_steps:
+        raise ValueError("inner-steps 0: reptile needs at least one inner step")
     if config.inner != "sgd" and method != "reptile":
         raise ValueError(f"inner {config.inner}: only reptile takes another inner optimiser than sgd, not {method}")
     return config
@@ -108,8 +110,8 @@ def optimiser(text: str, iterations: int) -> Step:
     name, _, rest = text.partition(":")
     rate, _, schedule = rest.partition(":")
     try:
-        number = check_alpha(float(rate or 1e-3))
-        if name not in INNER or schedule not in ("", "linear"):
+        number = check_alpha(float(rate))
+        if name not in INNER or schedule not in ("", "linear") or not number:
             raise ValueError
     except ValueError:
         raise ValueError(f"outer {text!r}: expected adam:RATE, sgd:RATE, or either with :linear behind") from None
@@ -166,6 +168,7 @@ def run(config: Config, seed: int, report: Any) -> Run:
         optimiser(config.outer, config.iterations),
         seed,
         report,
+        inner_loop(config),
     )
     rows = evaluate(
         loss,
@@ -180,7 +183,10 @@ def run(config: Config, seed: int, report: Any) -> Run:
 
 
 def inner_loop(config: Config) -> Trajectory:
-    return refmeta.trajectory if config.inner == "sgd" else trajectory_by(INNER[config.inner])
+    """How a method adapts, in training and in testing: ANIL moves the head alone, Reptile by any optimiser."""
+    if config.inner != "sgd":
+        return trajectory_by(INNER[config.inner])
+    return partial(algorithms.trajectory, head=2) if config.method == "anil" else algorithms.trajectory
 
 
 def unseen(config: Config, seed: int) -> Tasks:

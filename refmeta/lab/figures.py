@@ -46,7 +46,9 @@ def _adapt_one(axis: Any, run: Run, task: int) -> None:
     last = max(config.report_steps)
     supports, _ = law.test(rng, wave, config.shots, last)
     x = np.linspace(-LIMIT, LIMIT, 200)[:, None]
-    phis = inner_loop(config)(loss, run.theta, supports, config.alpha)
+    with np.errstate(all="ignore"):
+        phis = inner_loop(config)(loss, run.theta, supports, config.alpha)
+        predictions = [np.clip(np.nan_to_num(net(phi, x)), -1e3, 1e3) for phi in phis]
     axis.plot(x, wave(x), color=INK, lw=2.2, label="true wave")
     axis.plot(*supports[0], "o", color=INK, ms=4.5, label=f"{config.shots} support points")
     styles = {0: (":", 0.55, 1.4), 1: ("--", 0.8, 1.6), last: ("-", 1.0, 2.0)}
@@ -54,7 +56,7 @@ def _adapt_one(axis: Any, run: Run, task: int) -> None:
         label = f"after {steps} step{'s' * (steps != 1)}"
         axis.plot(
             x,
-            net(phis[steps], x),
+            predictions[steps],
             dash,
             color=COLOURS[config.method],
             alpha=alpha,
@@ -71,7 +73,8 @@ def curves(path: Path, named: Sequence[tuple[str, list[dict[str, Any]]]], law: s
     figure = Figure(figsize=(7.4, 4.6), layout="constrained")
     axis = figure.subplots()
     for method, curve in named:
-        steps, mse, ci95 = (np.array([row[key] for row in curve], float) for key in ("steps", "mse", "ci95"))
+        shown = [row for row in curve if np.isfinite([row["mse"], row["ci95"]]).all()]
+        steps, mse, ci95 = (np.array([row[key] for row in shown], float) for key in ("steps", "mse", "ci95"))
         axis.plot(steps, mse, "o-", color=COLOURS[method], ms=4, lw=2, label=method)
         axis.fill_between(steps, np.maximum(mse - ci95, 1e-9), mse + ci95, color=COLOURS[method], alpha=0.15, lw=0)
     formula, best = LAWS[law].agnostic

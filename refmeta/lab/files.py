@@ -20,7 +20,7 @@ def new_folder(wanted: str | None, default: str) -> Path:
 
     ValueError: `wanted` has files in it, is no folder, or cannot be written.
     """
-    folder = Path(wanted or default)
+    folder = Path(default if wanted is None else wanted)
     number = 1
     while wanted is None and folder.exists():
         number += 1

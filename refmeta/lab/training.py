@@ -11,7 +11,7 @@ from refmeta.checks import check_alpha, check_like, check_tasks, check_theta
 from refmeta.execution import by_shape, copies, stack, why_not_stackable
 from refmeta.lab.optimisers import Step, adam
 from refmeta.spec import algorithms
-from refmeta.spec.trees import Batch, Loss, Supports, Tasks, Theta, add, axpy
+from refmeta.spec.trees import Batch, Loss, Supports, Tasks, Theta, add, axpy, dot
 
 Algorithm = Callable[[Loss, Theta, Tasks, float], Theta]
 Trajectory = Callable[[Loss, Theta, Supports, float], list[Theta]]
@@ -25,6 +25,14 @@ class Diverged(ArithmeticError):
         self.iteration, self.theta = iteration, theta
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of training: `iteration` says when, `theta` is what had been learned."""
+
+    def __init__(self, iteration: int, theta: Theta):
+        super().__init__(f"interrupted at iteration {iteration}")
+        self.iteration, self.theta = iteration, theta
+
+
 def train(
     algorithm: Algorithm,
     loss: Loss,
@@ -35,6 +43,7 @@ def train(
     outer: Step | None = None,
     seed: int = 0,
     report: Callable[[int, float], Any] = lambda iteration, loss: None,
+    trajectory: Trajectory = algorithms.trajectory,
 ) -> tuple[Theta, list[tuple[int, float]]]:
     """Meta-train θ: at every iteration draw tasks, take the algorithm's gradient and one outer step.
 
@@ -42,34 +51,38 @@ def train(
 
     sample(rng) gives an iteration's tasks; its rng depends only on `seed` and the iteration. `outer` is one
     of refmeta.lab.optimisers (default: Adam, 1e-3). About 200 times, report(iteration, value) hears the mean
-    loss after adaptation on the current tasks. Returns θ and those (iteration, value).
-    Errors: Diverged; ValueError and TypeError for tasks, θ, α or gradients that are not as they should be.
+    loss after adaptation, by `trajectory`, on the current tasks. Returns θ and those (iteration, value).
+    Errors: Diverged, Interrupted; ValueError and TypeError for tasks, θ, α or gradients that are not as they should be.
     """
     theta, alpha, outer = check_theta(theta), check_alpha(alpha), outer or adam(1e-3)
     state, history = None, []
-    for iteration in range(iterations):
-        tasks = sample(np.random.default_rng([seed, iteration]))
-        if iteration == 0:
-            check_tasks(tasks, queries_needed=False)
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = algorithm(loss, theta, tasks, alpha)
-            check_like(total, theta)
-            moved, state = outer(theta, [g / len(tasks) for g in total], state)
-            if not all(np.isfinite(leaf).all() for leaf in moved):
-                check_tasks(tasks, queries_needed=False)  # NaN in the data is not divergence
-                raise Diverged(iteration, theta)
-            if iteration % max(1, iterations // 200) == 0 or iteration == iterations - 1:
-                history.append((iteration, adapted_loss(loss, theta, tasks, alpha)))
-                report(*history[-1])
-        theta = moved
+    try:
+        for iteration in range(iterations):
+            tasks = sample(np.random.default_rng([seed, iteration]))
+            if iteration == 0:
+                check_tasks(tasks, queries_needed=False)
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = algorithm(loss, theta, tasks, alpha)
+                check_like(total, theta)
+                moved, state = outer(theta, [g / len(tasks) for g in total], state)
+                # The square too: where it overflows, Adam's second moment does, and θ would silently stand still.
+                if not np.isfinite([dot(total, total), *(leaf.sum() for leaf in moved)]).all():
+                    check_tasks(tasks, queries_needed=False)  # NaN in the data is not divergence
+                    raise Diverged(iteration, theta)
+                if iteration % max(1, iterations // 200) == 0 or iteration == iterations - 1:
+                    history.append((iteration, adapted_loss(loss, theta, tasks, alpha, trajectory)))
+                    report(*history[-1])
+            theta = moved
+    except KeyboardInterrupt:
+        raise Interrupted(iteration, theta) from None
     return theta, history
 
 
-def adapted_loss(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> float:
+def adapted_loss(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajectory: Trajectory) -> float:
     """The mean over tasks of L(φ_K; Q); a task without a query counts with its last support."""
-    batches = [query or supports[-1] for supports, query in tasks]
-    pairs = [(supports, batch) for (supports, _), batch in zip(tasks, batches, strict=True)]
-    return float(algorithms.objective(loss, theta, pairs, alpha)) / len(tasks)
+    ends = [(trajectory(loss, theta, supports, alpha)[-1], (query, *supports)) for supports, query in tasks]
+    losses = [loss(phi, batches[0] or batches[-1]) for phi, batches in ends if any(batches)]
+    return float(sum(losses)) / max(1, len(losses))
 
 
 def evaluate(
@@ -124,18 +137,8 @@ def summary(values: Sequence[float], limit: float = inf) -> dict[str, float]:
     }
 
 
-T95 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-)  # Student's t, 1 … 10 degrees
+# Student's t at 97.5 % for 1 … 10 degrees of freedom; beyond, the normal quantile and two terms of its expansion.
+T95 = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 
 
 def over_seeds(curves: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -145,7 +148,11 @@ def over_seeds(curves: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """
     if len(curves) == 1:
         return curves[0]
-    t = T95[len(curves) - 2] if len(curves) <= len(T95) + 1 else 1.96 + 2.4 / (len(curves) - 1)
+    t = (
+        T95[len(curves) - 2]
+        if len(curves) <= len(T95) + 1
+        else 1.96 + 2.37 / (len(curves) - 1) + 2.82 / (len(curves) - 1) ** 2
+    )
     rows = []
     for same in zip(*curves, strict=True):
         means = np.array([row["mse"] for row in same])

@@ -47,9 +47,9 @@ def objective(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | 
 def joint(loss: Loss, theta: Theta, tasks: Tasks, alpha: float | None = None) -> Theta:
     """The gradient of plain training on all tasks at once (pre-training); no task adapts.
 
-        Σ_i ∇L(θ; Q_i)                               the supports and α are unused
+        Σ_i ∇L(θ; Q_i)                               Nichol et al. 2018, eqs. 6–7
 
-    It is MAML with no inner steps, and 1/α times Reptile with one step on the query.
+    The supports and α are unused. It is MAML with no inner steps, and 1/α times Reptile with one step on Q.
     """
     return add(grad(loss)(theta, query) for _, query in tasks)
 

@@ -1,0 +1,40 @@
+"""The five algorithms in JAX, with jax.grad."""
+
+import jax
+import jax.numpy as jnp
+
+jax.config.update("jax_enable_x64", True)
+
+
+def meta_gradient(case):
+    """A refmeta Case's meta-gradient."""
+    theta = [jnp.asarray(leaf) for leaf in case.theta]
+    cut = 0 if case.head is None else len(theta) - case.head
+
+    def loss(theta, batch):
+        x, y = batch
+        if case.model["kind"] == "quadratic":
+            t = jnp.concatenate([leaf.reshape(-1) for leaf in theta])
+            return t @ (x @ t) / 2 - y @ t
+        for i in range(0, len(theta), 2):
+            x = (jnp.tanh(x) if i else x) @ theta[i] + theta[i + 1]
+        errors = (x - y) ** 2 if case.loss["kind"] == "squared_error" else -jax.nn.log_softmax(x)[jnp.arange(len(y)), y]
+        return jnp.sum(errors) if case.conventions["examples"] == "sum" else jnp.mean(errors)
+
+    def adapt(theta, supports):
+        for support in supports:
+            g = jax.grad(lambda head, body, batch: loss(body + head, batch))(theta[cut:], theta[:cut], support)
+            theta = theta[:cut] + [p - case.alpha * d for p, d in zip(theta[cut:], g, strict=True)]
+        return theta
+
+    def of_task(supports, query):
+        if case.algorithm == "reptile":
+            parts = {"displacement": 1, "over_alpha": case.alpha, "over_alpha_k": case.alpha * len(supports)}
+            step = parts[case.conventions["reptile"]]
+            return [(t - p) / step for t, p in zip(theta, adapt(theta, supports), strict=True)]
+        if case.algorithm in ("fomaml", "joint"):
+            return jax.grad(loss)(adapt(theta, supports) if case.algorithm == "fomaml" else theta, query)
+        return jax.grad(lambda theta: loss(adapt(theta, supports), query))(theta)  # maml, anil
+
+    total = [sum(leaves) for leaves in zip(*(of_task(*task) for task in case.tasks), strict=True)]
+    return [leaf / len(case.tasks) for leaf in total] if case.conventions["tasks"] == "mean" else total

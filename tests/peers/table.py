@@ -1,0 +1,54 @@
+"""Print docs/implementations.md: what each implementation gets right, by algorithm and tier."""
+
+import importlib
+import os
+import sys
+import warnings
+from importlib.metadata import version
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+warnings.simplefilter("ignore")
+
+from refmeta.conformance import check  # noqa: E402
+
+PEERS = {
+    "refmeta.conformance.harness": "numpy",
+    "torch_func": "torch",
+    "jax_grad": "jax",
+    "higher_maml": "higher",
+    "torch_first_order": "torch",
+}
+
+
+def cell(rows):
+    """What to say of one algorithm's vectors of one tier."""
+    asked = [row for row in rows if row.status != "skip"]
+    wrong = sum(row.status != "pass" for row in asked)
+    if not asked:
+        return "skipped" if rows else ""
+    if wrong:
+        return f"**{wrong} of {len(asked)} wrong**"
+    digits = min(row.digits for row in asked)
+    return "exact" if digits == 16 else f"{digits:.1f}"
+
+
+def main():
+    print("# Implementations\n\nMade by `python tests/peers/table.py > docs/implementations.md`, in float64.\n")
+    print(
+        "A number is the correct digits of the worst vector, at most 16; exact: no bit differs. Skipped: the peer does"
+    )
+    print("not do it. The last table is a MAML with a mistake, to see it caught. The sources are in `tests/peers`.")
+    for module, package in PEERS.items():
+        report = check(importlib.import_module(module).meta_gradient)
+        tiers = list(dict.fromkeys(row.tier for row in report.rows))
+        print(f"\n## `{module}`: {package} {version(package)}\n")
+        print("| algorithm | " + " | ".join(tiers) + " |\n|" + "---|" * (1 + len(tiers)))
+        for verdict in report.verdicts:
+            of = [row for row in report.rows if row.algorithm == verdict.algorithm]
+            cells = [cell([row for row in of if row.tier == tier]) for tier in tiers]
+            print(f"| {verdict.algorithm} | " + " | ".join(cells) + " |")
+        print(f"{module}: {'passed' if report.passed else 'failed'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

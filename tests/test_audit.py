@@ -1,0 +1,352 @@
+"""The audit: a meta-gradient on the caller's own network, judged from loss and gradient alone."""
+
+import numpy as np
+import pytest
+from autograd import grad
+
+import refmeta
+from refmeta.conformance import audit
+from refmeta.conformance.attribution import moves
+from refmeta.conformance.rules import RULES, Setting, Tools, answers
+from refmeta.conformance.suspects import SUSPECTS, with_mistakes
+from refmeta.models import MLP, cross_entropy, squared_error
+from refmeta.spec.adjoint import hvp as exact_hvp
+from refmeta.spec.trees import add
+
+ALGORITHMS = ("maml", "fomaml", "anil", "reptile", "joint")
+NET = MLP((3, 4, 3), activation="tanh")
+LOSS = cross_entropy(NET)
+GRAD = grad(LOSS)
+ALPHA = 0.3
+
+
+def hvp(phi, batch, v):
+    return exact_hvp(LOSS, phi, batch, v)
+
+
+def problem(net=NET, dtype="float64", steps=3, tasks=3, shots=5, seed=0, labels=True):
+    """θ and tasks with second-order terms that count."""
+    rng = np.random.default_rng(seed)
+
+    def batch(n):
+        x = rng.normal(size=(n, net.widths[0])).astype(dtype)
+        return x, rng.integers(0, net.widths[-1], n) if labels else rng.normal(size=(n, net.widths[-1])).astype(dtype)
+
+    theta = [(leaf + 0.3 * rng.normal(size=leaf.shape)).astype(dtype) for leaf in net.init(rng, "glorot")]
+    return theta, [([batch(shots) for _ in range(steps)], batch(shots + 2)) for _ in range(tasks)]
+
+
+THETA, TASKS = problem()
+
+
+def right(algorithm, loss=LOSS):
+    return lambda theta, tasks, alpha: getattr(refmeta, algorithm)(loss, theta, tasks, alpha)
+
+
+def wrong(name, algorithm="maml", loss=LOSS, outputs=None):
+    """The algorithm with one known mistake."""
+    tools = Tools(grad(loss), lambda phi, batch, v: exact_hvp(loss, phi, batch, v))
+
+    def meta_gradient(theta, tasks, alpha):
+        moving = moves(len(theta), 2 if algorithm == "anil" else None)
+        settings = [Setting(RULES[algorithm], theta, s, q, alpha, moving, len(q[0]) - 2, outputs) for s, q in tasks]
+        return add(answers(tools, with_mistakes([name], settings)))
+
+    return meta_gradient
+
+
+def judged(meta_gradient, algorithm="maml", **options):
+    """The verdict on it, on the small network."""
+    return audit(LOSS, GRAD, meta_gradient, THETA, TASKS, ALPHA, algorithm, **options).verdicts[0]
+
+
+def precision(found):
+    return float(found.text.split("precise to ")[1].split()[0])
+
+
+# --- What is right passes ---
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("given", [None, hvp], ids=["differences", "hvp"])
+def test_right_meta_gradients_pass(algorithm, given):
+    report = audit(LOSS, GRAD, right(algorithm), THETA, TASKS, ALPHA, algorithm, hvp=given)
+    assert report.passed and report.rows[0].digits > 6, str(report)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_right_meta_gradients_pass_in_float32(algorithm):
+    theta, tasks = problem(dtype="float32")
+    report = audit(LOSS, GRAD, right(algorithm), theta, tasks, ALPHA, algorithm)
+    assert report.passed and 2 < report.rows[0].digits < 10, str(report)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_right_meta_gradients_under_squared_error_pass(algorithm):
+    net = MLP((2, 4, 1), activation="tanh")
+    loss, (theta, tasks) = squared_error(net), problem(net, labels=False)
+    report = audit(loss, grad(loss), right(algorithm, loss), theta, tasks, 0.1, algorithm)
+    assert report.passed, str(report)
+
+
+def test_a_small_alpha_passes_in_float32_where_reptile_cancels():
+    theta, tasks = problem(dtype="float32")
+    report = audit(LOSS, GRAD, right("reptile"), theta, tasks, 1e-3, "reptile")
+    assert report.passed, str(report)
+
+
+def test_tasks_without_steps_pass():
+    theta, tasks = problem(steps=0)
+    assert audit(LOSS, GRAD, right("maml"), theta, tasks, ALPHA).passed
+
+
+def test_an_alpha_of_zero_passes():
+    assert audit(LOSS, GRAD, right("maml"), THETA, TASKS, 0).passed
+
+
+def test_reptile_needs_no_queries():
+    tasks = [(supports, None) for supports, _ in TASKS]
+    assert audit(LOSS, GRAD, right("reptile"), THETA, tasks, ALPHA, "reptile").passed
+
+
+def test_anil_takes_another_head():
+    def whole(theta, tasks, alpha):
+        return refmeta.anil(LOSS, theta, tasks, alpha, head=4)
+
+    assert audit(LOSS, GRAD, whole, THETA, TASKS, ALPHA, "anil", head=4).passed
+    assert not audit(LOSS, GRAD, whole, THETA, TASKS, ALPHA, "anil").passed
+
+
+def test_what_the_caller_gives_is_not_changed():
+    before = [leaf.copy() for leaf in THETA]
+    judged(right("maml"))
+    assert all((a == b).all() for a, b in zip(before, THETA, strict=True))
+
+
+def test_functions_get_theta_in_its_own_dtype():
+    theta, tasks = problem(dtype="float32")
+    seen = set()
+
+    def watching(phi, batch):
+        seen.update(leaf.dtype for leaf in phi)
+        return GRAD(phi, batch)
+
+    audit(LOSS, watching, right("maml"), theta, tasks, ALPHA)
+    assert seen == {np.dtype("float32")}
+
+
+# --- Known mistakes come back under their names ---
+
+
+@pytest.mark.parametrize(
+    "name, algorithm",
+    [
+        ("first_order", "maml"),
+        ("last_step_only", "maml"),
+        ("hessian_sign", "maml"),
+        ("support_as_query", "maml"),
+        ("no_adaptation", "maml"),
+        ("stale_gradient", "maml"),
+        ("inner_ascent", "maml"),
+        ("inner_loss_summed", "maml"),
+        ("one_step_short", "maml"),
+        ("theta_leaks_across_tasks", "maml"),
+        ("biases_not_adapted", "maml"),
+        ("second_order", "fomaml"),
+        ("body_adapted", "anil"),
+        ("features_detached", "anil"),
+        ("reptile_by_query", "reptile"),
+        ("last_displacement", "reptile"),
+        ("adapts_first", "joint"),
+    ],
+)
+def test_a_known_mistake_comes_back_under_its_name(name, algorithm):
+    found = judged(wrong(name, algorithm), algorithm)
+    assert found.kind == "bug" and [e.suspects for e in found.explanations] == [(name,)], found
+    assert SUSPECTS[name].title in found.text
+
+
+@pytest.mark.parametrize("name", ["first_order", "support_as_query", "inner_ascent"])
+def test_a_known_mistake_comes_back_under_its_name_in_float32(name):
+    theta, tasks = problem(dtype="float32")
+    found = audit(LOSS, GRAD, wrong(name), theta, tasks, ALPHA).verdicts[0]
+    assert found.kind == "bug" and (name,) in [e.suspects for e in found.explanations], found
+
+
+def test_targets_that_broadcast_are_named():
+    net = MLP((2, 4, 1), activation="tanh")
+    loss, (theta, tasks) = squared_error(net), problem(net, labels=False)
+    found = audit(loss, grad(loss), wrong("mean_broadcast", loss=loss, outputs=1), theta, tasks, 0.1).verdicts[0]
+    assert [e.suspects for e in found.explanations] == [("mean_broadcast",)]
+
+
+def test_the_mean_over_tasks_is_a_convention():
+    found = judged(lambda *a: [leaf / len(TASKS) for leaf in right("maml")(*a)])
+    assert found.kind == "convention" and found.explanations[0][1:] == ("all", "1/tasks")
+
+
+def test_reptile_over_alpha_is_a_convention():
+    found = judged(lambda *a: [leaf / ALPHA for leaf in right("reptile")(*a)], "reptile")
+    assert found.kind == "convention" and found.explanations[0].scale == "1/alpha"
+
+
+@pytest.mark.parametrize(
+    "kept, which", [(slice(-1, None), "last"), (slice(0, 1), "first"), (slice(0, 2), "all but the last")]
+)
+def test_lost_tasks_are_named(kept, which):
+    found = judged(lambda theta, tasks, alpha: right("maml")(theta, tasks[kept], alpha))
+    assert found.kind == "bug" and found.explanations[0][:2] == ((), which)
+
+
+def test_a_mistake_and_lost_tasks_are_named_together():
+    found = judged(lambda theta, tasks, alpha: right("fomaml")(theta, tasks[-1:], alpha))
+    assert [e[:2] for e in found.explanations] == [(("first_order",), "last")]
+
+
+def test_a_flipped_sign_is_no_convention():
+    found = judged(lambda *a: [-leaf for leaf in right("maml")(*a)])
+    assert found.kind == "bug" and found.explanations[0].scale == "-1"
+
+
+def test_a_gradient_of_zeros_is_named():
+    found = judged(lambda theta, *_: [0 * leaf for leaf in theta])
+    assert found.kind == "bug" and found.explanations[0].suspects == ("zero",)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinity_are_a_matter_of_form(value):
+    found = judged(lambda theta, *_: [leaf * 0 + value for leaf in theta])
+    assert found.kind == "form" and "NaN or infinity" in found.text
+
+
+def test_what_no_known_mistake_explains_is_not_guessed():
+    rng = np.random.default_rng(1)
+    found = judged(lambda theta, *_: [rng.normal(size=leaf.shape) for leaf in theta])
+    assert found.kind == "unexplained" and found.explanations == ()
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e-4, 1e-2])
+def test_noise_is_never_given_a_name(size):
+    rng = np.random.default_rng(2)
+
+    def noisy(*arguments):
+        return [leaf + size * rng.normal(size=leaf.shape) for leaf in right("maml")(*arguments)]
+
+    assert judged(noisy).kind in ("pass", "unexplained")
+
+
+# --- A gradient that is not the loss's ---
+
+
+def zeroed(i):
+    return lambda phi, batch: [0 * leaf if j == i else leaf for j, leaf in enumerate(GRAD(phi, batch))]
+
+
+def never(*_):
+    raise AssertionError("the meta-gradient must not be asked")
+
+
+@pytest.mark.parametrize("i", range(4))
+def test_a_gradient_without_one_array_is_refused_and_the_array_named(i):
+    report = audit(LOSS, zeroed(i), never, THETA, TASKS, ALPHA)
+    assert not report.passed and report.verdicts[0].kind == "grad"
+    assert f"in array {i} " in report.verdicts[0].text
+
+
+@pytest.mark.parametrize("factor", [-1, 2, 0.5, 1.05, 0])
+def test_a_gradient_times_a_factor_is_refused(factor):
+    report = audit(LOSS, lambda *a: [factor * leaf for leaf in GRAD(*a)], never, THETA, TASKS, ALPHA)
+    assert not report.passed and report.verdicts[0].kind == "grad"
+
+
+@pytest.mark.parametrize("factor", [-1, 2])
+def test_a_gradient_times_a_factor_is_refused_in_float32(factor):
+    theta, tasks = problem(dtype="float32")
+    report = audit(LOSS, lambda *a: [factor * leaf for leaf in GRAD(*a)], never, theta, tasks, ALPHA)
+    assert report.verdicts[0].kind == "grad"
+
+
+def test_a_gradient_with_nan_is_refused():
+    report = audit(LOSS, lambda *a: [np.nan * leaf for leaf in GRAD(*a)], never, THETA, TASKS, ALPHA)
+    assert not report.passed and report.verdicts[0].kind == "grad"
+
+
+# --- Arguments ---
+
+
+def test_an_unknown_algorithm_is_refused():
+    with pytest.raises(ValueError, match="algorithm: expected one of maml, .*; got 'mamml'"):
+        audit(LOSS, GRAD, never, THETA, TASKS, ALPHA, "mamml")
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda g: g[:-1], lambda g: [leaf.T for leaf in g], lambda g: [leaf[None] for leaf in g]]
+)
+def test_a_meta_gradient_of_other_shapes_is_refused(spoil):
+    with pytest.raises(ValueError, match="meta_gradient returned arrays of shapes"):
+        audit(LOSS, GRAD, lambda *a: spoil(right("maml")(*a)), THETA, TASKS, ALPHA)
+
+
+def test_a_gradient_of_other_shapes_is_refused():
+    with pytest.raises(ValueError, match="grad returned arrays of shapes"):
+        audit(LOSS, lambda *a: GRAD(*a)[:-1], never, THETA, TASKS, ALPHA)
+
+
+def test_hessian_vector_products_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="hvp returned arrays of shapes"):
+        audit(LOSS, GRAD, right("maml"), THETA, TASKS, ALPHA, hvp=lambda *a: hvp(*a)[:-1])
+
+
+@pytest.mark.parametrize("options", [{"alpha": -1}, {"alpha": np.nan}, {"tasks": []}, {"theta": []}])
+def test_arguments_are_refused_as_by_maml(options):
+    arguments = {"theta": THETA, "tasks": TASKS, "alpha": ALPHA, **options}
+    with pytest.raises(ValueError) as by_maml:
+        refmeta.maml(LOSS, **arguments)
+    with pytest.raises(ValueError) as by_audit:
+        audit(LOSS, GRAD, never, **arguments)
+    assert str(by_audit.value) == str(by_maml.value)
+
+
+def test_the_callers_exceptions_come_through():
+    with pytest.raises(AssertionError, match="must not be asked"):
+        judged(never)
+
+
+# --- Precision, and size ---
+
+
+def test_given_hessian_vector_products_make_the_verdict_more_precise():
+    assert precision(judged(right("maml"), hvp=hvp)) < precision(judged(right("maml")))
+
+
+def test_every_verdict_says_how_precise_it_is():
+    kinds = [judged(m) for m in (right("maml"), wrong("first_order"), lambda t, *_: [leaf + 1 for leaf in t])]
+    assert [v.kind for v in kinds] == ["pass", "bug", "unexplained"] and all(precision(v) < 1e-2 for v in kinds)
+
+
+def test_the_report_is_json_too():
+    import json
+
+    content = json.loads(audit(LOSS, GRAD, wrong("first_order"), THETA, TASKS, ALPHA).json())
+    assert content["passed"] is False and content["verdicts"][0]["explanations"][0]["suspects"] == ["first_order"]
+
+
+@pytest.fixture(scope="module")
+def large():
+    net = MLP((100, 250, 250, 50), activation="tanh")
+    theta, tasks = problem(net, steps=2, tasks=2)
+    theta = [leaf - 0.27 * (leaf - leaf.mean()) for leaf in theta]
+    assert sum(leaf.size for leaf in theta) >= 100_000
+    return cross_entropy(net), theta, tasks
+
+
+def test_a_large_network_passes(large):
+    loss, theta, tasks = large
+    report = audit(loss, grad(loss), right("maml", loss), theta, tasks, 0.1)
+    assert report.passed, str(report)
+
+
+def test_a_large_network_that_is_first_order_is_named(large):
+    loss, theta, tasks = large
+    found = audit(loss, grad(loss), right("fomaml", loss), theta, tasks, 0.1).verdicts[0]
+    assert found.kind == "bug" and found.explanations[0].suspects == ("first_order",), found

@@ -1,0 +1,572 @@
+"""The doors for other languages: a program behind a pipe, a file of results, the command line. None can be broken."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from refmeta.__main__ import main
+from refmeta.conformance.cases import FOLDER, array
+from refmeta.conformance.checker import select
+from refmeta.conformance.doors import DoorError, answer_from_json, case_to_json, check_command, check_results
+
+OWN = [sys.executable, "-W", "ignore", "-m", "refmeta.conformance.harness"]
+VECTORS = select(["maml"], ["canary", "quadratic", "scalar"])
+BAD = "maml-quadratic-k2-t2"  # the case at which a program misbehaves
+RIGHT = {v.case.id: [leaf.tolist() for leaf in v.gradient] for v in VECTORS}
+
+# A program in Python that knows the right answers; at one case it does something else, before it would answer.
+PROGRAM = """
+import json, os, subprocess, sys, time
+
+answers = json.loads(sys.argv[1])
+for line in sys.stdin:
+    message = json.loads(line)
+    if message["cmd"] == "stop":
+        break
+    reply = {"version": 1, "name": "a program"}
+    if message["cmd"] == "run":
+        reply = {"seq": message["seq"], "gradient": answers[message["case"]["id"]]}
+        if message["case"]["id"] == sys.argv[2]:
+            MISBEHAVE
+    print(json.dumps(reply), flush=True)
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """The command of a program that does this at the case BAD."""
+
+    def write(misbehave, answers=None):
+        path = tmp_path / "program.py"
+        path.write_text(PROGRAM.replace("MISBEHAVE", misbehave))
+        return [sys.executable, str(path), json.dumps(answers or RIGHT), BAD]
+
+    return write
+
+
+@pytest.fixture
+def script(tmp_path):
+    """The command of a program with this text."""
+
+    def write(text):
+        path = tmp_path / "script.py"
+        path.write_text(text)
+        return [sys.executable, str(path)]
+
+    return write
+
+
+def only_row_that_failed(report):
+    """The row of BAD; all the others must have passed."""
+    assert {row.id: row.status for row in report.rows if row.id != BAD} == {i: "pass" for i in RIGHT if i != BAD}
+    return next(row for row in report.rows if row.id == BAD)
+
+
+def within(seconds, function, *arguments):
+    """What the function returns, if it does so in time."""
+    box = []
+    thread = threading.Thread(target=lambda: box.append(function(*arguments)), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert box, f"still busy after {seconds} seconds"
+    return box[0]
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:  # it ended between the two
+        return False
+
+
+def dies(pid, seconds=5.0):
+    end = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+# --- A program that works ---
+
+
+def test_refmetas_own_harness_passes_every_vector():
+    report = check_command(OWN, select(None, None))
+    assert report.passed, str(report)
+    assert [v.kind for v in report.verdicts] == ["pass"] * 5
+
+
+def test_a_program_with_the_right_answers_passes(program):
+    report = check_command(program("pass"), VECTORS)
+    assert report.passed, str(report)
+    assert report.title.startswith(f"refmeta check -- {sys.executable}")
+
+
+def test_gradients_may_be_flat_or_hex_floats(program):
+    flat = {v.case.id: [[float(x).hex() for x in leaf.ravel()] for leaf in v.gradient] for v in VECTORS}
+    assert check_command(program("pass", flat), VECTORS).passed
+
+
+def test_a_first_order_program_is_named(script):
+    text = """
+import sys
+from refmeta.conformance import harness
+from refmeta import fomaml
+harness.refmeta.maml = fomaml
+harness.serve(sys.stdin, sys.stdout)
+"""
+    found = check_command([*script(text)], select(["maml"], ["canary", "quadratic"])).verdicts[0]
+    assert found.kind == "bug" and found.explanations[0].suspects == ("first_order",)
+
+
+def test_a_case_goes_through_json_without_loss():
+    for vector in VECTORS:
+        content = json.loads(json.dumps(case_to_json(vector.case)))
+        assert all((array(c) == t).all() for c, t in zip(content["theta"], vector.case.theta, strict=True))
+
+
+def test_a_case_shows_a_program_no_answers():
+    assert not {"gradient", "per_task", "suspects", "tolerance"} & set(case_to_json(VECTORS[0].case))
+
+
+# --- A program that fails at one case: one row, and the rest are answered ---
+
+
+@pytest.mark.parametrize(
+    "misbehave, status, message",
+    [
+        ("os._exit(3)", "error", "ended with exit code 3 before it answered"),
+        ("os.kill(os.getpid(), 9)", "error", "ended with exit code -9 before it answered"),
+        ("raise RuntimeError('out of luck')", "error", "(stderr: RuntimeError: out of luck)"),
+        ("sys.exit(0)", "error", "ended with exit code 0 before it answered"),
+        ("reply['seq'] += 1", "error", "answered out of turn: expected seq 3, got '4'"),
+        ("del reply['seq']", "error", "answered out of turn: expected seq 3, got 'None'"),
+        ("reply = [reply]", "error", "answered out of turn"),
+        ("reply = None", "error", "answered out of turn"),
+        ("print('Epoch 1 of 10', flush=True)", "error", "answered with a line that is no JSON: b'Epoch 1 of 10"),
+        ("print(flush=True)", "error", "answered with a line that is no JSON"),
+        ("sys.stdout.buffer.write(bytes(range(128, 256)) + b'\\n')", "error", "answered with a line that is no JSON"),
+        ("print('[' * 200_000, flush=True)", "error", "answered with a line that is no JSON"),
+        ('sys.stdout.write(\'{"seq": 3, "grad\'); sys.stdout.flush(); os._exit(0)', "error", "a line that is cut off"),
+        ("sys.stdout.write('x' * (17 << 20))", "error", "is cut off, or is longer than 16 MiB"),
+        ("reply = {'seq': reply['seq'], 'skipped': 'no quadratics'}", "skip", "no quadratics"),
+        ("reply = {'seq': reply['seq'], 'errored': 'not today'}", "error", "says it failed: not today"),
+        ("reply['gradient'][0][0] = float('nan')", "error", "has NaN or infinity"),
+        ("reply['dtype'] = 'float16'", "error", "answered with dtype 'float16': expected float32 or float64"),
+        ("reply['dtype'] = []", "error", "answered with dtype []: expected float32 or float64"),
+        ("reply['gradients'] = reply.pop('gradient')", "error", "expected gradient, and any of"),
+        ("del reply['gradient']", "error", "expected gradient, and any of"),
+        ("reply['gradient'] = 7", "error", "no list of arrays"),
+        ("reply['gradient'] = None", "error", "no list of arrays"),
+        ("reply['gradient'] = [['one', 'two', 'three']]", "error", "no list of arrays"),
+        ("reply['gradient'] = [[[1, 2], [3]]]", "error", "no list of arrays"),
+        ("reply['gradient'] = [[10 ** 400]]", "error", "no list of arrays"),
+        ("reply['phi'] = 7", "error", "no list of arrays"),
+        ("reply['gradient'] = []", "fail", "0 arrays, expected"),
+        ("reply['gradient'] = [[1, 2, 3, 4, 5]]", "fail", "expected"),
+        pytest.param(
+            "reply['gradient'] = [{'values': [1]}]",
+            "error",
+            "no list of arrays",
+            marks=pytest.mark.xfail(
+                strict=True, raises=KeyError, reason="answer_from_json does not catch the KeyError of _leaf"
+            ),
+        ),
+    ],
+)
+def test_what_goes_wrong_at_one_case_costs_one_row(misbehave, status, message, program):
+    row = only_row_that_failed(check_command(program(misbehave), VECTORS, 20))
+    assert row.status == status and message in row.message, row
+
+
+def test_an_answer_given_twice_costs_one_row(program):
+    report = check_command(program("print(json.dumps(reply), flush=True)"), VECTORS)
+    bad = [row for row in report.rows if row.status != "pass"]
+    assert len(bad) == 1 and "answered out of turn: expected seq 4, got '3'" in bad[0].message
+
+
+def test_a_hang_costs_one_row_and_no_more_than_its_time(program):
+    start = time.monotonic()
+    row = only_row_that_failed(check_command(program("time.sleep(60)"), VECTORS, 0.5))
+    assert row.status == "error" and "gave no answer within 0.5 seconds" in row.message
+    assert time.monotonic() - start < 10
+
+
+def test_a_program_that_skips_is_not_wrong(program):
+    report = check_command(program("reply = {'seq': reply['seq'], 'skipped': 'no quadratics'}"), VECTORS)
+    assert report.passed and "1 skipped" in str(report)
+
+
+def test_a_flood_of_lines_ends(script):
+    text = "import sys\nprint('{\"version\": 1}')\nwhile True:\n    print('{\"seq\": 99}')\n"
+    report = within(20, check_command, script(text), VECTORS[:2], 5)
+    assert [row.status for row in report.rows] == ["error"] * 2
+
+
+def test_a_program_that_never_reads_does_not_block(script):
+    text = "import time\nprint('{\"version\": 1}', flush=True)\ntime.sleep(60)\n"
+    report = within(20, check_command, script(text), VECTORS[:2], 0.5)
+    assert ["gave no answer within" in row.message for row in report.rows] == [True] * 2
+
+
+def test_a_program_that_cannot_be_started_again_is_an_error_at_each_case(tmp_path, script):
+    text = """
+import os, sys
+print('{"version": 1}', flush=True)
+sys.stdin.readline()
+os.remove(sys.argv[0])
+"""
+    report = check_command(script(text), VECTORS[:3])
+    assert [row.status for row in report.rows] == ["error"] * 3
+    assert "could not be started again" in report.rows[2].message
+
+
+def test_a_program_that_ignores_stop_is_killed(script):
+    text = PROGRAM.replace("break", "time.sleep(60)").replace("MISBEHAVE", "pass")
+    start = time.monotonic()
+    assert check_command([*script(text), json.dumps(RIGHT), BAD], VECTORS).passed
+    assert time.monotonic() - start < 10
+
+
+# --- A program that cannot be greeted ---
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "ended with exit code 0 before it answered"),
+        ("import sys\nsys.exit(5)", "ended with exit code 5 before it answered"),
+        ("import time\ntime.sleep(60)", "gave no answer within 0.5 seconds"),
+        ("import this", "answered with a line that is no JSON: b'The Zen of Python"),
+        ("print('{\"version\": 2}')", 'expected {"version": 1, …} to "start"'),
+        ("print('{}')", 'expected {"version": 1, …} to "start"'),
+        ("print('[1]')", 'expected {"version": 1, …} to "start"'),
+        ("print('{\"version\"', end='')", "a line that is cut off"),
+        ("raise ImportError('no torch here')", "(stderr: ImportError: no torch here)"),
+    ],
+)
+def test_a_program_that_does_not_answer_start_is_refused(text, message, script):
+    with pytest.raises(DoorError) as caught:
+        check_command(script(text), VECTORS, 0.5 if "sleep" in text else 20)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [["/nowhere/to/be/found"], ["."], [""]])
+def test_a_command_that_cannot_be_started_is_refused(command):
+    with pytest.raises(DoorError, match="cannot be started"):
+        check_command(command, VECTORS)
+
+
+# --- Nothing is left behind ---
+
+CHILD = """child = subprocess.Popen(['sleep', '60'])
+            open({path!r}, 'w').write(str(child.pid))
+            {then}"""
+
+
+@pytest.mark.parametrize("then", ["time.sleep(60)", "os._exit(1)", "pass"])
+def test_what_the_program_started_is_killed_with_it(then, program, tmp_path):
+    path = tmp_path / "pid"
+    check_command(program(CHILD.format(path=str(path), then=then)), VECTORS, 1)
+    assert dies(int(path.read_text()))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="kill() closes stdout, and waits for the reader thread's lock, for as long as "
+    "a child in another session holds the pipe open",
+)
+def test_a_child_that_got_away_does_not_block_the_check(program, tmp_path):
+    path = tmp_path / "pid"
+    misbehave = CHILD.format(path=str(path), then="time.sleep(60)").replace("'60']", "'60'], start_new_session=True")
+    try:
+        only_row_that_failed(within(4, check_command, program(misbehave), VECTORS, 0.5))
+    finally:
+        os.kill(int(path.read_text()), 9)
+
+
+def test_the_program_itself_is_gone_after_a_check(program, tmp_path):
+    path = tmp_path / "pid"
+    check_command(program(f"open({str(path)!r}, 'w').write(str(os.getpid()))"), VECTORS)
+    assert dies(int(path.read_text()))
+
+
+# --- A file of results ---
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The path of a file with this content."""
+
+    def write(content):
+        path = tmp_path / "results.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(path)
+
+    return write
+
+
+def test_right_results_pass(results):
+    report = check_results(results(RIGHT), VECTORS)
+    assert report.passed and [row.status for row in report.rows] == ["pass"] * len(VECTORS)
+
+
+def test_results_of_every_vector_pass(results):
+    vectors = select(None, None)
+    report = check_results(results({v.case.id: [leaf.tolist() for leaf in v.gradient] for v in vectors}), vectors)
+    assert report.passed, str(report)
+
+
+def test_results_may_say_that_they_are_float32(results):
+    rough = {
+        i: {"gradient": [[x * (1 + 1e-7) for x in leaf] for leaf in g], "dtype": "float32"} for i, g in RIGHT.items()
+    }
+    assert check_results(results(rough), VECTORS).passed
+    assert not check_results(results({i: a["gradient"] for i, a in rough.items()}), VECTORS).passed
+
+
+def test_a_vector_without_a_result_is_skipped(results):
+    report = check_results(results({i: g for i, g in RIGHT.items() if i != BAD}), VECTORS)
+    assert report.passed and only_row_that_failed(report)[3:] == ("skip", 0, "no answer in the file")
+
+
+def test_no_results_at_all_do_not_pass(results):
+    assert not check_results(results({}), VECTORS).passed
+
+
+def test_a_wrong_result_fails_in_its_row(results):
+    report = check_results(results({**RIGHT, BAD: [[2.0, 3.0, 5.0]]}), VECTORS)
+    assert not report.passed and only_row_that_failed(report).status in ("fail", "error")
+
+
+@pytest.mark.parametrize("value", [None, 7, "seven", {}, {"gradient": None}, [None], [[None]], [["x"]]])
+def test_a_result_that_is_no_gradient_is_an_error_in_its_row(value, results):
+    assert only_row_that_failed(check_results(results({**RIGHT, BAD: value}), VECTORS)).status == "error"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({**RIGHT, "maml-nonsense": [[1]]}, "there is no vector 'maml-nonsense'"),
+        ("{", "is not JSON"),
+        ("", "is not JSON"),
+        ("[" * 200_000, "is not JSON"),
+        ([RIGHT], "expected an object of id: gradient, got list"),
+        ("7", "expected an object of id: gradient, got int"),
+    ],
+)
+def test_files_that_are_no_results_are_refused(content, message, results):
+    with pytest.raises(DoorError) as caught:
+        check_results(results(content), VECTORS)
+    assert message in str(caught.value) and "results.json" in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "results.json").write_bytes(b"\xff\x00\xfe{")
+    with pytest.raises(DoorError, match="is not JSON"):
+        check_results(str(tmp_path / "results.json"), VECTORS)
+
+
+@pytest.mark.parametrize("name", ["missing.json", "."])
+def test_a_results_file_that_cannot_be_read_is_refused(name, tmp_path):
+    with pytest.raises(DoorError, match="cannot be read"):
+        check_results(str(tmp_path / name), VECTORS)
+
+
+def test_an_answer_with_unknown_keys_is_an_error():
+    assert "expected gradient" in answer_from_json(VECTORS[0], {"gradient": RIGHT["maml-canary"], "loss": 3}).problem
+
+
+# --- The command line ---
+
+FUNCTION = "refmeta.conformance.harness:meta_gradient"
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """A folder from which the command line imports."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def code(*arguments):
+    """The exit code, argparse's too."""
+    try:
+        return main(list(arguments))
+    except SystemExit as exit:
+        return exit.code
+
+
+@pytest.mark.filterwarnings("ignore:Output seems independent of input")
+def test_a_right_function_ends_with_0(modules, capsys):
+    assert code("check", FUNCTION) == 0
+    assert f"refmeta check {FUNCTION}: passed" in capsys.readouterr().out
+
+
+def test_a_wrong_function_in_the_callers_folder_ends_with_1_and_its_name(modules, capsys):
+    (modules / "my_wrong_maml.py").write_text(
+        "import refmeta\n\ndef g(case):\n    return refmeta.fomaml(case.loss_fn, case.theta, case.tasks, case.alpha)\n"
+    )
+    assert code("check", "my_wrong_maml:g", "--algorithm", "maml", "--tier", "canary", "--tier", "quadratic") == 1
+    printed = capsys.readouterr().out
+    assert "FAILED" in printed and "first-order: the second-order term is missing" in printed
+
+
+def test_a_function_that_raises_ends_with_1(modules, capsys):
+    (modules / "my_raising_maml.py").write_text("def g(case):\n    raise OSError('no disk')\n")
+    assert code("check", "my_raising_maml:g", "--algorithm", "joint", "--tier", "canary") == 1
+    assert "raised OSError: no disk" in capsys.readouterr().out
+
+
+def test_a_function_that_hangs_ends_with_1(modules, capsys):
+    (modules / "my_slow_maml.py").write_text("import time\n\ndef g(case):\n    time.sleep(30)\n")
+    assert code("check", "my_slow_maml:g", "--algorithm", "joint", "--tier", "canary", "--timeout", "0.2") == 1
+    assert "gave no answer within 0.2 seconds" in capsys.readouterr().out
+
+
+def test_the_report_of_a_function_is_json_with_json(modules, capsys):
+    assert code("check", FUNCTION, "--tier", "canary", "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["passed"] is True and {row["tier"] for row in content["rows"]} == {"canary"}
+
+
+def test_a_function_is_asked_in_float32_if_wanted(modules, capsys):
+    options = ["--tier", "tanh", "--algorithm", "maml"]
+    assert code("check", FUNCTION, "--dtype", "float32", "--json", *options) == 0
+    assert max(row["digits"] for row in json.loads(capsys.readouterr().out)["rows"]) < 10
+
+
+def test_a_command_after_two_dashes_is_checked(capsys, program):
+    options = [w for t in ("canary", "quadratic", "scalar") for w in ("--tier", t)]
+    assert code("check", "--algorithm", "maml", *options, "--", *program("pass")) == 0
+    assert "passed" in capsys.readouterr().out
+
+
+def test_a_command_that_fails_ends_with_1(capsys, program):
+    options = [w for t in ("canary", "quadratic", "scalar") for w in ("--tier", t)]
+    assert code("check", "--algorithm", "maml", *options, "--json", "--", *program("os._exit(3)")) == 1
+    assert json.loads(capsys.readouterr().out)["passed"] is False
+
+
+def test_a_file_of_results_is_checked(capsys, results):
+    assert code("check", "--results", results(RIGHT), "--algorithm", "maml") == 0
+    assert "skipped" in capsys.readouterr().out
+
+
+@pytest.mark.xfail(strict=True, reason="an id that --algorithm leaves out is said not to exist")
+def test_a_file_of_all_results_may_be_checked_in_part(capsys, results):
+    everything = {v.case.id: [leaf.tolist() for leaf in v.gradient] for v in select(None, None)}
+    assert code("check", "--results", results(everything), "--algorithm", "maml") == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "expected one of MODULE:FUNCTION"),
+        (["--"], "expected one of MODULE:FUNCTION"),
+        ([FUNCTION, "--results", "r.json"], "expected one of MODULE:FUNCTION"),
+        ([FUNCTION, "--", "true"], "expected one of MODULE:FUNCTION"),
+        (["no_such_module_anywhere:f"], "expected MODULE:FUNCTION that can be imported"),
+        (["refmeta:no_such_function"], "expected MODULE:FUNCTION that can be imported"),
+        (["refmeta"], "expected MODULE:FUNCTION that can be imported"),
+        ([":f"], "expected MODULE:FUNCTION that can be imported"),
+        ([".relative:f"], "refmeta check:"),
+        ([FUNCTION, "--timeout", "0"], "expected a number of seconds above 0"),
+        ([FUNCTION, "--timeout", "-1"], "expected a number of seconds above 0"),
+        ([FUNCTION, "--timeout", "nan"], "expected a number of seconds above 0"),
+        ([FUNCTION, "--timeout", "soon"], "invalid float value: 'soon'"),
+        ([FUNCTION, "--tier", "relu"], "tier 'relu': expected one of canary"),
+        ([FUNCTION, "--algorithm", "mamml"], "algorithm 'mamml': expected one of maml"),
+        ([FUNCTION, "--dtype", "float16"], "dtype: expected float32 or float64, got 'float16'"),
+        (["--results", "no-such-file.json"], "no-such-file.json: cannot be read"),
+        (["--", "/nowhere/to/be/found"], "cannot be started"),
+        (["--timeout", "20", "--", sys.executable, "-c", ""], "ended with exit code 0 before it answered"),
+        pytest.param(
+            [FUNCTION, "--timeout", "inf"],
+            "--timeout",
+            marks=pytest.mark.xfail(strict=True, raises=OverflowError, reason="inf passes the check of --timeout"),
+        ),
+    ],
+)
+def test_what_cannot_be_checked_ends_with_2_and_says_what_was_expected(arguments, message, modules, capsys):
+    assert code("check", *arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.out == ""
+
+
+@pytest.mark.xfail(strict=True, raises=(SyntaxError, RuntimeError), reason="a traceback, and exit code 1: 'wrong'")
+@pytest.mark.parametrize("text", ["def g(case:\n", "raise RuntimeError('no GPU')\n"])
+def test_a_module_that_breaks_while_it_is_imported_ends_with_2(text, modules, capsys):
+    (modules / "my_broken_module.py").write_text(text)
+    assert code("check", "my_broken_module:g") == 2
+
+
+def test_vectors_are_listed_one_a_line(capsys):
+    assert code("vectors", "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [v.case.id for v in select(None, None)]
+
+
+def test_a_vector_is_shown_as_the_json_that_goes_through_the_door(capsys):
+    assert code("vectors", "show", BAD) == 0
+    vector = next(v for v in VECTORS if v.case.id == BAD)
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(case_to_json(vector.case)))
+
+
+def test_every_vector_can_be_shown(capsys):
+    for vector in select(None, ["edge", "canary", "softmax"]):
+        assert code("vectors", "show", vector.case.id) == 0
+        assert json.loads(capsys.readouterr().out)["id"] == vector.case.id
+
+
+def test_a_vector_that_does_not_exist_ends_with_2(capsys):
+    assert code("vectors", "show", "maml-nonsense") == 2
+    assert "there is no vector 'maml-nonsense'" in capsys.readouterr().err
+
+
+def test_vectors_are_exported_byte_for_byte(tmp_path, capsys):
+    assert code("vectors", "export", str(tmp_path / "new/folder")) == 0
+    copies = {p.name: p.read_bytes() for p in (tmp_path / "new/folder").iterdir()}
+    assert copies == {p.name: p.read_bytes() for p in FOLDER.glob("*.json")}
+
+
+def test_vectors_are_never_exported_over_anything(tmp_path, capsys):
+    (tmp_path / "manifest.json").write_text("precious")
+    assert code("vectors", "export", str(tmp_path)) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"manifest.json": "precious"}
+
+
+def test_a_folder_that_cannot_be_made_ends_with_2(tmp_path, capsys):
+    (tmp_path / "file").write_text("precious")
+    assert code("vectors", "export", str(tmp_path / "file/below")) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_vectors_without_an_action_end_with_2(capsys):
+    assert code("vectors") == 2
+
+
+def test_the_command_runs_as_a_module(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "refmeta", "check", FUNCTION, "--tier", "canary"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.returncode == 0 and "passed" in done.stdout and done.stderr == ""
