@@ -1,6 +1,7 @@
 """The command `refmeta`, also `python -m refmeta`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError) as error:
         print(f"refmeta {args.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has seen enough
+        return 0
     except OSError as error:
         print(f"refmeta {args.command}: {error}", file=sys.stderr)
         return 1

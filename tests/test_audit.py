@@ -1,5 +1,7 @@
 """The audit: a meta-gradient on the caller's own network, judged from loss and gradient alone."""
 
+import json
+
 import numpy as np
 import pytest
 from autograd import grad
@@ -271,6 +273,15 @@ def test_a_gradient_with_nan_is_refused():
     assert not report.passed and report.verdicts[0].kind == "grad"
 
 
+def test_a_loss_of_nan_vouches_for_no_gradient():
+    twice = Tools(lambda *a: [2 * leaf for leaf in GRAD(*a)], lambda *a: [2 * leaf for leaf in hvp(*a)])
+
+    def doubled(theta, tasks, alpha):
+        return add(answers(twice, [Setting(RULES["maml"], theta, s, q, alpha, (True,) * 4) for s, q in tasks]))
+
+    assert not audit(lambda *_: np.nan, twice.grad, doubled, THETA, TASKS, ALPHA).passed
+
+
 # --- Arguments ---
 
 
@@ -325,8 +336,6 @@ def test_every_verdict_says_how_precise_it_is():
 
 
 def test_the_report_is_json_too():
-    import json
-
     content = json.loads(audit(LOSS, GRAD, wrong("first_order"), THETA, TASKS, ALPHA).json())
     assert content["passed"] is False and content["verdicts"][0]["explanations"][0]["suspects"] == ["first_order"]
 

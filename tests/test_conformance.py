@@ -5,6 +5,7 @@ import json
 import re
 import time
 import warnings
+from unittest import SkipTest
 
 import numpy as np
 import pytest
@@ -126,11 +127,11 @@ def test_right_implementations_pass_in_float32(harness):
     st.integers(0, len(VECTORS) - 1), st.integers(0, 2**32), st.floats(0, 1), st.sampled_from(["float32", "float64"])
 )
 def test_no_right_gradient_with_rounding_noise_is_accused(index, seed, size, dtype):
-    """Noise of any size up to the tolerance passes, and is explained by nothing but the truth or what equals it."""
+    """Noise of any size up to half the tolerance passes; the other half is the rounding of adding it."""
     vector, rng = VECTORS[index], np.random.default_rng(seed)
     noise = [rng.normal(size=g.shape) for g in vector.gradient]
     pairs = zip(noise, vector.scale, vector.gradient, strict=True)
-    got = [g + e / (np.linalg.norm(e) or 1) * 0.999 * size * vector.tolerance[dtype] * s for e, s, g in pairs]
+    got = [g + e / (np.linalg.norm(e) or 1) * size / 2 * vector.tolerance[dtype] * s for e, s, g in pairs]
     assert row_of(vector, Answer(got, {}, dtype)).status == "pass"
 
 
@@ -172,7 +173,7 @@ def test_every_mistake_fed_blind_comes_back_under_its_name(name, algorithm):
         ([], last, None, Explanation((), "last")),
         ([], first, mean, Explanation((), "first", "1/tasks")),
         ([], None, lambda case: -1.0, Explanation((), "all", "-1")),
-        (["first_order"], None, lambda case: 0.7, Explanation(("first_order",), "all", "0.7")),
+        (["first_order"], None, lambda case: 0.5, Explanation(("first_order",), "all", "0.5")),
     ],
 )
 def test_lost_tasks_and_scales_are_named_with_the_mistake(suspects, tasks, scale, expected):
@@ -305,7 +306,7 @@ def test_the_first_wrong_intermediate_is_said(key, step, message):
                     task[step] = [leaf + 0.1 for leaf in task[step]]
         return answer
 
-    assert message in verdict(harness, tiers=["canary", "tanh"]).text
+    assert message in verdict(harness, tiers=["canary", "quadratic", "tanh"]).text.replace("\n", " ")
 
 
 # --- Broken harnesses: a row each, and never the end of the run ---
@@ -353,6 +354,14 @@ def test_one_crash_costs_one_row():
     report = check(sometimes)
     assert [row.id for row in report.rows if row.status != "pass"] == ["maml-tanh-k3-t3"]
     assert "no answer" in next(v.text for v in report.verdicts if v.algorithm == "maml")
+
+
+def test_a_declined_case_is_a_skipped_test():
+    def none(case):
+        raise Skip("not yet")
+
+    with pytest.raises(SkipTest, match="not yet"):
+        assert_case(none, VECTORS[0].case)
 
 
 def test_a_harness_may_decline():

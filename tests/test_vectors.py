@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from autograd import grad
 from implementations import combined
+from kill_matrix import matrix
 from problems import assert_same
 
 import refmeta
@@ -251,3 +252,10 @@ def test_what_does_not_keep_to_the_schema_is_refused(folder, spoil):
 def test_nothing_is_ever_unpickled():
     sources = [p.read_text() for p in Path(refmeta.__file__).parent.rglob("*.py")]
     assert not any("import pickle" in s or "allow_pickle=True" in s for s in sources)
+
+
+def test_the_kill_matrix_in_the_docs_is_up_to_date():
+    page = Path(refmeta.__file__).parent.parent / "docs/kill_matrix.md"
+    if not page.exists():
+        pytest.skip("the docs are in the checkout only")
+    assert page.read_text() == matrix()

@@ -46,8 +46,7 @@ PATTERNS: dict[str, Callable[[int], np.ndarray]] = {
 def matches(got: np.ndarray, per_task: np.ndarray, scales: dict[str, float], limit: float) -> set[tuple[str, str]]:
     """The (tasks, scale) for which c · Σ w_i · per_task_i is `got` to within `limit`, by least squares.
 
-    A fitted c that has no name among `scales` counts only where three numbers or more are fitted by it; free weights
-    only where no pattern of tasks fits and there are two numbers more than weights.
+    Free weights count only where no pattern of tasks fits and there are two numbers more than weights.
     """
     found = set()
     for name, pattern in PATTERNS.items():
@@ -55,7 +54,7 @@ def matches(got: np.ndarray, per_task: np.ndarray, scales: dict[str, float], lim
         named = [s for s, c in scales.items() if np.linalg.norm(got - c * u) <= limit]
         found |= {(name, s) for s in named}
         c = (got @ u) / (u @ u) if u.any() else 0
-        if not named and c and len(got) > 2 and np.linalg.norm(got - c * u) <= limit:
+        if c and np.linalg.norm(got - c * u) <= limit:
             found.add((name, f"{c:.4g}"))
     if not found and len(per_task) > 1 and len(got) > len(per_task) + 1:
         weights = np.linalg.lstsq(per_task.T, got, rcond=None)[0]
@@ -161,9 +160,16 @@ def moves(arrays: int, head: int | None) -> tuple[bool, ...]:
     return tuple(i >= first for i in range(arrays))
 
 
+def _is_number(scale: str) -> bool:
+    """Whether a factor has no better name than its digits; 1 and −1 are names."""
+    return scale not in ("1", "-1") and scale.lstrip("-")[0].isdigit() and "/" not in scale
+
+
 def simplest(found: Iterable[Explanation]) -> list[Explanation]:
     """Those with the fewest mistakes, of the rest none; the order is the suspects' own."""
     order = {name: i for i, name in enumerate(SUSPECTS)}
+    named = {(e.suspects, e.tasks) for e in found if not _is_number(e.scale)}
+    found = [e for e in found if not _is_number(e.scale) or (e.suspects, e.tasks) not in named]
     ranked = sorted(found, key=lambda e: (e.mistakes, [order[s] for s in e.suspects], e.tasks, e.scale))
     one_order = {(frozenset(e.suspects), e.tasks, e.scale): e for e in reversed(ranked)}
     return [e for e in reversed(one_order.values()) if e.mistakes == ranked[0].mistakes]

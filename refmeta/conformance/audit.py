@@ -51,7 +51,9 @@ def audit(
         return [leaf.astype(float) for leaf in leaves]
 
     def report(kind: str, text: str, passed: bool, digits: float, found: Any = ()) -> Report:
-        row = Row("your network", algorithm, "audit", "pass" if passed else "fail", digits, "" if passed else kind)
+        row = Row(
+            "your network", algorithm, "audit", "pass" if passed else "fail", digits, f"{digits:.1f} correct digits"
+        )
         return Report([row], [Verdict(algorithm, kind, text, tuple(found))], "refmeta audit")
 
     single = any(np.asarray(g).dtype.itemsize < 8 for g in grad(theta, _some_batch(tasks)))
@@ -82,7 +84,9 @@ def audit(
     check = truth if hvp else np.array([flat(g) for g in answers(coarse, settings)])
     got = flat(arrays(meta_gradient(theta, tasks, alpha), "meta_gradient"))
     size = max(float(np.linalg.norm(truth.sum(0))), float(np.linalg.norm(truth, axis=1).max()), 1e-300)
-    rounding = 1e-5 if single else 1e-10
+    rounding, start = 1e-5 if single else 1e-10, float(np.linalg.norm(flat(theta)))
+    # A displacement θ − φ keeps the rounding of θ, however short it is.
+    rounding += 4 * float(np.finfo(np.float32 if single else float).eps) * (algorithm == "reptile") * start / size
     precision = max(rounding, 4 * float(np.linalg.norm((truth - check).sum(0))) / size)
     known = f"This verdict is precise to {precision:.0e} of the gradient's size."
     if precision > COARSEST:
@@ -101,7 +105,7 @@ def audit(
         return report("unexplained", text, False, digits)
     convention = not found[0].suspects and found[0].tasks == "all" and not found[0].scale.startswith("-")
     kind = "convention" if convention else "bug"
-    return report(kind, f"{describe(found)}\n           {known}", False, digits, found)
+    return report(kind, f"{describe(found)}\n{known}", False, digits, found)
 
 
 def _explain(
@@ -175,7 +179,8 @@ def _against_loss(loss: Loss, grad: Callable[[Theta, Batch], Theta], theta: Thet
             for h in STEPS:
                 ahead, behind = (float(loss(_moved(theta, i, sign * h * d), batch)) for sign in (1, -1))
                 quotient = (ahead - behind) / (2 * h)
-                errors.append(abs(quotient - slope) / max(abs(quotient), abs(slope), 1e-3 * size, 1e-300))
+                error = abs(quotient - slope) / max(abs(quotient), abs(slope), 1e-3 * size, 1e-300)
+                errors.append(error if np.isfinite(error) else np.inf)  # NaN would pass through min and max
             worst = max(worst, (min(errors), i))
     return worst
 

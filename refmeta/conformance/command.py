@@ -12,6 +12,8 @@ from refmeta.conformance.cases import FOLDER, load
 from refmeta.conformance.checker import check, select
 from refmeta.conformance.doors import case_to_json, check_command, check_results
 
+DAY = 86_400
+
 
 def add_check(commands: Any) -> None:
     """Declare `check` on argparse's subparsers."""
@@ -38,8 +40,8 @@ def run_check(args: argparse.Namespace) -> int:
     ways = [way for way in (args.function, args.results, args.command_line) if way]
     if len(ways) != 1:
         raise ValueError("expected one of MODULE:FUNCTION, --results FILE.json, or -- COMMAND …")
-    if not args.timeout > 0:
-        raise ValueError(f"--timeout {args.timeout}: expected a number of seconds above 0")
+    if not 0 < args.timeout <= DAY:
+        raise ValueError(f"--timeout {args.timeout}: expected a number of seconds above 0, at most {DAY}")
     vectors = select(args.algorithm, args.tier)
     if args.results:
         report = check_results(args.results, vectors)
@@ -57,8 +59,9 @@ def _function(name: str) -> Any:
     sys.path.insert(0, "")  # the caller's folder, as for `python -m`
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{name}: expected MODULE:FUNCTION that can be imported: {error}") from error
+    except Exception as error:  # whatever the module does when it is imported
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name}: expected MODULE:FUNCTION that can be imported: {said}") from error
 
 
 def add_vectors(commands: Any) -> None:

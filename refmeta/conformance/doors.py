@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from refmeta.conformance.cases import Case, Vector, number
+from refmeta.conformance.cases import Case, Vector, load, number
 from refmeta.conformance.checker import INSIDE, Answer, Report, judge, read_answer
 from refmeta.spec.trees import Theta
 
@@ -76,7 +76,7 @@ def answer_from_json(vector: Vector, content: Any) -> Answer:
             for key, value in fields.items()
             if key in ("gradient", *INSIDE)
         }
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         return Answer(problem=f"answered with something that is no list of arrays: {str(error)[:120]}")
     return read_answer({**fields, **decoded})._replace(dtype=dtype)
 
@@ -118,7 +118,7 @@ def check_results(path: str, vectors: Sequence[Vector]) -> Report:
         raise DoorError(f"{path}: is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise DoorError(f"{path}: expected an object of id: gradient, got {type(content).__name__}")
-    unknown = set(content) - {v.case.id for v in vectors}
+    unknown = set(content) - {v.case.id for v in load()}
     if unknown:
         raise DoorError(f"{path}: there is no vector {sorted(unknown)[0]!r}")
     missing = Answer(problem="no answer in the file", skipped=True)
@@ -231,9 +231,9 @@ class Harness:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError, ValueError):
-                pipe.close() if pipe else None
+        # stdout is its reader's to close: a child that got away may hold it open for as long as it lives.
+        with contextlib.suppress(OSError, ValueError):
+            self.process.stdin.close() if self.process.stdin else None
         self.process = None
 
     def stderr(self) -> str:
@@ -249,6 +249,8 @@ def _read_lines(pipe: IO[bytes] | None, lines: "queue.Queue[bytes | None]") -> N
     with contextlib.suppress(OSError, ValueError):
         for line in _lines(pipe):
             lines.put(line)
+        if pipe:
+            pipe.close()
     lines.put(None)
 
 

@@ -1,0 +1,31 @@
+"""Writes the kill matrix: `python tests/kill_matrix.py > docs/kill_matrix.md`."""
+
+from refmeta.conformance.cases import load
+from refmeta.conformance.suspects import SUSPECTS
+
+HEAD = """# Which vector catches which mistake
+
+Made by `python tests/kill_matrix.py > docs/kill_matrix.md`; the tests compare it. A number counts the vectors of a
+tier on which the mistake gives another answer than the right one, by more than a hundred float32 tolerances. Fed blind
+to `refmeta check`, every mistake comes back under its own name (`tests/test_conformance.py`).
+
+"""
+
+
+def matrix() -> str:
+    """The page."""
+    tiers = list(dict.fromkeys(v.case.tier for v in load()))
+    lines = [f"| mistake | {' | '.join(tiers)} | all |", "|---" * (len(tiers) + 2) + "|"]
+    for name in SUSPECTS:
+        caught = [v.case.tier for v in load() if name in v.suspects]
+        counts = [str(caught.count(tier) or "") for tier in tiers]
+        lines.append(f"| [{name}](#{name}) | {' | '.join(counts)} | {len(caught)} |")
+    lines += ["", "## The mistakes", ""]
+    for s in SUSPECTS.values():
+        lines += [f"### {s.id}", "", f"{s.ledger}: {s.title}.", ""]
+        lines += [f"Seen in: {s.seen}.", "", f"Cause: {s.cause}.", ""]
+    return HEAD + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(matrix(), end="")
