@@ -57,7 +57,9 @@ def joint(loss: Loss, theta: Theta, tasks: Tasks, alpha: float | None = None) ->
 def maml(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
     """The gradient of the adapted loss, through every inner step and so through ∇²L.
 
-    ∇_θ Σ_i L(φ_i(θ); Q_i)                       Finn et al. 2017, eq. 1
+        ∇_θ Σ_i L(φ_i(θ); Q_i)                       Finn et al. 2017, eq. 1
+
+    Each inner step is a factor I − α∇²L of the derivative: `refmeta.spec.adjoint` multiplies them out.
     """
     return list(grad(objective, 1)(loss, theta, tasks, alpha))
 
