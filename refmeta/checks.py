@@ -73,7 +73,7 @@ def check_alpha(alpha: Any) -> float:
     """α as a Python float: a NumPy scalar would turn float32 into float64."""
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float, np.integer, np.floating)):
         raise TypeError(f"alpha: expected one number, got {_kind(alpha)}")
-    if not -1e308 < alpha < 1e308 or alpha < 0:
+    if not 0 <= alpha < 1e308:
         raise ValueError(f"alpha: expected a finite number of at least 0, got {alpha}")
     return float(alpha)
 

@@ -6,6 +6,7 @@ an algorithm only if it holds for *all* its vectors, those that passed included.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ def pairs(vectors: Sequence[tuple[Vector, Theta, float]]) -> Iterator[Explanatio
         for vector, got, limit in vectors:
             wrong = answers(tools_of(vector.case), with_mistakes(both, settings_of(vector.case)))
             trees = [
-                flat(tree) * _convention(vector.case, supports)
+                flat(tree) * float(convention(vector.case, len(supports)))
                 for tree, (supports, _) in zip(wrong, vector.case.tasks, strict=True)
             ]
             share = 1 / len(trees) if vector.case.conventions["tasks"] == "mean" else 1.0
@@ -130,14 +131,16 @@ def pairs(vectors: Sequence[tuple[Vector, Theta, float]]) -> Iterator[Explanatio
         yield from (Explanation(both, *fit) for fit in common or ())
 
 
-def _convention(case: Case, supports: Sequence[Any]) -> float:
+def convention(case: Case, steps: int) -> Fraction:
+    """What a task's gradient is multiplied by under the case's declared Reptile convention."""
     if case.algorithm != "reptile" or case.conventions["reptile"] == "displacement":
-        return 1.0
-    return 1 / (case.alpha * (len(supports) if case.conventions["reptile"] == "over_alpha_k" else 1))
+        return Fraction(1)
+    k = steps if case.conventions["reptile"] == "over_alpha_k" else 1
+    return 1 / (Fraction(case.alpha) * k)
 
 
 def settings_of(case: Case) -> list[Setting]:
-    """One Setting for each task of a case, in floating point."""
+    """One Setting for each task of a case, in the arithmetic of its arrays."""
     return [
         Setting(RULES[case.algorithm], case.theta, supports, query, case.alpha, **shape(case, supports))
         for supports, query in case.tasks

@@ -8,7 +8,7 @@ import numpy as np
 
 from refmeta.checks import check_alpha, check_tasks, check_theta
 from refmeta.conformance.attribution import Explanation, matches, moves, scales, simplest
-from refmeta.conformance.checker import Report, Row, Verdict, describe
+from refmeta.conformance.checker import Report, Row, Verdict, describe, read_array
 from refmeta.conformance.rules import RULES, Setting, Tools, answers, flat
 from refmeta.conformance.suspects import SUSPECTS, with_mistakes
 from refmeta.spec.trees import Batch, Loss, Tasks, Theta, axpy, dot
@@ -44,7 +44,7 @@ def audit(
     head = (2 if head is None else head) if algorithm == "anil" else None
 
     def arrays(tree: Any, what: str) -> Theta:
-        leaves = [np.asarray(leaf.detach().cpu() if hasattr(leaf, "detach") else leaf) for leaf in tree]
+        leaves = [read_array(leaf) for leaf in tree]
         if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in theta]:
             got, expected = [leaf.shape for leaf in leaves], [leaf.shape for leaf in theta]
             raise ValueError(f"{what} returned arrays of shapes {got}; theta has {expected}")

@@ -215,7 +215,7 @@ def read_answer(value: Any) -> Answer:
         value = value["gradient"]
     if not isinstance(value, (list, tuple)):
         return Answer(problem=f"returned {type(value).__name__}: expected a list of arrays shaped like theta")
-    leaves = [_read(leaf) for leaf in value]
+    leaves = [read_array(leaf) for leaf in value]
     wrong = [i for i, leaf in enumerate(leaves) if leaf.dtype.kind not in "fiu"]
     if wrong:
         return Answer(problem=f"array {wrong[0]} has dtype {leaves[wrong[0]].dtype}: expected floating-point numbers")
@@ -224,7 +224,7 @@ def read_answer(value: Any) -> Answer:
     return Answer(gradient, inside, "float32" if single else "float64")
 
 
-def _read(leaf: Any) -> Any:
+def read_array(leaf: Any) -> Any:
     """A NumPy array; a PyTorch tensor is detached first."""
     return np.asarray(leaf.detach().cpu() if hasattr(leaf, "detach") else leaf)
 
@@ -437,6 +437,6 @@ _PLACES = {
 
 
 def _close(got: Any, expected: Theta, vector: Vector, dtype: str) -> bool:
-    leaves = [_read(leaf).astype(float) for leaf in got]
+    leaves = [read_array(leaf).astype(float) for leaf in got]
     limit = max(100 * vector.tolerance[dtype], 1e-5 if dtype == "float32" else 1e-11)
     return bool(np.linalg.norm(flat(leaves) - flat(expected)) <= limit * (1 + np.linalg.norm(flat(expected))))

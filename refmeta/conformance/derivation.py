@@ -18,7 +18,6 @@ from refmeta.conformance.rules import Tools
 from refmeta.spec.trees import Batch, Theta
 
 DIGITS = 50
-getcontext_digits = DIGITS + 10  # ten guard digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,4 +137,4 @@ def in_arithmetic(kind: Callable[[Any], Any], array: Any) -> Any:
 
 def fifty_digits() -> None:
     """Set this thread's decimal precision."""
-    getcontext().prec = getcontext_digits
+    getcontext().prec = DIGITS + 10  # ten guard digits

@@ -8,6 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -17,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from refmeta.conformance import derivation, rules
-from refmeta.conformance.attribution import shape
+from refmeta.conformance.attribution import convention, settings_of
 from refmeta.conformance.cases import FOLDER, FORMAT, FORMAT_VERSION, Case
-from refmeta.conformance.rules import RULES, Setting
+from refmeta.conformance.rules import Setting
 from refmeta.conformance.suspects import SUSPECTS, with_mistakes
 from refmeta.execution import stacked
 from refmeta.models import MLP
@@ -52,25 +53,9 @@ def settings(case: Case, kind: Callable[[Any], Any]) -> list[Setting]:
     def batch(b: Any) -> Any:
         return b and tuple(derivation.in_arithmetic(kind, part) for part in b)
 
+    tasks = [([batch(b) for b in supports], batch(query)) for supports, query in case.tasks]
     theta = [derivation.in_arithmetic(kind, leaf) for leaf in case.theta]
-    return [
-        Setting(
-            rule=RULES[case.algorithm],
-            theta=theta,
-            supports=[batch(b) for b in supports],
-            query=batch(query),
-            alpha=kind(case.alpha),
-            **shape(case, supports),
-        )
-        for supports, query in case.tasks
-    ]
-
-
-def convention(case: Case, steps: int) -> Fraction:
-    """What a task's gradient is multiplied by under the case's declared Reptile convention."""
-    power = {"displacement": 0, "over_alpha": 1, "over_alpha_k": 1}[case.conventions["reptile"]]
-    k = steps if case.conventions["reptile"] == "over_alpha_k" else 1
-    return Fraction(1) / (Fraction(case.alpha) * k) if power and case.algorithm == "reptile" else Fraction(1)
+    return settings_of(replace(case, theta=theta, tasks=tasks, alpha=kind(case.alpha)))
 
 
 def combine(case: Case, per_task: list[Any]) -> Any:
