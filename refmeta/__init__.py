@@ -4,15 +4,15 @@
     batch per inner step, one query batch. A loss is a scalar function of (θ, batch).
 
 `refmeta.spec.algorithms` is the page to read. The names here are its functions with their arguments
-checked; `stacked` runs any of them on all tasks at once.
+checked; `stacked` runs any of them on all tasks at once, `recorded` without tracing them again.
 """
 
 from refmeta.checks import checked
-from refmeta.execution import stacked
+from refmeta.execution import recorded, stacked
 from refmeta.spec import algorithms
 
 __version__ = "0.1.0"
-__all__ = ["adapt", "anil", "fomaml", "joint", "maml", "reptile", "stacked", "trajectory"]
+__all__ = ["adapt", "anil", "fomaml", "joint", "maml", "recorded", "reptile", "stacked", "trajectory"]
 
 trajectory = checked(algorithms.trajectory)
 adapt = checked(algorithms.adapt)

@@ -1,14 +1,19 @@
-"""Ways to run the specification fast: it is called, never rewritten."""
+"""Two ways to run the specification fast: `stacked` and `recorded`. It is called, never rewritten."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import autograd.numpy as np
 import numpy
+from autograd.builtins import SequenceVSpace, container_take, container_untake
+from autograd.core import VSpace, sparse_add
+from autograd.extend import primitive
+from autograd.tracer import Node, getval, isbox, new_box, trace_stack
+from autograd.util import subvals
 
-from refmeta.spec.trees import Batch, Loss, Supports, Tasks, Theta, add
+from refmeta.spec.trees import Array, Batch, Loss, Supports, Tasks, Theta, add
 
 
 def stacked(algorithm: Callable[..., Theta]) -> Callable[..., Theta]:
@@ -36,7 +41,7 @@ def stacked(algorithm: Callable[..., Theta]) -> Callable[..., Theta]:
             if len(group) > 1 and (reason := why_not_stackable(loss, theta, group)):
                 raise ValueError(f"stacked: {reason}")
             per_task = raw(loss, copies(theta, len(group)), [stack(group)], **given)
-            return [np.sum(leaf, axis=0) for leaf in per_task]
+            return [_total(leaf) for leaf in per_task]
 
         return add(together(group) for group in by_shape(tasks))
 
@@ -45,7 +50,7 @@ def stacked(algorithm: Callable[..., Theta]) -> Callable[..., Theta]:
 
 def copies(theta: Theta, n: int) -> Theta:
     """θ with a leading task axis: n times the same."""
-    return [np.repeat(leaf[None], n, 0) for leaf in theta]
+    return [np.broadcast_to(leaf, (n, *leaf.shape)) for leaf in theta]
 
 
 def stack(tasks: Tasks) -> tuple[Supports, Batch]:
@@ -66,7 +71,19 @@ def by_shape(tasks: Tasks) -> list[Tasks]:
 
 def _stack(batches: Any) -> Batch:
     x, y = zip(*batches, strict=True)
-    return numpy.stack(x), numpy.stack(y)  # data: not differentiated
+    return _joined(*x), _joined(*y)
+
+
+@primitive
+def _joined(*arrays: Array) -> Array:
+    """numpy.stack, faster. Data: not differentiated, but one call of a recording."""
+    return numpy.concatenate(arrays, axis=None).reshape(len(arrays), *arrays[0].shape)
+
+
+@primitive
+def _total(a: Array) -> Array:
+    """The sum over the task axis."""
+    return numpy.add.reduce(a)
 
 
 def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
@@ -74,6 +91,8 @@ def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
     batches = [(supports or [query])[0] for supports, query in (group[0], group[-1])]
     if batches[0] is None:
         return ""  # neither supports nor queries: the loss is never called
+    batches = [tuple(map(getval, batch)) for batch in batches]  # values: this is no part of a recording
+    theta = [getval(leaf) for leaf in theta]
     thetas = [theta, [1.1 * leaf + 0.01 for leaf in theta]]
     apart = sum(loss(phi, batch) for phi, batch in zip(thetas, batches, strict=True))
     try:
@@ -89,3 +108,286 @@ def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
             f"on two tasks it returned {at_once}, and they sum to {apart}"
         )
     return ""
+
+
+# --- recorded ---------------------------------------------------------------------------------------
+
+
+def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of arrays, its graph traced once and then replayed: the same bits, without the tracing.
+
+        fast = recorded(stacked(maml))        fast(loss, theta, tasks, alpha), again and again
+
+    Arguments and results are arrays, or lists and tuples of them. What else is in the arguments (a loss, α) is a
+    constant of the recording and must be hashable. Other constants, shapes or dtypes get a recording of their
+    own; the last 16 are kept. A recording is a straight list of NumPy calls, each value freed after its last use:
+    nothing else of the function runs again, so its checks have seen the first arguments only. Each recording is
+    proved once, on other arrays, against the function itself.
+    ValueError: the replay differs, as where Python branches on a value; or it would use an array that is no argument
+    and can change. TypeError: an argument or a result of another kind, a number taken out of an array.
+    """
+    programs: dict[Any, Callable[..., Any]] = {}
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        arrays: list[Array] = []
+        form = _form((args, *kwargs.values()), arrays, {})
+        if any(map(isbox, arrays)):
+            return function(*args, **kwargs)  # someone else's trace goes through the function itself
+        key = form, tuple(kwargs), tuple([(a.shape, a.dtype.char) for a in arrays])
+        if key not in programs:
+
+            def flat(*arrays: Array) -> Any:
+                args, *values = _fill(form, arrays)
+                return function(*args, **dict(zip(kwargs, values, strict=True)))
+
+            program = _proved(flat, arrays)
+            if len(programs) == 16:
+                del programs[next(iter(programs))]
+            programs[key] = program
+        return programs[key](*arrays)
+
+    return call
+
+
+def _form(tree: Any, arrays: list[Array], places: dict[int, int]) -> Any:
+    """The nested arguments with a number for every array, the same for the same array, and (None, type, constant)."""
+    kind = type(tree)
+    if kind is numpy.ndarray or isbox(tree):
+        place = places.setdefault(id(tree), len(arrays))
+        if place == len(arrays):
+            arrays.append(tree)
+        return place
+    if kind is tuple or kind is list:
+        return kind, *[_form(branch, arrays, places) for branch in tree]
+    try:
+        hash(tree)
+    except TypeError:
+        raise TypeError(
+            f"recorded: expected arrays, lists and tuples of them, or hashable constants; got {kind.__name__}"
+        ) from None
+    return None, kind, tree
+
+
+def _fill(form: Any, arrays: Sequence[Any]) -> Any:
+    if isinstance(form, int):
+        return arrays[form]
+    kind, *branches = form
+    return branches[1] if kind is None else kind([_fill(branch, arrays) for branch in branches])
+
+
+def _proved(function: Callable[..., Any], arrays: list[Array]) -> Callable[..., Any]:
+    """The replay of a recording on these arrays, after it gave what the function gives on others."""
+    replay = _compiled(*_record(function, arrays))
+    proved = False
+    for probe in _probes(arrays):
+        with numpy.errstate(all="ignore"):
+            try:
+                expected = function(*probe)
+            except Exception as error:  # its own checks may refuse this probe
+                refusal = error
+                continue
+            if not _same(replay(*probe), expected):
+                raise ValueError(
+                    "recorded: on other arrays the replay differs from the function, which decides by a value, "
+                    "draws random numbers, or keeps something"
+                )
+            again = _compiled(*_record(function, probe))
+            for root in _captured(replay).keys() & _captured(again).keys():
+                raise ValueError(
+                    f"recorded: an array of shape {_captured(replay)[root].shape} comes from outside and can change: "
+                    "make it an argument, or read-only (array.flags.writeable = False)"
+                )
+            proved = True
+    if not proved:
+        raise ValueError(f"recorded: no proof, for the function takes no other arrays than these: {refusal}")
+    return replay
+
+
+def _probes(arrays: list[Array]) -> Iterator[list[Array]]:
+    """Other arrays of the same shapes: back to front and larger; of the other sign."""
+    for scale, shift in ((1.1, 0.01), (-0.9, 0.02)):
+        yield [scale * flip + shift if a.dtype.kind == "f" else flip.copy() for a in arrays for flip in [numpy.flip(a)]]
+
+
+def _same(a: Any, b: Any) -> bool:
+    """The same nested arrays, up to what the alignment of memory can do to a sum."""
+    if isinstance(b, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(_same, a, b))
+    if b is None or numpy.shape(a) != numpy.shape(b) or numpy.asarray(a).dtype != numpy.asarray(b).dtype:
+        return a is b
+    tolerance = numpy.finfo(b.dtype).eps ** 0.6 if b.dtype.kind == "f" else 0
+    finite = numpy.isfinite(b)
+    scale = numpy.max(numpy.abs(b), initial=0, where=finite)
+    return numpy.array_equal(numpy.isfinite(a), finite) and bool((abs(a - b) <= tolerance * scale)[finite].all())
+
+
+def _captured(replay: Any) -> dict[int, Array]:
+    """The constants of a recording that can change: writable arrays, by the identity of whose memory they show."""
+    roots = {}
+    for value in replay.__globals__.values():
+        if isinstance(value, numpy.ndarray):
+            while isinstance(value.base, numpy.ndarray):
+                value = value.base
+            if value.flags.writeable:
+                roots[id(value)] = value
+    return roots
+
+
+class _Call(Node):  # type: ignore[misc]
+    """A call on a tape: fun(*args, **kwargs), an argument that varies being the _Call that it comes from."""
+
+    __slots__ = ("args", "fun", "kwargs", "tape", "value")
+
+    def __init__(self, value: Any, fun: Any, args: Any, kwargs: Any, places: Any, parents: Any):
+        self.fun, self.kwargs, self.value, self.tape = fun.fun, kwargs, value, parents[0].tape
+        self.args = subvals(args, zip(places, parents, strict=True))
+        self.tape.append(self)
+
+    def initialize_root(self, value: Any, tape: Any) -> None:
+        self.value, self.tape = value, tape
+
+
+def _record(function: Callable[..., Any], arrays: Sequence[Array]) -> tuple[list[_Call], list[_Call], Any]:
+    """The inputs, the calls that the function made, and its result in terms of them."""
+    tape: list[_Call] = []
+    inputs = [_Call.new_root(array, tape) for array in arrays]
+    with trace_stack.new_trace() as level:
+        try:
+            result = function(*[new_box(call.value, level, call) for call in inputs])
+        except TypeError as error:
+            if "Can't differentiate w.r.t. type" not in str(error):
+                raise
+            raise TypeError(
+                f"recorded: the function takes a value out of its arrays, or decides by one: {error}"
+            ) from error
+    return inputs, *_simplify(tape, result)
+
+
+# Functions that change an argument in place: calling one once where it was called twice would be another program.
+_IN_PLACE = {sparse_add.fun, VSpace.mut_add.fun}
+
+
+class _Spread(NamedTuple):
+    """`x` at `index` of a list that is zero elsewhere: what autograd gives back for an element taken."""
+
+    index: Any
+    x: Any
+
+
+def _simplify(tape: list[_Call], result: Any) -> tuple[list[_Call], Any]:
+    """The calls on arrays alone, each made once: what autograd does to lists is done here, on their elements."""
+    calls: list[_Call] = []
+    meaning: dict[_Call, Any] = {}  # what became of a call on the tape
+    known: dict[Any, _Call] = {}
+    zeros: dict[int, Array] = {}
+
+    def resolve(value: Any) -> Any:
+        if isbox(value):
+            value = value._node
+        if type(value) in (list, tuple):
+            return type(value)(map(resolve, value))
+        return meaning.get(value, value) if isinstance(value, _Call) else value
+
+    def make(call: _Call, fun: Any, args: Any, kwargs: Any) -> _Call:
+        key = fun, _identity(args), _identity(tuple(kwargs.items()))
+        if fun in _IN_PLACE or key not in known:
+            known[key] = call
+            call.fun, call.args, call.kwargs = fun, args, kwargs
+            calls.append(call)
+        return known[key]
+
+    def plus(call: _Call, a: Any, b: Any) -> Any:
+        if id(a) in zeros or a is None:
+            return b
+        if isinstance(a, list | tuple):
+            return type(a)(plus(_Call.new_root(v, tape), *pair) for v, *pair in zip(call.value, a, b, strict=True))
+        return make(call, numpy.add, (a, b), {})
+
+    def mean(call: _Call) -> Any:
+        fun, args, kwargs = call.fun, resolve(tuple(call.args)), resolve(tuple(call.kwargs.values()))
+        if fun is container_take.fun and isinstance(args[0], list | tuple):
+            return args[0][args[1]]
+        if fun is container_untake.fun and isinstance(args[2], SequenceVSpace):
+            return _Spread(args[1], args[0])
+        if fun is sparse_add.fun and isinstance(args[2], _Spread):
+            space, sum_so_far, (index, x) = args
+            if sum_so_far is None:
+                sum_so_far = space.zeros()
+                zeros.update((id(leaf), leaf) for leaf in sum_so_far)
+            items = list(sum_so_far)
+            here = range(len(items))[index]
+            for i, term in zip(here, x, strict=True) if isinstance(index, slice) else [(here, x)]:
+                items[i] = plus(_Call.new_root(call.value[i], tape), items[i], term)
+            return space.seq_type(items)
+        if fun in (VSpace.add.fun, VSpace.mut_add.fun) and not isinstance(call.value, dict):
+            return plus(call, *args[1:])
+        kwargs = dict(zip(call.kwargs, kwargs, strict=True))
+        if fun is numpy.sum and kwargs.get("keepdims") and call.value.shape == call.args[0].value.shape:
+            return args[0]  # undoes a broadcast that there was not
+        return make(call, fun, args, kwargs)
+
+    def output(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(map(output, value))
+        if isinstance(value, numpy.ndarray):
+            return make(_Call.new_root(value, tape), numpy.copy, (value,), {})  # a fresh one every time
+        if not isinstance(value, _Call | numpy.generic | float | int | None):
+            raise TypeError(f"recorded: the result must be arrays, lists and tuples; it has {type(value).__name__}")
+        return value
+
+    for call in tape:
+        meaning[call] = mean(call)
+    return calls, output(resolve(result))
+
+
+def _calls(value: Any) -> Iterator[_Call]:
+    """The calls in a nested list or tuple."""
+    if isinstance(value, _Call):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _calls(item)
+
+
+def _identity(value: Any) -> Any:
+    """Equal for two arguments that cannot be told apart; −0.0 is not 0.0, nor 1 1.0."""
+    if isinstance(value, list | tuple):
+        return type(value), *map(_identity, value)
+    if isinstance(value, int | float | str | slice | None):
+        return type(value), repr(value)
+    return id(value)
+
+
+def _compiled(inputs: list[_Call], calls: list[_Call], result: Any) -> Callable[..., Any]:
+    """The calls that the result needs, as a Python function of the inputs that frees what is no longer needed."""
+    names = {call: f"x{i}" for i, call in enumerate(inputs)}
+    constants: dict[str, Any] = {}
+    source = [f"def replay({', '.join(names.values())}):"]
+
+    def name(value: Any) -> str:
+        if isinstance(value, _Call):
+            return names[value]
+        if type(value) in (list, tuple):
+            inside = "".join(f"{name(item)}, " for item in value)
+            return f"[{inside}]" if type(value) is list else f"({inside})"
+        constant = f"c{id(value)}"
+        constants[constant] = value
+        return constant
+
+    alive, steps = set(_calls(result)), []
+    for call in reversed(calls):
+        if call in alive:
+            used = set(_calls((call.args, list(call.kwargs.values()))))
+            steps.append((call, used - alive - set(inputs)))
+            alive |= used
+    for call, dead in reversed(steps):
+        arguments = [name(a) for a in call.args] + [f"{key}={name(value)}" for key, value in call.kwargs.items()]
+        names[call] = f"v{len(names)}"
+        source.append(f"    {names[call]} = {name(call.fun)}({', '.join(arguments)})")
+        if dead:
+            source.append(f"    del {', '.join(map(name, dead))}")
+    source.append(f"    return {name(result)}")
+    exec("\n".join(source), constants)
+    replay: Callable[..., Any] = constants["replay"]
+    return replay

@@ -11,6 +11,7 @@ from typing import Any
 import autograd.numpy as np
 import numpy
 from autograd.extend import defvjp, primitive
+from autograd.tracer import getval
 
 from refmeta.spec.trees import Array, Batch, Loss, Theta
 
@@ -31,13 +32,13 @@ def matmul(a: Array, b: Array) -> Array:
 @primitive
 def matmul_nt(a: Array, b: Array) -> Array:
     """a bᵀ."""
-    return a @ numpy.swapaxes(b, -1, -2)
+    return a @ b.mT
 
 
 @primitive
 def matmul_tn(a: Array, b: Array) -> Array:
     """aᵀ b."""
-    return numpy.swapaxes(a, -1, -2) @ b
+    return a.mT @ b
 
 
 defvjp(matmul, lambda y, a, b: lambda g: matmul_nt(g, b), lambda y, a, b: lambda g: matmul_tn(a, g))
@@ -48,7 +49,7 @@ defvjp(matmul_tn, lambda y, a, b: lambda g: matmul_nt(b, g), lambda y, a, b: lam
 @primitive
 def sum_rows(a: Array) -> Array:
     """(…, n, m) to (…, m)."""
-    return a.sum(-2)
+    return numpy.add.reduce(a, -2)
 
 
 @primitive
@@ -86,8 +87,20 @@ def tanh_slope(g: Array, y: Array) -> Array:
     return g * (1 - y * y)
 
 
+@primitive
+def tanh_bend(a: Array, b: Array, c: Array) -> Array:
+    """−2 a b c: with a = y, the derivative of b (1 − y²) in y, times c."""
+    return -2 * a * b * c
+
+
 defvjp(tanh, lambda y, x: lambda g: tanh_slope(g, y))
-defvjp(tanh_slope, lambda _, g, y: lambda h: tanh_slope(h, y), lambda _, g, y: lambda h: -2 * y * g * h)
+defvjp(tanh_slope, lambda _, g, y: lambda h: tanh_slope(h, y), lambda _, g, y: lambda h: tanh_bend(y, g, h))
+defvjp(
+    tanh_bend,
+    lambda _, a, b, c: lambda h: tanh_bend(h, b, c),
+    lambda _, a, b, c: lambda h: tanh_bend(a, h, c),
+    lambda _, a, b, c: lambda h: tanh_bend(a, b, h),
+)
 
 
 @primitive
@@ -96,13 +109,45 @@ def relu(x: Array) -> Array:
 
 
 @primitive
-def relu_slope(g: Array, x: Array) -> Array:
-    """g where x > 0, else 0: the slope at the kink is 0."""
-    return g * (x > 0)
+def relu_slope(g: Array, y: Array) -> Array:
+    """g where y = relu(x) > 0, else 0: the slope at the kink is 0."""
+    return g * (y > 0)
 
 
-defvjp(relu, lambda y, x: lambda g: relu_slope(g, x))
-defvjp(relu_slope, lambda _, g, x: lambda h: relu_slope(h, x), None)
+defvjp(relu, lambda y, x: lambda g: relu_slope(g, y))
+defvjp(relu_slope, lambda _, g, y: lambda h: relu_slope(h, y), None)
+
+
+@primitive
+def patches(x: Array) -> Array:
+    """Every second 3×3 patch of an image padded with one 0: (…, n, h, w, c) to (…, n·⌈h/2⌉·⌈w/2⌉, 9·c)."""
+    *lead, n, h, w, c = x.shape
+    padded = _padded(x.shape, x.dtype)
+    padded[..., 1 : h + 1, 1 : w + 1, :] = x
+    windows = numpy.lib.stride_tricks.sliding_window_view(padded, (3, 3, c), axis=(-3, -2, -1))
+    return windows[..., ::2, ::2, 0, :, :, :].reshape(*lead, -1, 9 * c)
+
+
+@primitive
+def unpatches(p: Array, shape: tuple[int, ...]) -> Array:
+    """The adjoint of `patches`: an image of this shape, each patch added where it came from."""
+    *lead, h, w, c = shape
+    padded = _padded(shape, p.dtype)
+    parts = p.reshape(*lead, (h + 1) // 2, (w + 1) // 2, 3, 3, c)
+    for i in range(3):
+        for j in range(3):
+            padded[..., i : i + h : 2, j : j + w : 2, :] += parts[..., i, j, :]
+    return padded[..., 1 : h + 1, 1 : w + 1, :]
+
+
+def _padded(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Zeros for an image and the border that its patches reach into."""
+    *lead, h, w, c = shape
+    return numpy.zeros((*lead, h + 2, w + 2, c), dtype)
+
+
+defvjp(patches, lambda y, x: lambda g: unpatches(g, x.shape))
+defvjp(unpatches, lambda y, p, shape: lambda g: patches(g))
 
 
 @primitive
@@ -112,10 +157,22 @@ def squared_distance(a: Array, b: Array) -> Array:
     return d @ d
 
 
+@primitive
+def twice_difference(g: Array, a: Array, b: Array) -> Array:
+    """2 g (a − b), g a scalar: the derivative of g Σ (a − b)² in a."""
+    return (2 * g) * (a - b)
+
+
 defvjp(
     squared_distance,
-    lambda y, a, b: lambda g: 2 * g * (a - b),
-    lambda y, a, b: lambda g: 2 * g * (b - a),
+    lambda y, a, b: lambda g: twice_difference(g, a, b),
+    lambda y, a, b: lambda g: twice_difference(g, b, a),
+)
+defvjp(
+    twice_difference,
+    lambda _, g, a, b: lambda h: np.sum(twice_difference(h, a, b)),
+    lambda _, g, a, b: lambda h: 2 * g * h,
+    lambda _, g, a, b: lambda h: -2 * g * h,
 )
 
 
@@ -202,32 +259,16 @@ class MLP:
         """
         scheme = scheme or {"relu": "he", "tanh": "glorot"}[self.activation]
         draw = _choose("scheme", scheme, INITIALISATIONS)
-        layers = [draw(rng, n, m) for n, m in zip(self.widths[:-1], self.widths[1:], strict=True)]
+        layers = [draw(rng, *shape) for shape in self.shapes[::2]]
         return [array.astype(dtype) for layer in layers for array in layer]
 
     def __call__(self, theta: Theta, x: Array) -> Array:
-        self._check(theta, x)
+        _check_shapes(self, f"an MLP of widths {self.widths}", theta, x, self.widths[:1])
         activation = ACTIVATIONS[self.activation]
         *hidden, last = range(0, len(theta), 2)
         for layer in hidden:
             x = activation(affine(x, theta[layer], theta[layer + 1]))
         return affine(x, theta[last], theta[last + 1])
-
-    def _check(self, theta: Theta, x: Array) -> None:
-        names, shapes = self.names, self.shapes
-        if len(theta) != len(shapes):
-            raise ValueError(
-                f"theta has {len(theta)} arrays; an MLP of widths {self.widths} has {len(shapes)}: {names}"
-            )
-        lead = np.shape(theta[0])[:-2]
-        for name, leaf, shape in zip(names, theta, shapes, strict=True):
-            if np.shape(leaf) != lead + shape:
-                raise ValueError(
-                    f"{name} of theta has shape {np.shape(leaf)}; widths {self.widths} need {lead + shape}"
-                )
-        if np.ndim(x) != len(lead) + 2 or np.shape(x)[:-2] != lead or np.shape(x)[-1] != self.widths[0]:
-            needed = "".join(f"{size}, " for size in lead)
-            raise ValueError(f"x has shape {np.shape(x)}; expected ({needed}n, {self.widths[0]})")
 
     @property
     def names(self) -> list[str]:
@@ -239,6 +280,75 @@ class MLP:
         """The shape of each array of θ."""
         pairs = zip(self.widths[:-1], self.widths[1:], strict=True)
         return [shape for n, m in pairs for shape in ((n, m), (m,))]
+
+
+@dataclass(frozen=True)
+class ConvNet:
+    """A convolutional network: x ↦ 3×3 convolution with stride 2, activation, …, affine.
+
+        net = ConvNet((28, 28, 1), filters=(16, 16), classes=5)
+        theta = net.init(rng)        [W1, b1, …],  W (9·c, filters), b (filters,); the head last, as an MLP's
+        net(theta, x)                x (n, h, w, c) to (n, classes); or (tasks, n, h, w, c) with a task axis on all of θ
+
+    A convolution is an affine map of the patches around every second pixel, zero beyond the border: row
+    (i, j, channel) of W belongs to the pixel i, j of a patch. ⌈h/2⌉ × ⌈w/2⌉ pixels are left after each.
+    ValueError: unknown activation, sizes that are not positive integers, arrays of θ or an x that do not fit.
+    """
+
+    image: tuple[int, int, int]
+    filters: tuple[int, ...]
+    classes: int
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        sizes = (*self.image, *self.filters, self.classes)
+        if len(self.image) != 3 or not self.filters or not all(isinstance(s, int) and s > 0 for s in sizes):
+            raise ValueError(
+                "ConvNet: expected image (h, w, channels), filters (f, …) and classes, all positive integers; "
+                f"got {self.image!r}, {self.filters!r}, {self.classes!r}"
+            )
+        _choose("activation", self.activation, ACTIVATIONS)
+
+    init = MLP.init
+
+    def __call__(self, theta: Theta, x: Array) -> Array:
+        _check_shapes(self, str(self), theta, x, self.image)
+        activation = ACTIVATIONS[self.activation]
+        *hidden, last = range(0, len(theta), 2)
+        for layer in hidden:
+            *lead, h, w, _ = x.shape
+            W, b = theta[layer], theta[layer + 1]
+            x = np.reshape(activation(affine(patches(x), W, b)), (*lead, (h + 1) // 2, (w + 1) // 2, b.shape[-1]))
+        return affine(np.reshape(x, (*x.shape[:-3], -1)), theta[last], theta[last + 1])
+
+    @property
+    def names(self) -> list[str]:
+        """W1, b1, W2, b2, …: what each array of θ is."""
+        return [f"{kind}{layer}" for layer in range(1, len(self.filters) + 2) for kind in "Wb"]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each array of θ."""
+        h, w, c = self.image
+        for _ in self.filters:
+            h, w = (h + 1) // 2, (w + 1) // 2
+        inputs = [*(9 * n for n in (c, *self.filters[:-1])), h * w * self.filters[-1]]
+        return [shape for n, m in zip(inputs, (*self.filters, self.classes), strict=True) for shape in ((n, m), (m,))]
+
+
+def _check_shapes(net: MLP | ConvNet, what: str, theta: Theta, x: Array, example: tuple[int, ...]) -> None:
+    """ValueError unless θ has the network's shapes and x the shape (n, *example), after the same task axes."""
+    names, shapes = net.names, net.shapes
+    if len(theta) != len(shapes):
+        raise ValueError(f"theta has {len(theta)} arrays; {what} has {len(shapes)}: {names}")
+    lead = np.shape(theta[0])[:-2]
+    for name, leaf, shape in zip(names, theta, shapes, strict=True):
+        if np.shape(leaf) != lead + shape:
+            raise ValueError(f"{name} of theta has shape {np.shape(leaf)}; {what} needs {lead + shape}")
+    given = np.shape(x)
+    if len(given) != len(lead + example) + 1 or given[: len(lead)] != lead or given[len(lead) + 1 :] != example:
+        needed = ", ".join(map(str, (*lead, "n", *example)))
+        raise ValueError(f"x has shape {given}; expected ({needed})")
 
 
 def _choose(what: str, name: str, options: dict[str, Any]) -> Any:
@@ -307,6 +417,7 @@ def _some(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _check_labels(labels: Array, shape: tuple[int, ...]) -> None:
+    labels = getval(labels)
     kind = getattr(labels, "dtype", type(labels).__name__)
     if getattr(kind, "kind", "") not in "iu" or not hasattr(labels, "dtype"):
         raise TypeError(f"labels must be an array of integers, got {kind}")

@@ -63,7 +63,7 @@ def test_imports_only_go_down(path):
 
 
 def test_the_public_names_are_those_of_the_contract():
-    names = ["trajectory", "adapt", "joint", "maml", "fomaml", "anil", "reptile", "stacked"]
+    names = ["trajectory", "adapt", "joint", "maml", "fomaml", "anil", "reptile", "stacked", "recorded"]
     assert sorted(names) == refmeta.__all__
     for name in names:
         assert getattr(refmeta, name).__doc__ and getattr(refmeta, name).__name__ == name
