@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -214,8 +215,9 @@ def _same(a: Any, b: Any) -> bool:
     """The same nested arrays, up to what the alignment of memory can do to a sum."""
     if isinstance(b, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(_same, a, b))
-    if b is None or numpy.shape(a) != numpy.shape(b) or numpy.asarray(a).dtype != numpy.asarray(b).dtype:
+    if b is None or _kind(a) != _kind(b):
         return a is b
+    a, b = numpy.asarray(a), numpy.asarray(b)
     tolerance = numpy.finfo(b.dtype).eps ** 0.6 if b.dtype.kind == "f" else 0
     finite = numpy.isfinite(b)
     scale = numpy.max(numpy.abs(b), initial=0, where=finite)
@@ -297,12 +299,16 @@ def _simplify(tape: list[_Call], result: Any) -> tuple[list[_Call], Any]:
             calls.append(call)
         return known[key]
 
-    def plus(call: _Call, a: Any, b: Any) -> Any:
-        if id(a) in zeros or a is None:
+    def plus(call: _Call, a: Any, b: Any, in_place: bool = True) -> Any:
+        if a is None:
             return b
         if isinstance(a, list | tuple):
-            return type(a)(plus(_Call.new_root(v, tape), *pair) for v, *pair in zip(call.value, a, b, strict=True))
-        return make(call, numpy.add, (a, b), {})
+            parts = [_Call.new_root(value, tape) for value in call.value]
+            return type(a)(plus(*three, in_place) for three in zip(parts, a, b, strict=True))
+        fits = _kind(b.value if isinstance(b, _Call) else b) == _kind(call.value)
+        if fits and id(a) in zeros:
+            return b
+        return make(call, numpy.add if fits or not in_place else _added, (a, b), {})
 
     def mean(call: _Call) -> Any:
         fun, args, kwargs = call.fun, resolve(tuple(call.args)), resolve(tuple(call.kwargs.values()))
@@ -321,7 +327,7 @@ def _simplify(tape: list[_Call], result: Any) -> tuple[list[_Call], Any]:
                 items[i] = plus(_Call.new_root(call.value[i], tape), items[i], term)
             return space.seq_type(items)
         if fun in (VSpace.add.fun, VSpace.mut_add.fun) and not isinstance(call.value, dict):
-            return plus(call, *args[1:])
+            return plus(call, *args[1:], fun is VSpace.mut_add.fun)
         kwargs = dict(zip(call.kwargs, kwargs, strict=True))
         if fun is numpy.sum and kwargs.get("keepdims") and call.value.shape == call.args[0].value.shape:
             return args[0]  # undoes a broadcast that there was not
@@ -339,6 +345,17 @@ def _simplify(tape: list[_Call], result: Any) -> tuple[list[_Call], Any]:
     for call in tape:
         meaning[call] = mean(call)
     return calls, output(resolve(result))
+
+
+def _added(a: Any, b: Any) -> Any:
+    """a += b on a copy: of the shape and dtype of a, whatever b's."""
+    a = copy(a)
+    a += b
+    return a
+
+
+def _kind(value: Any) -> tuple[tuple[int, ...], Any]:
+    return numpy.shape(value), numpy.asarray(value).dtype
 
 
 def _calls(value: Any) -> Iterator[_Call]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refmeta.checks import check_alpha
-from refmeta.execution import stacked
+from refmeta.execution import recorded, stacked
 from refmeta.lab.optimisers import Step, adam, linear, sgd
 from refmeta.lab.sine import LAWS
 from refmeta.lab.training import Algorithm, Trajectory, evaluate, reptile_by, train, trajectory_by
@@ -159,7 +159,7 @@ def run(config: Config, seed: int, report: Any) -> Run:
     if config.inner != "sgd":
         algorithm = reptile_by(INNER[config.inner])
     theta, history = train(
-        stacked(algorithm),
+        recorded(stacked(algorithm)),
         loss,
         net.init(np.random.default_rng([seed, 2**32]), config.init),
         sample,
@@ -168,7 +168,7 @@ def run(config: Config, seed: int, report: Any) -> Run:
         optimiser(config.outer, config.iterations),
         seed,
         report,
-        inner_loop(config),
+        recorded(inner_loop(config)),
     )
     rows = evaluate(
         loss,

@@ -80,9 +80,16 @@ def train(
 
 def adapted_loss(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajectory: Trajectory) -> float:
     """The mean over tasks of L(φ_K; Q); a task without a query counts with its last support."""
-    ends = [(trajectory(loss, theta, supports, alpha)[-1], (query, *supports)) for supports, query in tasks]
-    losses = [loss(phi, batches[0] or batches[-1]) for phi, batches in ends if any(batches)]
-    return float(sum(losses)) / max(1, len(losses))
+    total, counted = 0.0, 0
+    for group in by_shape([task for task in tasks if any(task)]):
+        if len(group) > 1 and not why_not_stackable(loss, theta, group):
+            parts = [(len(group), copies(theta, len(group)), *stack(group))]
+        else:
+            parts = [(1, theta, *task) for task in group]
+        for n, start, supports, query in parts:
+            phi = trajectory(loss, start, supports, alpha)[-1]
+            total, counted = total + float(loss(phi, query or supports[-1])), counted + n
+    return total / max(1, counted)
 
 
 def evaluate(
