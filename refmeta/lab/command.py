@@ -30,9 +30,9 @@ def add_sine(commands: Any) -> None:
     parser.add_argument("--preset", choices=list(PRESETS), help="the settings of a paper; other options override it")
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds")
     parser.add_argument("--law", choices=list(LAWS), help="how waves are drawn (default: finn)")
-    parser.add_argument("--iterations", type=_whole(1), metavar="N", help=f"outer steps (default: {Config.iterations})")
-    parser.add_argument("--shots", type=_whole(1), metavar="K", help="points of a support batch (default: 10)")
-    parser.add_argument("--inner-steps", type=_whole(0), metavar="N", help="in training (default: 1; reptile: 5)")
+    parser.add_argument("--iterations", type=whole(1), metavar="N", help=f"outer steps (default: {Config.iterations})")
+    parser.add_argument("--shots", type=whole(1), metavar="K", help="points of a support batch (default: 10)")
+    parser.add_argument("--inner-steps", type=whole(0), metavar="N", help="in training (default: 1; reptile: 5)")
     parser.add_argument("--alpha", type=float, help="inner rate (default: 0.01; reptile: 0.02)")
     parser.add_argument("--inner", choices=list(experiment.INNER), help="reptile's inner optimiser (default: sgd)")
     parser.add_argument(
@@ -41,9 +41,9 @@ def add_sine(commands: Any) -> None:
         help="adam:RATE or sgd:RATE, with :linear behind to anneal the rate to 0 (default: adam:0.001; reptile: "
         "sgd:1:linear, its ε); the joint run beside a method keeps its own",
     )
-    parser.add_argument("--tasks", type=_whole(1), metavar="N", help="tasks in an outer step (default: 25)")
+    parser.add_argument("--tasks", type=whole(1), metavar="N", help="tasks in an outer step (default: 25)")
     seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="default: 0")
+    seeds.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default: 0")
     seeds.add_argument("--seeds", metavar="A-B", help="several, as 0-4: mean and interval over the seeds")
     parser.add_argument("--out", metavar="DIR", help="a new folder (default: runs/sine-METHOD-SEED)")
 
@@ -51,7 +51,7 @@ def add_sine(commands: Any) -> None:
 def sine(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     explicit = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
-    seeds = [args.seed] if args.seeds is None else _seeds(args.seeds)
+    seeds = [args.seed] if args.seeds is None else seed_range(args.seeds)
     names = list(METHODS) if args.method == "all" else [args.method]
     configs = [configure(name, args.preset, args.quick, explicit) for name in names]
     if all(config.method != "joint" for config in configs):
@@ -64,8 +64,8 @@ def sine(args: argparse.Namespace) -> int:
             sole = len(seeds) == 1 and main == config.method
             place = folder if sole else folder / f"{config.method}-{seed}"
             try:
-                with _progress(config, seed) as report:
-                    runs.append(experiment.run(config, seed, report))
+                with progress(config.iterations, f"{config.method}, seed {seed}") as move:
+                    runs.append(experiment.run(config, seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}")))
             except (Diverged, Interrupted) as error:
                 place.mkdir(exist_ok=True)
                 save_theta(place / "theta.npz", experiment.network(config)[0].names, error.theta)
@@ -148,23 +148,23 @@ def _draw(folder: Path, runs: list[Run], curves: list[Any]) -> None:
 
 
 @contextmanager
-def _progress(config: Config, seed: int) -> Iterator[Callable[[int, float], None]]:
-    """A function of (iteration, loss) that moves a progress bar; one that does nothing without tqdm."""
+def progress(total: int, title: str) -> Iterator[Callable[[int, str], None]]:
+    """A function of (how many are done, a note) that moves a progress bar; one that does nothing without tqdm."""
     if importlib.util.find_spec("tqdm") is None:
-        yield lambda iteration, loss: None
+        yield lambda done, note: None
         return
     from tqdm import tqdm
 
-    with tqdm(total=config.iterations, desc=f"{config.method}, seed {seed}", file=sys.stderr) as bar:
+    with tqdm(total=total, desc=title, file=sys.stderr) as bar:
 
-        def report(iteration: int, loss: float) -> None:
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            bar.update(iteration + 1 - bar.n)
+        def move(done: int, note: str) -> None:
+            bar.set_postfix_str(note, refresh=False)
+            bar.update(done - bar.n)
 
-        yield report
+        yield move
 
 
-def _whole(lowest: int) -> Callable[[str], int]:
+def whole(lowest: int) -> Callable[[str], int]:
     """A whole number of at least `lowest`, for argparse."""
 
     def parse(text: str) -> int:
@@ -175,7 +175,7 @@ def _whole(lowest: int) -> Callable[[str], int]:
     return parse
 
 
-def _seeds(text: str) -> list[int]:
+def seed_range(text: str) -> list[int]:
     try:
         first, _, last = text.partition("-")
         seeds = list(range(int(first), int(last or first) + 1))

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from refmeta.lab.experiment import Run, inner_loop, network
 from refmeta.lab.sine import LAWS, LIMIT, ZERO_MSE
+from refmeta.lab.sweep import varying
 
 COLOURS = {
     "maml": "#2460a7",
@@ -77,6 +78,64 @@ def curves(path: Path, named: Sequence[tuple[str, list[dict[str, Any]]]], law: s
         steps, mse, ci95 = (np.array([row[key] for row in shown], float) for key in ("steps", "mse", "ci95"))
         axis.plot(steps, mse, "o-", color=COLOURS[method], ms=4, lw=2, label=method)
         axis.fill_between(steps, np.maximum(mse - ci95, 1e-9), mse + ci95, color=COLOURS[method], alpha=0.15, lw=0)
+    _baselines(axis, law)
+    axis.set(xlabel="gradient steps on an unseen task", ylabel="mean squared error")
+    axis.legend(frameon=False, fontsize=9)
+    _plain(axis)
+    figure.savefig(path, dpi=130)
+
+
+def sweep(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A sweep's `table`: the error after the last step against the numeric setting with the most values (where there
+    is none: against the steps), a line for each method, a panel for each combination of the other settings.
+
+    Values stand side by side, whatever lies between them. Bars are 95 % intervals; a cross at the top: no finite mean.
+    """
+    numeric = [name for name in varying(rows) if isinstance(rows[0][name], (int, float))]
+    along = max(numeric, key=lambda name: len({row[name] for row in rows}), default="steps")
+    others = [name for name in varying(rows) if name != along]
+    panels: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if along == "steps" or row["steps"] == max(row["report_steps"]):
+            panels.setdefault(tuple(f"{name.replace('_', ' ')} {row[name]}" for name in others), []).append(row)
+    across = min(len(panels), 4)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(max(7.4, 0.8 + 2.9 * across), 1.6 + 2.9 * down), layout="constrained")
+    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
+    methods = [method for method in COLOURS if any(row["method"] == method for row in rows)]
+    values = sorted({row[along] for row in rows})
+    for axis, (panel, shown) in zip(axes, panels.items(), strict=False):
+        for number, method in enumerate(methods):
+            line = sorted((r for r in shown if r["method"] == method), key=lambda r: r[along])
+            mse, ci95 = (np.array([r[key] for r in line], float) for key in ("mse", "ci95"))
+            x = np.array([values.index(r[along]) for r in line]) + 0.07 * (number - (len(methods) - 1) / 2)
+            style = {"color": COLOURS[method], "ms": 4, "lw": 2}
+            axis.errorbar(x, mse, np.nan_to_num(ci95), fmt="o-", elinewidth=1.2, label=method, **style)
+            if np.isnan(mse).any():
+                lost, top = x[np.isnan(mse)], axis.get_xaxis_transform()
+                axis.plot(lost, 0 * lost + 0.97 - 0.04 * number, "x", mew=1.5, label="diverged", transform=top, **style)
+        _baselines(axis, shown[0]["law"])
+        axis.set_title("\n".join(panel), fontsize=10, color=INK)
+        _plain(axis)
+        axis.tick_params(labelbottom=True)
+    places = range(0, len(values), -(-len(values) // 12))
+    axes[0].set_xticks(places, [f"{values[place]:g}" for place in places])
+    known = [row["mse"] for shown in panels.values() for row in shown if row["mse"]]
+    axes[0].set_ylim(min([*known, ZERO_MSE]) / 1.6, max([*known, ZERO_MSE]) * 1.6)  # a bar may reach below 0
+    for unused in axes[len(panels) :]:
+        unused.set_visible(False)
+    ends = {max(row["report_steps"]) for row in rows}
+    after = "" if along == "steps" else f" after {max(ends)} steps" if len(ends) == 1 else " after the last step"
+    figure.supxlabel("gradient steps on an unseen task" if along == "steps" else along.replace("_", " "), fontsize=10)
+    figure.supylabel(f"mean squared error{after}", fontsize=10)
+    handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    order = sorted(handles, key=lambda label: label not in methods)
+    figure.legend([handles[label] for label in order], order, loc="outside upper center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def _baselines(axis: Any, law: str) -> None:
+    """A logarithmic scale of errors, and on it the two that are known exactly."""
     formula, best = LAWS[law].agnostic
     if best < ZERO_MSE:
         axis.axhline(best, color=FAINT, ls="--", lw=1.2, label=f"best without the task: {formula}")
@@ -84,10 +143,6 @@ def curves(path: Path, named: Sequence[tuple[str, list[dict[str, Any]]]], law: s
     axis.set_yscale("log")
     for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
         ticks("{x:g}")
-    axis.set(xlabel="gradient steps on an unseen task", ylabel="mean squared error")
-    axis.legend(frameon=False, fontsize=9)
-    _plain(axis)
-    figure.savefig(path, dpi=130)
 
 
 def _plain(axis: Any) -> None:

@@ -1,5 +1,7 @@
-"""What a run leaves behind: a folder of JSON, npz and PNG files, none of them ever overwritten."""
+"""What a run leaves behind: a folder of JSON, npz, CSV and PNG files; a sweep's tables alone are ever written again."""
 
+import csv
+import io
 import json
 import os
 import platform
@@ -25,13 +27,18 @@ def new_folder(wanted: str | None, default: str) -> Path:
     while wanted is None and folder.exists():
         number += 1
         folder = Path(f"{default}.{number}")
+    if any(writable(folder).iterdir()):
+        raise ValueError(f"--out {folder}: holds files already; name a new or empty folder")
+    return folder
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made where it was not. ValueError: it cannot be written into."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise ValueError(f"--out {folder}: holds files already; name a new or empty folder")
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(f"--out {folder}: cannot be written: {error.strerror}") from error
+        raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
     return folder
 
 
@@ -42,8 +49,17 @@ def save_theta(path: Path, names: list[str], theta: Theta) -> None:
 
 def save_result(path: Path, result: dict[str, Any]) -> None:
     """A result as JSON, with the versions that made it; numbers that are not finite become null."""
-    text = json.dumps(_plain({**result, "versions": versions()}), indent=1, ensure_ascii=False)
+    text = json.dumps(plain({"versions": versions(), **result}), indent=1, ensure_ascii=False)
     _replace(path, lambda file: file.write(f"{text}\n".encode()))
+
+
+def save_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows of the same keys as CSV; None is an empty cell."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    _replace(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def versions() -> dict[str, str]:
@@ -52,18 +68,24 @@ def versions() -> dict[str, str]:
 
 
 def _replace(path: Path, write: Any) -> None:
-    """Write beside the path, then put in place: no reader ever sees half a file."""
-    partial = path.with_name(f".{path.name}.part")
-    with open(partial, "wb") as file:
-        write(file)
-    os.replace(partial, path)
+    """Write beside the path, then put in place: no reader ever sees half a file. OSError: it names the path."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """As JSON has it: tuples are lists, and numbers that are not finite None."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return value if isfinite(value) else None
     return value
