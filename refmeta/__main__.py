@@ -1,26 +1,16 @@
 """The command `refmeta`, also `python -m refmeta`."""
 
 import argparse
-import ctypes
 import os
 import sys
 from collections.abc import Sequence
 
 import refmeta
 from refmeta.conformance.command import add_check, add_vectors
+from refmeta.execution import keep_freed_memory
+from refmeta.lab.bench.command import add_bench
 from refmeta.lab.command import add_sine
 from refmeta.lab.sweep_command import add_sweep
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: temporaries above its thresholds go back to the system and fault in again.
-
-    For a program of one's own, before it starts: MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483647.
-    """
-    if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="refmeta", description="Gradient-based meta-learning, as a specification.")
     parser.add_argument("--version", action="version", version=refmeta.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_sine, add_sweep, add_check, add_vectors):
+    for add in (add_sine, add_sweep, add_check, add_vectors, add_bench):
         add(commands)
     # argparse has no word for "the rest, whatever it is": what follows -- is the command to check.
     given = list(sys.argv[1:] if argv is None else argv)

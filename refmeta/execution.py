@@ -1,6 +1,8 @@
 """Two ways to run the specification fast: `stacked` and `recorded`. It is called, never rewritten."""
 
+import ctypes
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import wraps
@@ -44,7 +46,7 @@ def stacked(algorithm: Callable[..., Theta]) -> Callable[..., Theta]:
             per_task = raw(loss, copies(theta, len(group)), [stack(group)], **given)
             return [_total(leaf) for leaf in per_task]
 
-        return add(together(group) for group in by_shape(tasks))
+        return add(together(group) for group in in_cache(theta, tasks))
 
     return all_at_once
 
@@ -68,6 +70,24 @@ def by_shape(tasks: Tasks) -> list[Tasks]:
         shapes = [None if b is None else tuple(map(np.shape, b)) for b in [*supports, query]]
         groups.setdefault(tuple(shapes), []).append((supports, query))
     return list(groups.values())
+
+
+# Of θ's copies and the tasks' data together. With what is computed from them that fits in a core's cache:
+# 1,000 tasks of a small network are 1.3 times faster in parts than at once (docs/performance.md).
+CACHE = 2**19  # bytes
+
+
+def in_cache(theta: Theta, tasks: Tasks) -> list[Tasks]:
+    """The groups of `by_shape`, the large ones in equal parts that fit in CACHE."""
+    own = sum(getval(leaf).nbytes for leaf in theta)
+    parts = []
+    for group in by_shape(tasks):
+        supports, query = group[0]
+        data = {id(array): getval(array).nbytes for batch in [*supports, query] if batch for array in batch}
+        n = -(-len(group) * (own + sum(data.values())) // CACHE)
+        size = -(-len(group) // n)
+        parts += [group[i : i + size] for i in range(0, len(group), size)]
+    return parts
 
 
 def _stack(batches: Any) -> Batch:
@@ -131,15 +151,20 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        arrays: list[Array] = []
-        form = _form((args, *kwargs.values()), arrays, {})
-        if any(map(isbox, arrays)):
+        form, arrays = _form((args, *kwargs.values()))
+        if not all(type(array) is numpy.ndarray for array in arrays):
             return function(*args, **kwargs)  # someone else's trace goes through the function itself
         key = form, tuple(kwargs), tuple([(a.shape, a.dtype.char) for a in arrays])
-        if key not in programs:
+        try:
+            known = key in programs
+        except TypeError as error:
+            raise TypeError(
+                f"recorded: expected arrays, lists and tuples of them, or hashable constants: {error}"
+            ) from None
+        if not known:
 
             def flat(*arrays: Array) -> Any:
-                args, *values = _fill(form, arrays)
+                args, *values = _fill(iter(form), arrays)
                 return function(*args, **dict(zip(kwargs, values, strict=True)))
 
             program = _proved(flat, arrays)
@@ -151,30 +176,39 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _form(tree: Any, arrays: list[Array], places: dict[int, int]) -> Any:
-    """The nested arguments with a number for every array, the same for the same array, and (None, type, constant)."""
-    kind = type(tree)
-    if kind is numpy.ndarray or isbox(tree):
-        place = places.setdefault(id(tree), len(arrays))
-        if place == len(arrays):
-            arrays.append(tree)
-        return place
-    if kind is tuple or kind is list:
-        return kind, *[_form(branch, arrays, places) for branch in tree]
-    try:
-        hash(tree)
-    except TypeError:
-        raise TypeError(
-            f"recorded: expected arrays, lists and tuples of them, or hashable constants; got {kind.__name__}"
-        ) from None
-    return None, kind, tree
+def _form(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
+    """The nested arguments with a number for every array, one after the other, and those arrays.
+
+    An array that is given twice has one number: what is done to it twice can then be done once.
+    """
+    form: list[Any] = []
+    arrays: list[Array] = []
+    places: dict[int, int] = {}
+    waiting = [tree]
+    while waiting:  # no recursion: a thousand tasks are several thousand of these, at every call
+        tree = waiting.pop()
+        kind = type(tree)
+        if kind is numpy.ndarray or isbox(tree):
+            place = places.setdefault(id(tree), len(arrays))
+            if place == len(arrays):
+                arrays.append(tree)
+            form.append(place)
+        elif kind is tuple or kind is list:
+            form += kind, len(tree)
+            waiting += tree
+        else:
+            form.append((kind, tree))
+    return tuple(form), arrays
 
 
-def _fill(form: Any, arrays: Sequence[Any]) -> Any:
-    if isinstance(form, int):
-        return arrays[form]
-    kind, *branches = form
-    return branches[1] if kind is None else kind([_fill(branch, arrays) for branch in branches])
+def _fill(form: Iterator[Any], arrays: Sequence[Any]) -> Any:
+    """The nested arguments again; of every list, `_form` has the last element first."""
+    head = next(form)
+    if isinstance(head, int):
+        return arrays[head]
+    if isinstance(head, tuple):
+        return head[1]
+    return head([_fill(form, arrays) for _ in range(next(form))][::-1])
 
 
 def _proved(function: Callable[..., Any], arrays: list[Array]) -> Callable[..., Any]:
@@ -304,7 +338,7 @@ def _simplify(tape: list[_Call], result: Any) -> tuple[list[_Call], Any]:
             return b
         if isinstance(a, list | tuple):
             parts = [_Call.new_root(value, tape) for value in call.value]
-            return type(a)(plus(*three, in_place) for three in zip(parts, a, b, strict=True))
+            return type(a)(plus(part, x, y, in_place) for part, x, y in zip(parts, a, b, strict=True))
         fits = _kind(b.value if isinstance(b, _Call) else b) == _kind(call.value)
         if fits and id(a) in zeros:
             return b
@@ -407,4 +441,21 @@ def _compiled(inputs: list[_Call], calls: list[_Call], result: Any) -> Callable[
     source.append(f"    return {name(result)}")
     exec("\n".join(source), constants)
     replay: Callable[..., Any] = constants["replay"]
+    replay.__doc__ = "\n".join(source)
     return replay
+
+
+# --- Memory -----------------------------------------------------------------------------------------
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, from here to the end of the process; elsewhere nothing happens.
+
+    By itself it gives large temporaries back to the system, whose pages then fault in again at every operation.
+    The commands of refmeta begin with this. A program of your own can, or be started with
+    MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483647 in its environment.
+    """
+    if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

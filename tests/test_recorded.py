@@ -56,8 +56,8 @@ def test_convolutions_too(algorithm):
     tasks = [([(rng.normal(size=(4, 5, 6, 2)), np.arange(4))] * 2, (rng.normal(size=(3, 5, 6, 2)), np.arange(3)))] * 3
     arguments = cross_entropy(net), net.init(rng), tasks, 0.1
     fast = recorded(stacked(algorithm))
-    for given in (arguments, other(arguments, rng)):
-        assert bits(fast(*given)) == bits(stacked(algorithm)(*given))
+    for some in (arguments, other(arguments, rng)):
+        assert bits(fast(*some)) == bits(stacked(algorithm)(*some))
 
 
 def test_thirty_replays_run_the_function_no_more(example):
@@ -151,8 +151,8 @@ def test_stock_autograd_too():
     arguments = loss, theta, [([draw(), draw()], draw()), ([draw(), draw()], draw())], 0.01
     for algorithm in ALGORITHMS:
         fast = recorded(algorithm)
-        for given in (arguments, other(arguments, rng)):
-            assert bits(fast(*given)) == bits(algorithm(*given))
+        for some in (arguments, other(arguments, rng)):
+            assert bits(fast(*some)) == bits(algorithm(*some))
 
 
 def test_it_can_be_differentiated_and_recorded_again(example):

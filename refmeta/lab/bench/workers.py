@@ -1,0 +1,153 @@
+"""This package's own workers: `python -m refmeta.lab.bench.workers recorded | stacked | loop | byhand`."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+import refmeta
+from refmeta import execution
+from refmeta.execution import copies, keep_freed_memory
+from refmeta.lab import adam, train
+from refmeta.lab.bench import byhand, serving
+from refmeta.lab.bench.cases import CASES, write
+from refmeta.models import MLP, ConvNet, cross_entropy, squared_error
+from refmeta.spec import adjoint
+from refmeta.spec.trees import Array, Batch, Loss, Supports, Tasks, Theta
+
+
+def loss_of(case: Any) -> Loss:
+    model = case.model
+    if model["kind"] == "mlp":
+        return squared_error(MLP(tuple(model["widths"]), model["activation"]))
+    return cross_entropy(ConvNet(tuple(model["image"]), tuple(model["filters"]), model["ways"], model["activation"]))
+
+
+def theta_of(case: Any) -> Theta:
+    """θ as ConvNet has it: a convolution's W is (9·in, out)."""
+    return [leaf.reshape(-1, leaf.shape[-1]) if leaf.ndim == 4 else leaf for leaf in case.theta]
+
+
+def tasks_of(case: Any, data: list[Array]) -> Tasks:
+    """A list of tasks, as people have it; of a repeated support the same arrays."""
+
+    def supports(x: Array, y: Array) -> Supports:
+        return [(x[0], y[0])] * case.steps if case.repeated else list(zip(x, y, strict=True))
+
+    return [(supports(sx, sy), (qx, qy)) for sx, sy, qx, qy in zip(*data, strict=True)]
+
+
+def ours(way: Callable[..., Any]) -> Callable[..., Any]:
+    """prepare(case) for `serving`, the algorithm run in some way."""
+
+    def prepare(case: Any) -> Any:
+        algorithm, loss = way(getattr(refmeta, case.algorithm)), loss_of(case)
+
+        def gradient(theta: Theta, tasks: Tasks) -> Theta:
+            return algorithm(loss, theta, tasks, case.alpha)  # type: ignore[no-any-return]
+
+        return lambda data: tasks_of(case, data), *descending(case, theta_of(case), gradient)
+
+    return prepare
+
+
+def by_hand(case: Any) -> Any:
+    """prepare(case) of the hand-derived gradient; its data are stacked before the clock starts."""
+    if case.model["kind"] != "mlp":
+        raise serving.Skip("derived by hand for fully connected networks")
+    algorithm = getattr(byhand, case.algorithm)
+
+    def gradient(theta: Theta, data: tuple[Supports, Batch]) -> Theta:
+        return algorithm(copies(theta, case.tasks), *data, case.alpha)  # type: ignore[no-any-return]
+
+    def convert(data: list[Array]) -> tuple[Supports, Batch]:
+        sx, sy, qx, qy = data
+        batches = [(sx[:, k], sy[:, k]) for k in range(sx.shape[1])]
+        return batches * case.steps if case.repeated else batches, (qx, qy)
+
+    return convert, *descending(case, case.theta, gradient)
+
+
+def descending(case: Any, theta: Theta, algorithm: Callable[[Theta, Any], Theta]) -> Any:
+    """gradient(data) at the first θ, in the case's layout; step(data), an outer step from the last θ."""
+    outer, state = adam(1e-3), None
+
+    def gradient(data: Any) -> list[Array]:
+        return [g.reshape(t.shape) for g, t in zip(algorithm(theta, data), case.theta, strict=True)]
+
+    def step(data: Any) -> float:
+        nonlocal theta, state
+        theta, state = outer(theta, [g / case.tasks for g in algorithm(theta, data)], state)
+        return 0.0
+
+    return gradient, step
+
+
+def training(prepare: Any, case: Any, iterations: int) -> float:
+    """The lab's own training, its tasks drawn and reports made on the way; the last loss reported."""
+
+    def sample(rng: np.random.Generator) -> Tasks:
+        return tasks_of(case, serving.by_task(case, serving.sine(rng, case)))
+
+    algorithm = refmeta.recorded(refmeta.stacked(getattr(refmeta, case.algorithm)))
+    _, history = train(algorithm, loss_of(case), theta_of(case), sample, case.alpha, iterations)
+    return float(np.mean([loss for _, loss in history[-10:]]))
+
+
+def memory(way: str, steps: int, tasks: int) -> float:
+    """Megabytes by which one meta-gradient of S1 raises the peak of this process."""
+    case = CASES["S1"]._replace(steps=steps, tasks=tasks)
+    with TemporaryDirectory() as folder:
+        loaded = serving.load(str(write(case, "maml", Path(folder))))
+    algorithm = {"adjoint": adjoint.maml, "stacked adjoint": refmeta.stacked(adjoint.maml)}.get(way)
+    prepare = ours(lambda _: algorithm) if algorithm else WAYS[way]
+    convert, gradient, _ = prepare(loaded)
+    data = convert(serving.by_task(loaded, loaded.data))
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    gradient(data)
+    return (getrusage(RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def profile(case: Any, rounds: int = 200) -> list[tuple[str, int, float]]:
+    """Where a replay spends its time: (function, calls, microseconds per replay), the most expensive first."""
+    loss, algorithm = loss_of(case), refmeta.stacked(getattr(refmeta, case.algorithm))
+    arguments = theta_of(case), tasks_of(case, serving.by_task(case, case.data))
+    form, arrays = execution._form(arguments)
+    replay = execution._compiled(
+        *execution._record(lambda *a: algorithm(loss, *execution._fill(iter(form), a), case.alpha), arrays)
+    )
+    head, *lines, last = str(replay.__doc__).splitlines()
+    timed = [f"    start = clock()\n{line}\n    spent[{i}] += clock() - start" for i, line in enumerate(lines)]
+    scope = {**replay.__globals__, "spent": [0.0] * len(lines), "clock": perf_counter}
+    exec("\n".join([head, *timed, last]), scope)
+    for _ in range(rounds):
+        scope["replay"](*arrays)
+    total: dict[str, tuple[int, float]] = {}
+    for line, spent in zip(lines, scope["spent"], strict=True):
+        called = re.search(r"= (c\d+)\(", line)
+        name = getattr(scope[called[1]], "__name__", "?") if called else "(freeing)"
+        calls, sum_so_far = total.get(name, (0, 0.0))
+        total[name] = calls + 1, sum_so_far + spent / rounds * 1e6
+    return sorted(((name, *row) for name, row in total.items()), key=lambda row: -row[2])
+
+
+WAYS = {
+    "recorded": ours(lambda algorithm: refmeta.recorded(refmeta.stacked(algorithm))),
+    "stacked": ours(refmeta.stacked),
+    "loop": ours(lambda algorithm: algorithm),
+    "byhand": by_hand,
+}
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    way = sys.argv[1]
+    if way == "memory":
+        print(memory(sys.argv[2], *map(int, sys.argv[3:])))
+        sys.exit()
+    serving.serve(f"refmeta, {way}" if way != "byhand" else "by hand", refmeta.__version__, WAYS[way], training)
