@@ -154,7 +154,7 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         form, arrays = _form((args, *kwargs.values()))
         if not all(type(array) is numpy.ndarray for array in arrays):
             return function(*args, **kwargs)  # someone else's trace goes through the function itself
-        key = form, tuple(kwargs), tuple([(a.shape, a.dtype.char) for a in arrays])
+        key = form, tuple(kwargs), tuple([a.shape for a in arrays]), tuple([a.dtype for a in arrays])
         try:
             known = key in programs
         except TypeError as error:
@@ -164,7 +164,7 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         if not known:
 
             def flat(*arrays: Array) -> Any:
-                args, *values = _fill(iter(form), arrays)
+                args, *values = _fill(form, arrays)
                 return function(*args, **dict(zip(kwargs, values, strict=True)))
 
             program = _proved(flat, arrays)
@@ -176,39 +176,52 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _form(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
-    """The nested arguments with a number for every array, one after the other, and those arrays.
+class _Form(NamedTuple):
+    """Nested arguments without their arrays: the containers and constants, and a number for every array.
 
     An array that is given twice has one number: what is done to it twice can then be done once.
     """
-    form: list[Any] = []
+
+    tokens: tuple[Any, ...]
+    numbers: tuple[int, ...]
+
+
+def _form(tree: Any) -> tuple[_Form, list[Array]]:
+    """What `tree` is without its arrays, and those; no recursion, for a thousand tasks are thousands of nodes."""
+    tokens: list[Any] = []
     arrays: list[Array] = []
-    places: dict[int, int] = {}
     waiting = [tree]
-    while waiting:  # no recursion: a thousand tasks are several thousand of these, at every call
+    while waiting:
         tree = waiting.pop()
         kind = type(tree)
-        if kind is numpy.ndarray or isbox(tree):
-            place = places.setdefault(id(tree), len(arrays))
-            if place == len(arrays):
-                arrays.append(tree)
-            form.append(place)
+        if kind is numpy.ndarray or (kind is not tuple and kind is not list and isbox(tree)):
+            tokens.append(None)
+            arrays.append(tree)
         elif kind is tuple or kind is list:
-            form += kind, len(tree)
+            tokens.append(kind)
+            tokens.append(len(tree))
             waiting += tree
         else:
-            form.append((kind, tree))
-    return tuple(form), arrays
+            tokens.append((kind, tree))
+    identities = list(map(id, arrays))
+    distinct = dict(zip(identities, arrays, strict=True))
+    numbers = {identity: number for number, identity in enumerate(distinct)}
+    return _Form(tuple(tokens), tuple([numbers[identity] for identity in identities])), list(distinct.values())
 
 
-def _fill(form: Iterator[Any], arrays: Sequence[Any]) -> Any:
-    """The nested arguments again; of every list, `_form` has the last element first."""
-    head = next(form)
-    if isinstance(head, int):
-        return arrays[head]
-    if isinstance(head, tuple):
-        return head[1]
-    return head([_fill(form, arrays) for _ in range(next(form))][::-1])
+def _fill(form: _Form, arrays: Sequence[Any]) -> Any:
+    """The nested arguments again; of every container, `_form` has the last element first."""
+    tokens, leaves = iter(form.tokens), iter([arrays[number] for number in form.numbers])
+
+    def build() -> Any:
+        head = next(tokens)
+        if head is None:
+            return next(leaves)
+        if isinstance(head, tuple):
+            return head[1]
+        return head([build() for _ in range(next(tokens))][::-1])
+
+    return build()
 
 
 def _proved(function: Callable[..., Any], arrays: list[Array]) -> Callable[..., Any]:
@@ -361,7 +374,8 @@ def _simplify(tape: list[_Call], result: Any) -> tuple[list[_Call], Any]:
                 items[i] = plus(_Call.new_root(call.value[i], tape), items[i], term)
             return space.seq_type(items)
         if fun in (VSpace.add.fun, VSpace.mut_add.fun) and not isinstance(call.value, dict):
-            return plus(call, *args[1:], fun is VSpace.mut_add.fun)
+            _, a, b = args
+            return plus(call, a, b, in_place=fun is VSpace.mut_add.fun)
         kwargs = dict(zip(call.kwargs, kwargs, strict=True))
         if fun is numpy.sum and kwargs.get("keepdims") and call.value.shape == call.args[0].value.shape:
             return args[0]  # undoes a broadcast that there was not

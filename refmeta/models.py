@@ -119,43 +119,63 @@ defvjp(relu_slope, lambda _, g, y: lambda h: relu_slope(h, y), None)
 
 
 @primitive
-def patches(x: Array) -> Array:
-    """Every second 3×3 patch of an image padded with one 0: (…, n, h, w, c) to (…, n·⌈h/2⌉·⌈w/2⌉, 9·c)."""
+def patches(x: Array, stride: int) -> Array:
+    """The 3×3 patches of an image, 0 beyond its border: (…, n, h, w, c) to (…, n·⌈h/stride⌉·⌈w/stride⌉, 9·c)."""
     *lead, n, h, w, c = x.shape
     padded = numpy.zeros((*lead, n, h + 2, w + 2, c), x.dtype)
     padded[..., 1 : h + 1, 1 : w + 1, :] = x
     windows = numpy.lib.stride_tricks.sliding_window_view(padded, (3, 3, c), axis=(-3, -2, -1))
-    return windows[..., ::2, ::2, 0, :, :, :].reshape(*lead, -1, 9 * c)
+    return windows[..., ::stride, ::stride, 0, :, :, :].reshape(*lead, -1, 9 * c)
 
 
 @primitive
-def unpatches(p: Array, shape: tuple[int, ...]) -> Array:
+def unpatches(p: Array, shape: tuple[int, ...], stride: int) -> Array:
     """The adjoint of `patches`: an image of this shape, each patch added where it came from."""
     *lead, h, w, c = shape
-    parts = p.reshape(*lead, (h + 1) // 2, (w + 1) // 2, 3, 3, c)
+    parts = p.reshape(*lead, -(-h // stride), -(-w // stride), 3, 3, c)
     image = numpy.empty(shape, p.dtype)
-    for i, from_row, to_row in _sources(h):
-        for j, from_column, to_column in _sources(w):
+    for i, from_row, to_row in _sources(h, stride):
+        for j, from_column, to_column in _sources(w, stride):
             part, place = parts[..., from_row, from_column, i, j, :], image[..., to_row, to_column, :]
-            if i and j:
+            if min(i, j) >= 1 and max(i, j) <= stride:
                 place[...] = part  # the first to come there
             else:
                 place += part
     return image
 
 
-def _sources(n: int) -> list[tuple[int, slice, slice]]:
+def _sources(n: int, stride: int) -> list[tuple[int, slice, slice]]:
     """For the middle, the last and the first of three taps: which patches have it inside, and at which pixels."""
-    half = (n + 1) // 2
+    last = -(-n // stride) - 1
     return [
-        (1, slice(half), slice(0, n, 2)),
-        (2, slice(0, n // 2), slice(1, n, 2)),
-        (0, slice(1, half), slice(1, 2 * half - 2, 2)),
+        (1, slice(0, last + 1), slice(0, n, stride)),
+        (2, slice(0, -(-(n - 1) // stride)), slice(1, n, stride)),
+        (0, slice(1, last + 1), slice(stride - 1, stride * last, stride)),
     ]
 
 
-defvjp(patches, lambda y, x: lambda g: unpatches(g, x.shape))
-defvjp(unpatches, lambda y, p, shape: lambda g: patches(g))
+defvjp(patches, lambda y, x, stride: lambda g: unpatches(g, x.shape, stride))
+defvjp(unpatches, lambda y, p, shape, stride: lambda g: patches(g, stride))
+
+
+@primitive
+def pool(x: Array) -> Array:
+    """The means of 2×2 pixels: (…, h, w, c) to (…, ⌊h/2⌋, ⌊w/2⌋, c)."""
+    *lead, h, w, c = x.shape
+    return x[..., : h // 2 * 2, : w // 2 * 2, :].reshape(*lead, h // 2, 2, w // 2, 2, c).mean((-4, -2))
+
+
+@primitive
+def unpool(g: Array, shape: tuple[int, ...]) -> Array:
+    """The adjoint of `pool`: a quarter to each of the four pixels."""
+    *_, h, w, _ = shape
+    x = numpy.zeros(shape, g.dtype)
+    x[..., : h // 2 * 2, : w // 2 * 2, :] = (g / 4).repeat(2, -3).repeat(2, -2)
+    return x
+
+
+defvjp(pool, lambda y, x: lambda g: unpool(g, x.shape))
+defvjp(unpool, lambda y, g, shape: lambda h: pool(h))
 
 
 @primitive
@@ -273,12 +293,18 @@ class MLP:
         return [array.astype(dtype) for layer in layers for array in layer]
 
     def __call__(self, theta: Theta, x: Array) -> Array:
+        return self.layers(theta, x)[-1]
+
+    def layers(self, theta: Theta, x: Array) -> list[Array]:
+        """What each layer gives, activation included; the last is the output."""
         _check_shapes(self, f"an MLP of widths {self.widths}", theta, x, self.widths[:1])
-        activation = ACTIVATIONS[self.activation]
-        *hidden, last = range(0, len(theta), 2)
-        for layer in hidden:
-            x = activation(affine(x, theta[layer], theta[layer + 1]))
-        return affine(x, theta[last], theta[last + 1])
+        values, activation = [], ACTIVATIONS[self.activation]
+        for layer in range(0, len(theta), 2):
+            x = affine(x, theta[layer], theta[layer + 1])
+            if layer < len(theta) - 2:
+                x = activation(x)
+            values.append(x)
+        return values
 
     @property
     def names(self) -> list[str]:
@@ -294,21 +320,25 @@ class MLP:
 
 @dataclass(frozen=True)
 class ConvNet:
-    """A convolutional network: x ↦ 3×3 convolution with stride 2, activation, …, affine.
+    """A convolutional network: x ↦ 3×3 convolution, activation, …, affine; each convolution halves the image.
 
         net = ConvNet((28, 28, 1), filters=(16, 16), classes=5)
         theta = net.init(rng)        [W1, b1, …],  W (9·c, filters), b (filters,); the head last, as an MLP's
         net(theta, x)                x (n, h, w, c) to (n, classes); or (tasks, n, h, w, c) with a task axis on all of θ
 
-    A convolution is an affine map of the patches around every second pixel, zero beyond the border: row
-    (i, j, channel) of W belongs to the pixel i, j of a patch. ⌈h/2⌉ × ⌈w/2⌉ pixels are left after each.
-    ValueError: unknown activation, sizes that are not positive integers, arrays of θ or an x that do not fit.
+    A convolution is an affine map of the patches around every second pixel (stride 2: ⌈h/2⌉ × ⌈w/2⌉ are left), or
+    around every pixel, followed by 2×2 means (stride 1: ⌊h/2⌋ × ⌊w/2⌋). Beyond the border all is 0; row (i, j,
+    channel) of W belongs to the pixel i, j of a patch. There is no batch normalisation: it makes a prediction depend
+    on the batch it is in (at test on the other queries), and its averages are state that no gradient step sees.
+    ValueError: unknown activation or stride, sizes that are not positive integers or too small to be halved so
+    often, arrays of θ or an x that do not fit.
     """
 
     image: tuple[int, int, int]
     filters: tuple[int, ...]
     classes: int
     activation: str = "relu"
+    stride: int = 2
 
     def __post_init__(self) -> None:
         sizes = (*self.image, *self.filters, self.classes)
@@ -317,19 +347,30 @@ class ConvNet:
                 "ConvNet: expected image (h, w, channels), filters (f, …) and classes, all positive integers; "
                 f"got {self.image!r}, {self.filters!r}, {self.classes!r}"
             )
+        if self.stride not in (1, 2):
+            raise ValueError(f"stride: expected 2, or 1 with a 2×2 mean behind, got {self.stride!r}")
+        if 0 in self.shapes[-2]:
+            raise ValueError(f"ConvNet: an image of {self.image[:2]} pixels cannot be halved {len(self.filters)} times")
         _choose("activation", self.activation, ACTIVATIONS)
 
     init = MLP.init
 
     def __call__(self, theta: Theta, x: Array) -> Array:
+        return self.layers(theta, x)[-1]
+
+    def layers(self, theta: Theta, x: Array) -> list[Array]:
+        """What each layer gives, activation included: images (…, n, h, w, filters), then the output."""
         _check_shapes(self, str(self), theta, x, self.image)
-        activation = ACTIVATIONS[self.activation]
+        values, activation = [], ACTIVATIONS[self.activation]
         *hidden, last = range(0, len(theta), 2)
         for layer in hidden:
             *lead, h, w, _ = x.shape
             W, b = theta[layer], theta[layer + 1]
-            x = np.reshape(activation(affine(patches(x), W, b)), (*lead, (h + 1) // 2, (w + 1) // 2, b.shape[-1]))
-        return affine(np.reshape(x, (*x.shape[:-3], -1)), theta[last], theta[last + 1])
+            rows = activation(affine(patches(x, self.stride), W, b))
+            x = np.reshape(rows, (*lead, *(-(-size // self.stride) for size in (h, w)), b.shape[-1]))
+            x = pool(x) if self.stride == 1 else x
+            values.append(x)
+        return [*values, affine(np.reshape(x, (*x.shape[:-3], -1)), theta[last], theta[last + 1])]
 
     @property
     def names(self) -> list[str]:
@@ -341,7 +382,7 @@ class ConvNet:
         """The shape of each array of θ."""
         h, w, c = self.image
         for _ in self.filters:
-            h, w = (h + 1) // 2, (w + 1) // 2
+            h, w = (h // 2, w // 2) if self.stride == 1 else ((h + 1) // 2, (w + 1) // 2)
         inputs = [*(9 * n for n in (c, *self.filters[:-1])), h * w * self.filters[-1]]
         return [shape for n, m in zip(inputs, (*self.filters, self.classes), strict=True) for shape in ((n, m), (m,))]
 

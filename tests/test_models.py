@@ -7,11 +7,13 @@ from autograd import elementwise_grad, grad
 from autograd.test_util import check_grads
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import assert_same
+from problems import assert_derivative, assert_same, flat
 
-from refmeta import maml
+from refmeta import maml, stacked
 from refmeta import models as m
-from refmeta.models import MLP, accuracy, cross_entropy, squared_error
+from refmeta.models import MLP, ConvNet, accuracy, cross_entropy, squared_error
+from refmeta.spec import adjoint
+from refmeta.spec.algorithms import objective
 
 RNG = np.random.default_rng(0)
 
@@ -34,6 +36,14 @@ def draw(*shape):
         (m.tanh_slope, [(4, 2), (4, 2)]),
         (m.relu, [(4, 2)]),
         (m.relu_slope, [(4, 2), (4, 2)]),
+        (lambda x: m.patches(x, 2), [(2, 3, 4, 2)]),
+        (lambda x: m.patches(x, 1), [(2, 3, 4, 2)]),
+        (lambda p: m.unpatches(p, (*p.shape[:-2], 2, 3, 5, 2), 2), [(12, 18)]),
+        (lambda p: m.unpatches(p, (*p.shape[:-2], 2, 3, 5, 2), 1), [(30, 18)]),
+        (m.pool, [(2, 3, 4, 2)]),
+        (lambda g: m.unpool(g, (*g.shape[:-4], 2, 5, 4, 3)), [(2, 2, 2, 3)]),
+        (m.tanh_bend, [(4, 2), (4, 2), (4, 2)]),
+        (lambda a, b: m.twice_difference(np.array(0.7), a, b), [(4, 2), (4, 2)]),
         (m.squared_distance, [(4, 2), (4, 2)]),
         (m.softmax, [(4, 3)]),
         (lambda z: m.surprise(z, np.broadcast_to([0, 2, 1, 2], z.shape[:-1])), [(4, 3)]),
@@ -169,3 +179,73 @@ def test_what_does_not_fit_is_refused_with_what_was_expected(make, message):
 def test_labels_that_are_not_integers_are_refused():
     with pytest.raises(TypeError, match="labels must be an array of integers, got float64"):
         cross_entropy(NET)(THETA, (X, np.zeros(4)))
+
+
+def naive(net, theta, x):
+    """The network by loops over every pixel and tap."""
+    for W, b in zip(theta[:-2:2], theta[1:-2:2], strict=True):
+        n, h, w, c = x.shape
+        filters, half = W.shape[1], [-(-size // net.stride) for size in (h, w)]
+        out = np.zeros((n, *half, filters))
+        for row, column in np.ndindex(*half):
+            for i, j in np.ndindex(3, 3):
+                r, s = row * net.stride + i - 1, column * net.stride + j - 1
+                if 0 <= r < h and 0 <= s < w:
+                    out[:, row, column] += x[:, r, s] @ W.reshape(3, 3, c, filters)[i, j]
+        x = np.maximum(out + b, 0)
+        if net.stride == 1:
+            cut = x[:, : h // 2 * 2, : w // 2 * 2]
+            x = (cut[:, ::2, ::2] + cut[:, 1::2, ::2] + cut[:, ::2, 1::2] + cut[:, 1::2, 1::2]) / 4
+    return x.reshape(len(x), -1) @ theta[-2] + theta[-1]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("image", [(4, 4, 1), (5, 4, 2), (7, 6, 3), (8, 9, 1)])
+def test_a_convolutional_network_is_what_loops_make_of_it(image, stride):
+    net = ConvNet(image, (3, 2), 4, stride=stride)
+    theta = [leaf + 0.1 * draw(*leaf.shape) for leaf in net.init(RNG)]
+    x = draw(5, *image)
+    assert_same([net(theta, x)], [naive(net, theta, x)], digits=13)
+    with pytest.raises(AssertionError):
+        assert_same([net(theta, x)], [naive(net, theta, x[:, ::-1])])
+    assert [value.shape[0] for value in net.layers(theta, x)] == [5, 5, 5]
+    assert (net.layers(theta, x)[-1] == net(theta, x)).all()
+    assert [leaf.shape for leaf in theta] == net.shapes and len(net.names) == len(theta) == 6
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_the_meta_gradient_of_a_convolutional_network_is_right(activation, stride):
+    net = ConvNet((4, 5, 2), (3, 2), 3, activation, stride)
+    theta = [leaf + 0.1 * draw(*leaf.shape) for leaf in net.init(RNG)]
+    tasks = [([(draw(4, 4, 5, 2), RNG.integers(0, 3, 4)) for _ in range(2)], (draw(5, 4, 5, 2), RNG.integers(0, 3, 5)))]
+    tasks *= 2
+    loss = cross_entropy(net)
+    got = maml(loss, theta, tasks, 0.1)
+    directions = [flat([draw(*leaf.shape) for leaf in theta]) for _ in range(3)]
+    assert_derivative(lambda theta: objective(loss, theta, tasks, 0.1), theta, got, directions, h=1e-5)
+    assert_same(adjoint.maml(loss, theta, tasks, 0.1), got)
+    assert_same(stacked(maml)(loss, theta, tasks, 0.1), got)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: ConvNet((4, 4), (2,), 3), "expected image"),
+        (lambda: ConvNet((4, 4, 1), (), 3), "expected image"),
+        (lambda: ConvNet((4, 4, 1), (2.0,), 3), "expected image"),
+        (lambda: ConvNet((4, 4, 1), (2,), 0), "expected image"),
+        (lambda: ConvNet((4, 4, 1), (2,), 3, "sigmoid"), "activation: expected one of"),
+        (lambda: ConvNet((4, 4, 1), (2,), 3, stride=3), "stride: expected"),
+        (lambda: ConvNet((4, 4, 1), (2, 2, 2), 3, stride=1), "cannot be halved 3 times"),
+        (lambda: CONV(CONV.init(RNG), draw(5, 4, 4)), r"x has shape \(5, 4, 4\); expected \(n, 4, 4, 1\)"),
+        (lambda: CONV(CONV.init(RNG)[:3], draw(5, 4, 4, 1)), "theta has 3 arrays"),
+        (lambda: CONV(CONV.init(RNG)[2:] * 2, draw(5, 4, 4, 1)), "W1 of theta has shape"),
+    ],
+)
+def test_a_convolutional_network_that_does_not_fit_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+CONV = ConvNet((4, 4, 1), (2,), 3)

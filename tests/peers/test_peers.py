@@ -12,6 +12,8 @@ import pytest
 
 import refmeta
 from refmeta.conformance import check
+from refmeta.lab.bench import measure
+from refmeta.lab.bench.cases import CASES
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
@@ -52,6 +54,28 @@ def test_the_most_copied_mistake_is_named():
     assert verdict.algorithm == "maml" and verdict.explanations[0].suspects == ("first_order",)
     assert "create_graph=True" in verdict.text
     assert str(report) in CHECKING  # the report in the documentation is a real one
+
+
+WORKERS = {
+    ("torch_func",): "torch",
+    ("torch_func", "im2col"): "torch",
+    ("jax_jit",): "jax",
+    ("jax_jit", "im2col"): "jax",
+    ("higher_maml",): "higher",
+    ("torchopt_maml",): "torchopt",
+    ("torchopt_maml", "functional"): "torchopt",
+    ("learn2learn_maml",): "learn2learn",
+}
+
+
+@pytest.mark.parametrize("words", WORKERS, ids=" ".join)
+def test_a_benchmarks_worker_does_the_same_work(words):
+    pytest.importorskip(WORKERS[words], reason=f"{WORKERS[words]} is not installed", exc_type=ImportError)
+    small = {name: case._replace(tasks=3, steps=min(case.steps, 3), shots=5) for name, case in CASES.items()}
+    wanted = [(n, small[n], a) for n in ("S2", "S4", "C1") for a in small[n].algorithms]
+    worker = [sys.executable, str(HERE / f"bench/{words[0]}.py"), *words[1:]]
+    rows = measure.side_by_side([measure.OWN["refmeta recorded"], worker], wanted, 0.01, 1)
+    assert len(rows) > len(wanted) and all(row["difference"] < 1e-4 for row in rows)
 
 
 TITLE = "refmeta check torch_first_order:meta_gradient"

@@ -4,11 +4,10 @@ import argparse
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from refmeta.lab.bench import measure, serving, workers
-from refmeta.lab.bench.cases import CASES, write
+from refmeta.lab.bench import measure
+from refmeta.lab.bench.cases import CASES
 from refmeta.lab.bench.command import HAND, MARKS, OURS, grouped, judged, ratios
 from refmeta.lab.bench.measure import OWN, SLOWER, Row
 from refmeta.lab.files import versions
@@ -72,7 +71,10 @@ def renew(
         _growth("inner steps", by_steps),
         _growth("tasks", by_tasks),
         "### Where the time of a replay goes\n\nS1, MAML: microseconds of a replay by the function called.",
-        _table([["", "calls", "µs"]] + [[f"`{n}`", str(c), f"{us:.0f}"] for n, c, us in _profile()[:12]]),
+        _table(
+            [["", "calls", "µs"]]
+            + [[f"`{n}`", str(c), f"{us:.0f}"] for n, c, us in measure.where_time_goes(base, "maml")[:12]]
+        ),
     ]
     before, rest = page.read_text().split(MARKS[0])
     after = rest.split(MARKS[1])[1]
@@ -102,11 +104,6 @@ def _growth(what: str, rows: list[Row]) -> str:
     names = list(dict.fromkeys(row["name"] for row in rows))
     cells = [[name, *(f"{ms[name]:.3g}" if name in ms else "–" for ms in table.values())] for name in names]
     return _table([[what, *(case for case, _ in table)], *cells])
-
-
-def _profile() -> list[tuple[str, int, float]]:
-    with TemporaryDirectory() as folder:
-        return workers.profile(serving.load(str(write(CASES["S1"], "maml", Path(folder)))))
 
 
 def _draw(path: Path, by_steps: list[Row], by_tasks: list[Row], memory: dict[str, list[float]]) -> None:

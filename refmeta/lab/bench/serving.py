@@ -18,9 +18,6 @@ from typing import Any
 
 import numpy as np
 
-protocol = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # whatever a library prints goes to stderr
-
 
 class Skip(Exception):
     """The peer does not offer this, and why."""
@@ -29,8 +26,8 @@ class Skip(Exception):
 def load(path: str) -> Any:
     """The case, with its arrays as case.theta and case.data."""
     case = SimpleNamespace(**{"repeated": False, **json.loads(Path(path).read_text())})
-    arrays = np.load(Path(path).parent / case.arrays)
-    arrays = {name: a.astype(case.dtype if a.dtype.kind == "f" else "int64") for name, a in arrays.items()}
+    with np.load(Path(path).parent / case.arrays) as file:
+        arrays = {name: a.astype(case.dtype if a.dtype.kind == "f" else "int64") for name, a in file.items()}
     case.theta = [arrays[f"theta{i}"] for i in range(len(arrays) - 4)]
     case.data = [arrays[name] for name in ("support_x", "support_y", "query_x", "query_y")]
     case.tasks = len(case.data[2])
@@ -72,12 +69,14 @@ def clock() -> float:
     return time.perf_counter() * 1e3
 
 
-def say(**answer: Any) -> None:
-    print(json.dumps(answer), file=protocol, flush=True)
-
-
 def serve(name: str, version: str, prepare: Callable[[Any], Any], train: Any = train) -> None:
     """Answer the requests on stdin, or train if the command line says so."""
+    protocol = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints from now on goes to stderr
+
+    def say(**answer: Any) -> None:
+        print(json.dumps(answer), file=protocol, flush=True)
+
     if "train" in sys.argv:
         path, iterations = sys.argv[-2:]
         say(loss=train(prepare, load(path), int(iterations)))

@@ -1,5 +1,6 @@
 """This package's own workers: `python -m refmeta.lab.bench.workers recorded | stacked | loop | byhand`."""
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -120,7 +121,7 @@ def profile(case: Any, rounds: int = 200) -> list[tuple[str, int, float]]:
     arguments = theta_of(case), tasks_of(case, serving.by_task(case, case.data))
     form, arrays = execution._form(arguments)
     replay = execution._compiled(
-        *execution._record(lambda *a: algorithm(loss, *execution._fill(iter(form), a), case.alpha), arrays)
+        *execution._record(lambda *a: algorithm(loss, *execution._fill(form, a), case.alpha), arrays)
     )
     head, *lines, last = str(replay.__doc__).splitlines()
     timed = [f"    start = clock()\n{line}\n    spent[{i}] += clock() - start" for i, line in enumerate(lines)]
@@ -149,5 +150,7 @@ if __name__ == "__main__":
     way = sys.argv[1]
     if way == "memory":
         print(memory(sys.argv[2], *map(int, sys.argv[3:])))
-        sys.exit()
-    serving.serve(f"refmeta, {way}" if way != "byhand" else "by hand", refmeta.__version__, WAYS[way], training)
+    elif way == "profile":
+        print(json.dumps(profile(serving.load(sys.argv[2]))))
+    else:
+        serving.serve(f"refmeta, {way}" if way != "byhand" else "by hand", refmeta.__version__, WAYS[way], training)
