@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import autograd.numpy as np
 import numpy
 from autograd.builtins import SequenceVSpace, container_take, container_untake
-from autograd.core import VSpace, sparse_add
+from autograd.core import SparseObject, VSpace, sparse_add
 from autograd.extend import primitive
 from autograd.tracer import Node, getval, isbox, new_box, trace_stack
 from autograd.util import subvals
@@ -283,13 +283,22 @@ def _captured(replay: Any) -> dict[int, Array]:
     return roots
 
 
+def _outline(value: Any) -> Any:
+    """The shape and dtype of an array, without its memory; a recording would keep that of every value."""
+    if isinstance(value, list | tuple):
+        return [_outline(item) for item in value]
+    if isinstance(value, numpy.ndarray):
+        return numpy.broadcast_to(numpy.zeros((), value.dtype), value.shape)
+    return None if isinstance(value, SparseObject) else value
+
+
 class _Call(Node):  # type: ignore[misc]
     """A call on a tape: fun(*args, **kwargs), an argument that varies being the _Call that it comes from."""
 
     __slots__ = ("args", "fun", "kwargs", "tape", "value")
 
     def __init__(self, value: Any, fun: Any, args: Any, kwargs: Any, places: Any, parents: Any):
-        self.fun, self.kwargs, self.value, self.tape = fun.fun, kwargs, value, parents[0].tape
+        self.fun, self.kwargs, self.value, self.tape = fun.fun, kwargs, _outline(value), parents[0].tape
         self.args = subvals(args, zip(places, parents, strict=True))
         self.tape.append(self)
 

@@ -172,7 +172,7 @@ def import_seconds(module: str, rounds: int = 7) -> float:
 
 
 def peak_megabytes(way: str, steps: int, tasks: int) -> float:
-    """The growth of a process's peak memory by one meta-gradient of S1's network, over that after the imports."""
+    """The peak of what one meta-gradient of S1's network allocates, in a process of its own (tracemalloc)."""
     command = [sys.executable, "-m", "refmeta.lab.bench.workers", "memory", way, str(steps), str(tasks)]
     return float(subprocess.run(command, env=environment(1), capture_output=True, text=True, check=True).stdout)
 

@@ -48,15 +48,15 @@ def renew(
         ),
     ]
     say("memory")
-    ways = ["byhand", "recorded", "stacked", "stacked adjoint", "adjoint"]
+    ways = ["byhand", "recorded", "recording", "stacked", "stacked adjoint", "adjoint"]
     memory = {way: [measure.peak_megabytes(way, steps, 25) for steps in STEPS] for way in ways}
     wider = {way: [measure.peak_megabytes(way, 1, tasks) for tasks in TASKS] for way in ways}
     parts += [
         "### Memory\n\n"
-        "Megabytes by which the first meta-gradient of MAML raises the peak of a process (S1's network); a\n"
-        "recording's include its making and its proof.",
-        _table([["", *(f"{k} inner steps" for k in STEPS)]] + [[w, *(f"{m:.1f}" for m in memory[w])] for w in ways]),
-        _table([["", *(f"{t:,} tasks" for t in TASKS)]] + [[w, *(f"{m:.1f}" for m in wider[w])] for w in ways]),
+        "Megabytes that a meta-gradient of MAML allocates at its peak (S1's network, 25 tasks; then 1 inner step).\n"
+        "`recorded` is a replay. `adjoint` keeps the parameters of every inner step and nothing else that grows.",
+        _table([["inner steps", *map(str, STEPS)]] + [[w, *(f"{m:.1f}" for m in memory[w])] for w in ways]),
+        _table([["tasks", *(f"{t:,}" for t in TASKS)]] + [[w, *(f"{m:.1f}" for m in wider[w])] for w in ways]),
     ]
     say("growth")
     base = CASES["S1"]
@@ -87,7 +87,7 @@ def _conditions(rows: list[Row], args: argparse.Namespace) -> str:
     plural = "s" * (args.threads != 1)
     return (
         f"Made by `refmeta bench --seconds {args.seconds:g} --threads {args.threads} --page docs/performance.md`"
-        f"{' with a `--peer` for each of the others' if args.peer else ''}; {args.threads} thread{plural}, "
+        f"{' with a `--peer` for each of the others' if args.peer else ''}; {args.threads} thread{plural},\n"
         f"{platform.machine()}, Python {platform.python_version()}, NumPy {versions()['numpy']}, autograd "
         f"{versions()['autograd']}; {', '.join(w for w in who if not w.startswith(HAND))}."
     )
