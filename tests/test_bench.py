@@ -57,7 +57,7 @@ def test_every_case_is_the_same_work_for_its_workers():
     small = {name: case._replace(tasks=2, steps=min(case.steps, 2), shots=5) for name, case in CASES.items()}
     wanted = [(name, case, a) for name, case in small.items() if name in ("S2", "S4", "C1") for a in case.algorithms]
     rows = measure.side_by_side(commands, wanted, 0.01, 1)
-    assert len(rows) == 4 * 4 + 4 + 3  # by hand there are no convolutions
+    assert len(rows) == 4 * 4 + 4 + 2 * 3  # by hand there are no convolutions
     assert all(row["ms"] > 0 and row["first_ms"] > 0 for row in rows)
     assert all(row["difference"] < (1e-5 if row["case"] == "C1" else 1e-13) for row in rows)
 
@@ -138,7 +138,8 @@ def test_what_else_is_measured():
     assert measure.import_seconds("json", 1) > 0
     assert measure.peak_megabytes("adjoint", 1, 1) >= 0
     assert measure.megabytes("numpy") > 10
-    assert {"matmul_nt", "affine"} < {name for name, _, _ in measure.where_time_goes(TINY, "maml")}
+    assert {"matmul_nt", "affine"} < {name for name, _, _ in measure.in_a_process("profile", TINY)}
+    assert measure.in_a_process("adaptation", TINY).keys() == {"maml", "anil"}
     assert measure.whole_process([fake()], 1, 2, 1)[0] > 0
     with pytest.raises(ValueError, match="failed"):
         measure.whole_process([fake(fails=3)], 1, 1, 1)
@@ -151,6 +152,9 @@ def test_training_in_a_worker_learns(tmp_path):
     case = serving.load(str(write(CASES["S1"], "maml", tmp_path)))
     short, long = (workers.training(None, case, n) for n in (20, 600))
     assert long < short
+
+
+FAKED = {"profile": [["affine", 6, 12.0]], "adaptation": {"maml": 3.0, "anil": 2.0}}
 
 
 def test_the_page_is_renewed_between_its_marks_only(monkeypatch, tmp_path):
@@ -170,12 +174,13 @@ def test_the_page_is_renewed_between_its_marks_only(monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "side_by_side", side_by_side)
     monkeypatch.setattr(measure, "whole_process", lambda commands, *rest: [1.0] * len(commands))
     monkeypatch.setattr(measure, "peak_megabytes", lambda *args: 4.5)
-    monkeypatch.setattr(measure, "where_time_goes", lambda *args: [("affine", 6, 12.0)])
+    monkeypatch.setattr(measure, "in_a_process", lambda what, case: FAKED[what])
     monkeypatch.setattr(measure, "import_seconds", lambda *args: 0.1)
     assert main(["bench", "--cases", "S1", "--page", str(tmp_path / "page.md")]) == 0
     renewed = (tmp_path / "page.md").read_text()
     assert renewed.startswith("before\n") and renewed.endswith("\nafter\n") and "old" not in renewed
     assert "| S1 | maml | 1.00 | 2 |" in renewed and "| `affine` | 6 | 12 |" in renewed
+    assert "| S1 | 1.00 | 1.50 |" in renewed
     assert (tmp_path / "figures/performance.png").stat().st_size > 1000
 
 

@@ -72,7 +72,8 @@ WORKERS = {
 def test_a_benchmarks_worker_does_the_same_work(words):
     pytest.importorskip(WORKERS[words], reason=f"{WORKERS[words]} is not installed", exc_type=ImportError)
     small = {name: case._replace(tasks=3, steps=min(case.steps, 3), shots=5) for name, case in CASES.items()}
-    wanted = [(n, small[n], a) for n in ("S2", "S4", "C1") for a in small[n].algorithms]
+    small["C1 in double precision"] = small["C1"]._replace(dtype="float64")
+    wanted = [(n, small[n], a) for n in ("S2", "S4", "C1", "C1 in double precision") for a in small[n].algorithms]
     worker = [sys.executable, str(HERE / f"bench/{words[0]}.py"), *words[1:]]
     rows = measure.side_by_side([measure.OWN["refmeta recorded"], worker], wanted, 0.01, 1)
     assert len(rows) > len(wanted) and all(row["difference"] < 1e-4 for row in rows)

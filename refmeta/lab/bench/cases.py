@@ -31,7 +31,7 @@ CASES = {
     "S3": Case(SINE, 4, 5, 1, 0.01, FOUR),
     "S4": Case(MLP((1, 64, 64, 1)), 1, 10, 32, 0.02, ("reptile",), repeated=False),
     "S5": Case(SINE, 1000, 10, 1, 0.01, ("maml",)),
-    "C1": Case(ConvNet((28, 28, 1), (16, 16), 5), 16, 5, 5, 0.4, ("maml",), dtype="float32"),
+    "C1": Case(ConvNet((28, 28, 1), (16, 16), 5), 16, 5, 5, 0.4, ("maml", "anil"), dtype="float32"),
 }
 
 # The time of a recording over that of the gradient derived by hand: what is promised, and what was measured

@@ -177,18 +177,18 @@ def peak_megabytes(way: str, steps: int, tasks: int) -> float:
     return float(subprocess.run(command, env=environment(1), capture_output=True, text=True, check=True).stdout)
 
 
-def where_time_goes(case: Case, algorithm: str) -> list[tuple[str, int, float]]:
-    """`workers.profile` of a case, in a process of its own."""
+def in_a_process(what: str, case: Case, algorithm: str = "maml") -> Any:
+    """`profile` or `adaptation` of refmeta.lab.bench.workers, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
             "-m",
             "refmeta.lab.bench.workers",
-            "profile",
+            what,
             str(write(case, algorithm, Path(folder))),
         ]
         done = subprocess.run(command, env=environment(1), capture_output=True, text=True, check=True)
-    return [tuple(row) for row in json.loads(done.stdout)]
+    return json.loads(done.stdout)
 
 
 def megabytes(distribution: str) -> float:

@@ -6,6 +6,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
@@ -14,12 +15,12 @@ import numpy as np
 
 import refmeta
 from refmeta import execution
-from refmeta.execution import copies, keep_freed_memory
+from refmeta.execution import copies, keep_freed_memory, stack
 from refmeta.lab import adam, train
 from refmeta.lab.bench import byhand, serving
 from refmeta.lab.bench.cases import CASES, write
 from refmeta.models import MLP, ConvNet, cross_entropy, squared_error
-from refmeta.spec import adjoint
+from refmeta.spec import adjoint, algorithms
 from refmeta.spec.trees import Array, Batch, Loss, Supports, Tasks, Theta
 
 
@@ -107,7 +108,9 @@ def memory(way: str, steps: int, tasks: int) -> float:
     with TemporaryDirectory() as folder:
         loaded = serving.load(str(write(case, "maml", Path(folder))))
     algorithm = {"adjoint": adjoint.maml, "stacked adjoint": refmeta.stacked(adjoint.maml)}.get(way)
-    prepare = ours(lambda _: algorithm) if algorithm else WAYS["recorded" if way == "recording" else way]
+    prepare = (
+        ours(lambda _: algorithm) if algorithm else WAYS[{"recording": "recorded", "by hand": "byhand"}.get(way, way)]
+    )
     convert, gradient, _ = prepare(loaded)
     data = convert(serving.by_task(loaded, loaded.data))
     if way == "recorded":
@@ -115,6 +118,20 @@ def memory(way: str, steps: int, tasks: int) -> float:
     tracemalloc.start()
     gradient(data)
     return tracemalloc.get_traced_memory()[1] / 1e6
+
+
+def adaptation(case: Any, rounds: int = 100) -> dict[str, float]:
+    """Milliseconds to adapt θ to all the case's supports, the whole of it and the head alone; medians, in turns."""
+    loss, theta = loss_of(case), copies(theta_of(case), case.tasks)
+    supports, _ = stack(tasks_of(case, serving.by_task(case, case.data)))
+    supports = supports[:1] * case.steps if case.repeated else supports
+    adapt, times = refmeta.recorded(algorithms.adapt), {"maml": [0.0], "anil": [0.0]}
+    for _ in range(rounds):
+        for name, head in (("maml", None), ("anil", case.head)):
+            start = perf_counter()
+            adapt(loss, theta, supports, case.alpha, head)
+            times[name].append((perf_counter() - start) * 1e3)
+    return {name: median(ms[2:]) for name, ms in times.items()}  # the first of each was the recording
 
 
 def profile(case: Any, rounds: int = 200) -> list[tuple[str, int, float]]:
@@ -154,5 +171,7 @@ if __name__ == "__main__":
         print(memory(sys.argv[2], *map(int, sys.argv[3:])))
     elif way == "profile":
         print(json.dumps(profile(serving.load(sys.argv[2]))))
+    elif way == "adaptation":
+        print(json.dumps(adaptation(serving.load(sys.argv[2]))))
     else:
         serving.serve(f"refmeta, {way}" if way != "byhand" else "by hand", refmeta.__version__, WAYS[way], training)
