@@ -265,7 +265,9 @@ def _same(a: Any, b: Any) -> bool:
     if b is None or _kind(a) != _kind(b):
         return a is b
     a, b = numpy.asarray(a), numpy.asarray(b)
-    tolerance = numpy.finfo(b.dtype).eps ** 0.6 if b.dtype.kind == "f" else 0
+    if b.dtype.kind != "f":
+        return numpy.array_equal(a, b)
+    tolerance = numpy.finfo(b.dtype).eps ** 0.6
     finite = numpy.isfinite(b)
     scale = numpy.max(numpy.abs(b), initial=0, where=finite)
     return numpy.array_equal(numpy.isfinite(a), finite) and bool((abs(a - b) <= tolerance * scale)[finite].all())
@@ -386,7 +388,11 @@ def _simplify(tape: list[_Call], result: Any) -> tuple[list[_Call], Any]:
             _, a, b = args
             return plus(call, a, b, in_place=fun is VSpace.mut_add.fun)
         kwargs = dict(zip(call.kwargs, kwargs, strict=True))
-        if fun is numpy.sum and kwargs.get("keepdims") and call.value.shape == call.args[0].value.shape:
+        if (
+            fun is numpy.sum
+            and kwargs.keys() == {"axis", "keepdims"}
+            and _kind(call.value) == _kind(call.args[0].value)
+        ):
             return args[0]  # undoes a broadcast that there was not
         return make(call, fun, args, kwargs)
 

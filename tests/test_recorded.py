@@ -155,6 +155,22 @@ def test_stock_autograd_too():
             assert bits(fast(*some)) == bits(algorithm(*some))
 
 
+def test_sums_that_look_like_undone_broadcasts_are_kept():
+    x = np.array([[1.0], [2.0]])
+    fast = recorded(
+        lambda x: [
+            anp.sum(x, 1, None, None, True, 5.0),
+            anp.sum(x, axis=1, keepdims=True),
+            anp.sum(x > 1, axis=1, keepdims=True),
+        ]
+    )
+    for some in (x, -x):
+        assert bits(fast(some)) == bits(
+            [np.sum(some, 1, keepdims=True, initial=5), some, np.sum(some > 1, 1, keepdims=True)]
+        )
+    assert recorded(lambda x: [x > 1])(x)[0].tolist() == [[False], [True]]
+
+
 def test_it_can_be_differentiated_and_recorded_again(example):
     loss, theta, tasks, alpha = example
     inner = recorded(adapt)
