@@ -67,11 +67,7 @@ def sine(args: argparse.Namespace) -> int:
                 with progress(config.iterations, f"{config.method}, seed {seed}") as move:
                     runs.append(experiment.run(config, seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}")))
             except (Diverged, Interrupted) as error:
-                place.mkdir(exist_ok=True)
-                save_theta(place / "theta.npz", experiment.network(config)[0].names, error.theta)
-                last = "the last good θ" if isinstance(error, Diverged) else "θ"
-                print(f"refmeta sine: {config.method}: {error}; {last} is in {place}/theta.npz", file=sys.stderr)
-                return 1 if isinstance(error, Diverged) else 130
+                return stopped(f"sine: {config.method}", place, experiment.network(config)[0].names, error)
             _save(place, runs[-1])
     curves = [(c.method, over_seeds([r.curve for r in runs if r.config == c])) for c in configs]
     if len(seeds) > 1 or main == "all":
@@ -79,6 +75,15 @@ def sine(args: argparse.Namespace) -> int:
     print(_table(configs, curves, len(seeds)))
     _draw(folder, [run for run in runs if run.seed == seeds[0]], curves)
     return 0
+
+
+def stopped(what: str, folder: Path, names: list[str], error: Diverged | Interrupted) -> int:
+    """Training ended early: save what was learned, say where it is; the exit code."""
+    folder.mkdir(exist_ok=True)
+    save_theta(folder / "theta.npz", names, error.theta)
+    last = "the last good θ" if isinstance(error, Diverged) else "θ"
+    print(f"refmeta {what}: {error}; {last} is in {folder}/theta.npz", file=sys.stderr)
+    return 1 if isinstance(error, Diverged) else 130
 
 
 _SETTINGS = ("law", "iterations", "shots", "inner_steps", "alpha", "inner", "outer", "tasks")

@@ -1,4 +1,4 @@
-"""The figures of the sine experiment (matplotlib, from the extra `lab`)."""
+"""The figures of the sine experiment, and what others share with them (matplotlib, from the extra `lab`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +66,7 @@ def _adapt_one(axis: Any, run: Run, task: int) -> None:
         )
     top = max(1.0, 1.5 * abs(wave(x)).max())
     axis.set_ylim(-top, top)
-    _plain(axis)
+    plain_axis(axis)
 
 
 def curves(path: Path, named: Sequence[tuple[str, list[dict[str, Any]]]], law: str) -> None:
@@ -81,7 +81,7 @@ def curves(path: Path, named: Sequence[tuple[str, list[dict[str, Any]]]], law: s
     _baselines(axis, law)
     axis.set(xlabel="gradient steps on an unseen task", ylabel="mean squared error")
     axis.legend(frameon=False, fontsize=9)
-    _plain(axis)
+    plain_axis(axis)
     figure.savefig(path, dpi=130)
 
 
@@ -116,7 +116,7 @@ def sweep(path: Path, rows: Sequence[dict[str, Any]]) -> None:
                 axis.plot(lost, 0 * lost + 0.97 - 0.04 * number, "x", mew=1.5, label="diverged", transform=top, **style)
         _baselines(axis, shown[0]["law"])
         axis.set_title("\n".join(panel), fontsize=10, color=INK)
-        _plain(axis)
+        plain_axis(axis)
         axis.tick_params(labelbottom=True)
     places = range(0, len(values), -(-len(values) // 12))
     axes[0].set_xticks(places, [f"{values[place]:g}" for place in places])
@@ -145,6 +145,7 @@ def _baselines(axis: Any, law: str) -> None:
         ticks("{x:g}")
 
 
-def _plain(axis: Any) -> None:
+def plain_axis(axis: Any) -> None:
+    """Two spines and small ticks, as all figures here have."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(colors=INK, labelsize=9)

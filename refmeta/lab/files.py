@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import refmeta
-from refmeta.spec.trees import Theta
+from refmeta.spec.trees import Array, Theta
 
 
 def new_folder(wanted: str | None, default: str) -> Path:
@@ -44,7 +44,12 @@ def writable(folder: Path) -> Path:
 
 def save_theta(path: Path, names: list[str], theta: Theta) -> None:
     """θ as an npz archive of named arrays; the same θ gives the same bytes."""
-    _replace(path, lambda file: np.savez(file, **dict(zip(names, theta, strict=True))))
+    save_arrays(path, dict(zip(names, theta, strict=True)))
+
+
+def save_arrays(path: Path, arrays: dict[str, Array]) -> None:
+    """An npz archive of named arrays."""
+    _replace(path, lambda file: np.savez(file, **arrays))
 
 
 def save_result(path: Path, result: dict[str, Any]) -> None:

@@ -148,8 +148,8 @@ def summary(values: Sequence[float], limit: float = inf) -> dict[str, float]:
 T95 = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 
 
-def over_seeds(curves: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One curve from those of several seeds: mean, median and 95 % interval over the seeds' means.
+def over_seeds(curves: Sequence[list[dict[str, Any]]], score: str = "mse") -> list[dict[str, Any]]:
+    """One curve from those of several seeds: mean, median and 95 % interval over the seeds' means of `score`.
 
     `diverged` is the sum. One curve comes back as it is, its intervals those over its tasks.
     """
@@ -162,11 +162,11 @@ def over_seeds(curves: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     )
     rows = []
     for same in zip(*curves, strict=True):
-        means = np.array([row["mse"] for row in same])
+        means = np.array([row[score] for row in same])
         rows.append(
             {
                 "steps": same[0]["steps"],
-                "mse": float(means.mean()),
+                score: float(means.mean()),
                 "median": float(np.median(means)),
                 "ci95": float(t * means.std(ddof=1) / len(means) ** 0.5),
                 "diverged": sum(row["diverged"] for row in same),

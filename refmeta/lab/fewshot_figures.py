@@ -1,0 +1,80 @@
+"""The figures of few-shot classification (matplotlib, from the extra `lab`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from refmeta.lab.command import plural
+from refmeta.lab.fewshot import Config, Run, inner_loop, network, test_episodes
+from refmeta.lab.figures import COLOURS, FAINT, INK, plain_axis
+from refmeta.lab.images import Images
+from refmeta.spec.trees import Array
+
+WAYS, SHOTS = 10, 5  # of an episode are shown at most
+RIGHT, WRONG = COLOURS["reptile"], COLOURS["joint"]
+TILE = 0.68  # inches
+
+
+def episode(path: Path, runs: Sequence[Run], images: Images) -> None:
+    """The first test episode, a row for each class: what there is to learn from, and what its queries are taken for,
+    before adapting (the first run) and after as many steps as in training (every run)."""
+    config = runs[0].config
+    (support, *_), (x, labels) = test_episodes(config, images, runs[0].seed)[0]
+    most = SHOTS if len(runs) < 3 else 3
+    ways, shots, queries = min(config.ways, WAYS), min(config.shots, SHOTS), min(config.test_queries, most)
+    pictures, asked = (a.reshape(config.ways, -1, *a.shape[1:3]) for a in (support[0], x))
+    wide = TILE * (shots + queries * (1 + len(runs))) + 0.25 * (1 + len(runs)) + 0.4
+    figure = Figure(figsize=(wide, TILE * ways + 0.9), layout="constrained")
+    axes = figure.subplots(1, 2 + len(runs), width_ratios=[shots] + [queries] * (1 + len(runs)))
+    _tiles(axes[0], pictures[:ways, :shots])
+    axes[0].set_title("support", fontsize=9, color=INK)
+    axes[0].set_yticks(range(ways), [chr(65 + c) for c in range(ways)], fontsize=11, weight="bold")
+    panels = [(runs[0], 0), *((run, max(1, run.config.inner_steps)) for run in runs)]
+    for axis, (run, steps) in zip(axes[1:], panels, strict=True):
+        net, loss = network(run.config)
+        with np.errstate(all="ignore"):
+            phi = inner_loop(run.config)(loss, run.theta, [support] * steps, run.config.alpha)[-1]
+            guesses = np.argmax(net(phi, x), -1)
+        _tiles(axis, asked[:ways, :queries])
+        for c, q in np.ndindex(ways, queries):
+            guess = guesses.reshape(config.ways, -1)[c, q]
+            box = {"boxstyle": "round,pad=.15", "lw": 0, "fc": RIGHT if guess == c else WRONG}
+            place = {"ha": "right", "va": "bottom", "bbox": box}
+            axis.text(q + 0.42, c + 0.42, chr(65 + guess), color="white", fontsize=7, weight="bold", **place)
+        title = f"{run.config.method}, {plural(steps, 'step')}: {100 * np.mean(guesses == labels):.0f} %"
+        axis.set_title(title, fontsize=9, color=COLOURS[run.config.method])
+        axis.set_yticks([])
+    figure.supxlabel("queries, and the class that each is taken for", fontsize=9, color=INK)
+    figure.savefig(path, dpi=130)
+
+
+def _tiles(axis: Any, pictures: Array) -> None:
+    for r, c in np.ndindex(pictures.shape[:2]):
+        box = (c - 0.47, c + 0.47, r + 0.47, r - 0.47)
+        axis.imshow(0.95 * (1 - pictures[r, c]), cmap="gray", vmin=0, vmax=1, extent=box)
+    axis.set(xlim=(-0.5, pictures.shape[1] - 0.5), ylim=(len(pictures) - 0.5, -0.5), xticks=[])
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+
+
+def curves(path: Path, config: Config, named: dict[str, list[dict[str, Any]]]) -> None:
+    """Accuracy against steps for every method, with 95 % bands; the nearest neighbour and chance as lines."""
+    figure = Figure(figsize=(7.4, 4.6), layout="constrained")
+    axis = figure.subplots()
+    for name, curve in named.items():
+        steps, share, ci95 = (np.array([row[key] for row in curve], float) for key in ("steps", "accuracy", "ci95"))
+        colour = COLOURS.get(name, FAINT)
+        if name == "nearest neighbour":
+            axis.axhline(100 * share[0], color=FAINT, ls="--", lw=1.2, label="nearest neighbour, pixels")
+            continue
+        axis.plot(steps, 100 * share, "o-", color=colour, ms=4, lw=2, label=name)
+        axis.fill_between(steps, 100 * (share - ci95), 100 * (share + ci95), color=colour, alpha=0.15, lw=0)
+    axis.axhline(100 / config.ways, color=FAINT, ls=":", lw=1.2, label="chance")
+    axis.set(xlabel="gradient steps on an unseen episode", ylabel="accuracy (%)", ylim=(0, 100))
+    axis.set_xticks(config.report_steps)
+    axis.legend(frameon=False, fontsize=9)
+    plain_axis(axis)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,142 @@
+"""The picture of the survey article, computed: two quadratic tasks in the plane, and where each method leads on them.
+
+    L(θ; (A, c)) = ½ (θ − c)ᵀ A (θ − c)
+
+The methods see the same k gradients, g_j of the j-th batch after j − 1 inner steps. MAML and first-order MAML take
+k − 1 inner steps and use the last gradient, Reptile takes k steps, pre-training uses the gradient before any step.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+from autograd import grad
+
+import refmeta
+from refmeta.execution import recorded
+from refmeta.spec.adjoint import hvp
+from refmeta.spec.trees import Array, Batch, Loss, Theta
+
+METHODS = {
+    "joint": refmeta.joint,
+    "reptile": refmeta.reptile,
+    "fomaml": refmeta.fomaml,
+    "maml": refmeta.maml,
+}
+# Each is steep where the other is flat: were their curvatures alike, every method would end midway between the minima.
+TASKS = [
+    (np.array([[1.0, 0.4], [0.4, 3.0]]), np.array([0.0, 0.0])),
+    (np.array([[3.0, -0.5], [-0.5, 1.0]]), np.array([2.4, -4.0])),
+]
+START = np.array([-2.4, 1.0])
+# An α below which rounding hides Reptile's displacement, a curvature below which it hides a direction.
+SMALLEST, FLATTEST = 1e-4, 1e-6
+
+
+def quadratic(theta: Theta, batch: Batch) -> Array:
+    A, c = batch
+    return (theta[0] - c) @ A @ (theta[0] - c) / 2
+
+
+def direction(method: str, loss: Loss, theta: Array, draws: Sequence[Sequence[Batch]], alpha: float) -> Array:
+    """What the method descends, for the mean of the draws: each is the k batches (B_1, …, B_k) of one task.
+
+        joint g_1       fomaml g_k       maml (I − αH_1) ⋯ (I − αH_{k−1}) g_k       reptile g_1 + … + g_k
+
+    theta: one array; so is the direction. Joint training takes g_1 of B_k.      Nichol et al. 2018, §5.1
+    """
+    inner = None if method == "reptile" else -1
+    tasks = [(list(draw[:inner]), draw[-1]) for draw in draws]
+    unit = alpha if method == "reptile" else 1.0  # reptile returns the displacement α (g_1 + … + g_k)
+    return METHODS[method](loss, [theta], tasks, alpha)[0] / (len(tasks) * unit)
+
+
+def weight(method: str, A: Array, alpha: float, k: int) -> Array:
+    """W of the direction W (θ − c) that the method descends on one quadratic, P = I − αA, k gradients.
+
+    joint A       fomaml A P^(k−1)       maml P^(k−1) A P^(k−1)       reptile A (I + P + … + P^(k−1))
+    """
+    P = [np.linalg.matrix_power(np.eye(len(A)) - alpha * A, j) for j in range(k)]
+    return {"joint": A, "fomaml": A @ P[-1], "maml": P[-1] @ A @ P[-1], "reptile": A @ sum(P)}[method]
+
+
+def fixed_point(method: str, pairs: Sequence[Batch], alpha: float, k: int) -> Array:
+    """Where the mean direction over the tasks (A, c) is zero: θ* = (Σ W)⁻¹ Σ W c."""
+    weights = [weight(method, A, alpha, k) for A, _ in pairs]
+    return np.linalg.solve(sum(weights), sum(W @ c for W, (_, c) in zip(weights, pairs, strict=True)))
+
+
+def descent(method: str, pairs: Sequence[Batch], alpha: float, k: int, start: Array) -> Array:
+    """The points of gradient descent along the method's mean direction, to 13 digits of the end, shape (steps + 1, 2).
+
+    ValueError: the inner steps do not converge, or the descent does not.
+    """
+    limit = 2 / max(np.linalg.eigvalsh(A)[-1] for A, _ in pairs)
+    if not SMALLEST <= alpha < limit:
+        most = f"{limit:.4g}, where the inner steps begin to diverge"
+        raise ValueError(f"alpha {alpha:g}: expected at least {SMALLEST:g}, and less than {most}")
+    low, high = np.linalg.eigvalsh(sum(weight(method, A, alpha, k) for A, _ in pairs) / len(pairs))
+    if low < max(FLATTEST, high / 1000):
+        why = "runs away: a smaller alpha is" if low < 0 else "hardly moves: another alpha or fewer inner steps are"
+        given = f"alpha {alpha:g}, inner steps {k - 1}"
+        raise ValueError(f"{given}: descending {method} {why} expected (its curvature is {low:.2g})")
+    path, draws, replay = [start], [[pair] * k for pair in pairs], recorded(direction)
+    for _ in range(int(13 * np.log(10) * 4 * high / low)):  # each leaves at most 1 − low/(4 high) of the way
+        path.append(path[-1] - replay(method, quadratic, path[-1], draws, alpha) / (4 * high))
+    return np.array(path)
+
+
+class Leading(NamedTuple):
+    """The two leading coefficients, and how much of the expansion's two terms they leave unexplained (0 … 1)."""
+
+    c1: float
+    c2: float
+    rest: float
+
+
+def formula(method: str, k: int) -> tuple[float, float]:
+    """(c₁, c₂) of E g = c₁ AvgGrad − c₂ α AvgGradInner + O(α²) for k minibatches: Nichol et al. 2018, eqs. 39–41."""
+    return {"joint": (1, 0), "reptile": (k, k * (k - 1) / 2), "fomaml": (1, k - 1), "maml": (1, 2 * (k - 1))}[method]
+
+
+def measured(method: str, loss: Loss, theta: Array, tasks: Sequence[Sequence[Batch]], k: int) -> Leading:
+    """The same coefficients of an actual expectation: over every draw of k of a task's minibatches, with replacement.
+
+    AvgGrad = E ∇L_1      AvgGradInner = E ∇²L_2 ∇L_1      (two minibatches of one task, drawn independently)
+
+    The expansion in α goes through seven small α: for quadratics and k ≤ 4 it is a polynomial and has no more terms.
+    """
+    draws = [draw for task in tasks for draw in product(task, repeat=k)]
+    alphas = 0.002 * np.arange(1, 8)
+    values = [direction(method, loss, theta, draws, alpha) for alpha in alphas]
+    constant, slope = np.linalg.solve(np.vander(alphas, increasing=True), values)[:2]
+    g = [np.mean([grad(loss)([theta], batch)[0] for batch in task], axis=0) for task in tasks]
+    Hg = [np.mean([hvp(loss, [theta], b, [v])[0] for b in task], axis=0) for task, v in zip(tasks, g, strict=True)]
+    avg_grad, inner = np.mean(g, axis=0), np.mean(Hg, axis=0)
+    c1, c2 = constant @ avg_grad / (avg_grad @ avg_grad), -slope @ inner / (inner @ inner)
+    left = np.linalg.norm(constant - c1 * avg_grad), np.linalg.norm(slope + c2 * inner)
+    rest = max(left[0] / np.linalg.norm(avg_grad), left[1] / np.linalg.norm(inner))
+    return Leading(float(c1), float(c2), float(rest))
+
+
+def halves(A: Array, c: Array) -> list[Batch]:
+    """Two minibatches with curvatures and minima of their own, whose mean is the task (A, c) up to a constant."""
+    E, e = np.array([[0.5, 0.2], [0.2, -0.3]]), np.array([1.0, -2.0])
+    return [(A + s * E, np.linalg.solve(A + s * E, A @ c + s * e)) for s in (1, -1)]
+
+
+def labels(k: int) -> dict[str, tuple[str, str]]:
+    """For people: each method's name, and its `direction` on a quadratic."""
+    total = "g₁ + g₂" if k == 2 else f"g₁ + … + g{subscript(k)}"
+    power = "" if k == 2 else str(k - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return {
+        "joint": ("pre-training", "g₁"),
+        "reptile": ("Reptile", total),
+        "fomaml": ("first-order MAML", f"g{subscript(k)}"),
+        "maml": ("MAML", f"(I − αA){power} g{subscript(k)}"),
+    }
+
+
+def subscript(j: int) -> str:
+    return str(j).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))

@@ -1,0 +1,77 @@
+"""The figure of `refmeta reuse` (matplotlib, from the extra `lab`)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from refmeta.lab.command import plural
+from refmeta.lab.figures import COLOURS, FAINT, INK, plain_axis
+from refmeta.lab.reuse_command import depths, layers
+
+MAML = COLOURS["maml"]
+INDICES = {"cca": "CCA", "pwcca": "PWCCA", "cka": "CKA"}
+
+
+def reuse(path: Path, result: dict[str, Any], config: Any) -> None:
+    """A panel for each table: the score against the frozen layers, each layer's similarity, how far each moves, NIL."""
+    images, steps = "regimes" in result, plural(max(config.report_steps), "step")
+    panels = [_frozen, _similarity, _moved] + [_regimes] * images
+    figure = Figure(figsize=(11, 7.6) if images else (13.5, 4), layout="constrained")
+    axes = figure.subplots(2 if images else 1, 2 if images else 3).ravel()
+    for panel, axis in zip(panels, axes, strict=True):
+        panel(axis, result, images, steps)
+        plain_axis(axis)
+    figure.savefig(path, dpi=130)
+
+
+def _frozen(axis: Any, result: dict[str, Any], images: bool, steps: str) -> None:
+    names, factor = depths(result), 100 if images else 1
+    mean, ci95 = ([factor * row[key] for row in result["frozen"]] for key in ("mean", "ci95"))
+    axis.bar(names, mean, 0.62, yerr=ci95, color=[*[MAML] * (len(names) - 1), FAINT], ecolor=INK, capsize=3)
+    for i, value in enumerate(mean):
+        axis.text(i, value + ci95[i], f" {value:.1f}\n" if images else f" {value:.2f}\n", ha="center", va="center")
+    axis.set(xlabel="layers frozen at test", ylabel="accuracy (%)" if images else "mean squared error")
+    axis.set_title(f"MAML, {steps} on an unseen task", fontsize=10, color=INK)
+    axis.margins(y=0.1)
+
+
+def _similarity(axis: Any, result: dict[str, Any], images: bool, steps: str) -> None:
+    names = layers(result)
+    for rows, colour, dash, what in (
+        (result["similarity"], MAML, "-", f"before and after {steps}"),
+        (result["between"]["maml–maml"], FAINT, "--", "of two seeds"),
+    ):
+        for (index, label), marker in zip(INDICES.items(), "osD", strict=True):
+            mean, ci95 = ([row[index][key] for row in rows] for key in ("mean", "ci95"))
+            axis.errorbar(names, mean, ci95, fmt=marker + dash, color=colour, ms=5, lw=1.4, label=f"{label}, {what}")
+    axis.set(ylabel="similarity", ylim=(0, 1.04))
+    axis.set_title("MAML's layers, activations on the query", fontsize=10, color=INK)
+    axis.legend(frameon=False, fontsize=8, loc="lower left")
+
+
+def _moved(axis: Any, result: dict[str, Any], images: bool, steps: str) -> None:
+    mean, ci95 = ([row[key] for row in result["moved"]] for key in ("mean", "ci95"))
+    axis.bar(layers(result), mean, 0.62, yerr=ci95, color=MAML, ecolor=INK, capsize=3)
+    axis.set(ylabel="‖φ − θ‖ / ‖θ‖")
+    axis.set_title(f"how far MAML's layers move in {steps}", fontsize=10, color=INK)
+
+
+def _regimes(axis: Any, result: dict[str, Any], images: bool, steps: str) -> None:
+    rows = result["regimes"]
+    names = [row["regime"] for row in rows]
+    place = np.arange(len(rows))
+    colours = [COLOURS.get(name, FAINT) for name in names]
+    mean, ci95 = ([100 * row[key] for row in rows] for key in ("mean", "ci95"))
+    axis.bar(place, mean, 0.62, yerr=ci95, color=colours, ecolor=INK, capsize=3)
+    for i, value in enumerate(mean):
+        axis.text(i, value + ci95[i], f" {value:.1f}\n", ha="center", va="center")
+    for name, row in result["own"].items():
+        axis.plot(names.index(name) + np.array([-0.4, 0.4]), [100 * row["mean"]] * 2, "--", color=INK, lw=1.4)
+    axis.plot([], [], "--", color=INK, lw=1.4, label="with its head and inner loop")
+    axis.set_xticks(place, [name.replace(" ", "\n") for name in names])
+    axis.set(ylabel="accuracy (%)")
+    axis.set_title("without head or inner loop (NIL), by training", fontsize=10, color=INK)
+    axis.legend(frameon=False, fontsize=8.5)
+    axis.margins(y=0.22)
