@@ -45,7 +45,7 @@ class Config:
 
 QUICK: dict[str, Any] = {"iterations": 150, "tasks": 4, "filters": (8, 8), "size": 14, "test_tasks": 60}
 # One inner step of Reptile would be joint training, so Reptile has defaults of its own.
-REPTILE: dict[str, Any] = {"inner_steps": 5, "alpha": 0.1, "outer": "sgd:1:linear"}
+REPTILE: dict[str, Any] = {"inner_steps": 5, "alpha": 0.2, "outer": "sgd:1:linear", "tasks": 8}
 
 
 def configure(method: str, quick: bool, explicit: dict[str, Any]) -> Config:

@@ -32,11 +32,13 @@ def add_fewshot(commands: Any) -> None:
     parser.add_argument("--shots", type=whole(1), metavar="K", help="images of each to adapt to (default: 1)")
     parser.add_argument("--queries", type=whole(1), metavar="N", help="images of each to learn from (default: 1)")
     parser.add_argument("--inner-steps", type=whole(0), metavar="N", help="in training (default: 1; reptile: 5)")
-    parser.add_argument("--alpha", type=float, help="inner rate on the mean cross-entropy (default: 1; reptile: 0.1)")
+    parser.add_argument("--alpha", type=float, help="inner rate on the mean cross-entropy (default: 1; reptile: 0.2)")
     parser.add_argument(
         "--outer", metavar="NAME:RATE", help="as in refmeta sine (default: adam:0.002:linear; reptile: sgd:1:linear)"
     )
-    parser.add_argument("--tasks", type=whole(1), metavar="N", help="episodes in an outer step (default: 16)")
+    parser.add_argument(
+        "--tasks", type=whole(1), metavar="N", help="episodes in an outer step (default: 16; reptile: 8)"
+    )
     parser.add_argument("--iterations", type=whole(1), metavar="N", help=f"outer steps (default: {Config.iterations})")
     parser.add_argument("--network", choices=["conv", "mlp"], help="default: conv; mlp: hidden layers 256, 128, 64, 64")
     parser.add_argument("--filters", type=_widths, metavar="N,N,…", help="of the convolutions (default: 32,32,32,32)")
