@@ -189,9 +189,9 @@ def test_an_answer_given_twice_costs_one_row(program):
 
 def test_a_hang_costs_one_row_and_no_more_than_its_time(program):
     start = time.monotonic()
-    row = only_row_that_failed(check_command(program("time.sleep(60)"), VECTORS, 0.5))
-    assert row.status == "error" and "gave no answer within 0.5 seconds" in row.message
-    assert time.monotonic() - start < 10
+    row = only_row_that_failed(check_command(program("time.sleep(60)"), VECTORS, 3))
+    assert row.status == "error" and "gave no answer within 3 seconds" in row.message
+    assert time.monotonic() - start < 20
 
 
 def test_a_program_that_skips_is_not_wrong(program):
@@ -207,7 +207,7 @@ def test_a_flood_of_lines_ends(script):
 
 def test_a_program_that_never_reads_does_not_block(script):
     text = "import time\nprint('{\"version\": 1}', flush=True)\ntime.sleep(60)\n"
-    report = within(20, check_command, script(text), VECTORS[:2], 0.5)
+    report = within(20, check_command, script(text), VECTORS[:2], 2)
     assert ["gave no answer within" in row.message for row in report.rows] == [True] * 2
 
 
