@@ -74,6 +74,7 @@ def test_a_benchmarks_worker_does_the_same_work(words):
     small = {name: case._replace(tasks=3, steps=min(case.steps, 3), shots=5) for name, case in CASES.items()}
     small["C1 in double precision"] = small["C1"]._replace(dtype="float64")
     wanted = [(n, small[n], a) for n in ("S2", "S4", "C1", "C1 in double precision") for a in small[n].algorithms]
+    wanted.append(("C1, its gradient", small["C1 in double precision"], "joint"))
     worker = [sys.executable, str(HERE / f"bench/{words[0]}.py"), *words[1:]]
     rows = measure.side_by_side([measure.OWN["refmeta recorded"], worker], wanted, 0.01, 1)
     assert len(rows) > len(wanted) and all(row["difference"] < 1e-4 for row in rows)
