@@ -104,7 +104,7 @@ def sweep(
     try:
         failed = _through(executor, todo, run, keep) if executor is not None else _pooled(workers, todo, run, keep)
     finally:
-        rows = table(records.values())
+        rows = table(read(folder).values())  # the folder's: Ctrl-C may have come between a file and its entry here
         if rows:
             save_csv(folder / "table.csv", rows)
             save_result(folder / "table.json", {"experiment": "sine", "rows": rows})
