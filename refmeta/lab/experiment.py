@@ -119,19 +119,20 @@ def optimiser(text: str, iterations: int) -> Step:
 
 
 class Run(NamedTuple):
-    """One trained θ and what became of it."""
+    """One trained θ and what became of it, of waves or of images."""
 
-    config: Config
+    config: Any  # this module's Config, or fewshot's
     seed: int
     theta: Theta
     history: list[tuple[int, float]]
     curve: list[dict[str, Any]]
     seconds: float
+    experiment: str = "sine"
 
     def result(self) -> dict[str, Any]:
         """The run as result.json has it."""
         return {
-            "experiment": "sine",
+            "experiment": self.experiment,
             "method": self.config.method,
             "seed": self.seed,
             "config": asdict(self.config),

@@ -1,10 +1,10 @@
 """Few-shot classification of characters: the settings, one run of one method, and what it is measured against."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import autograd.numpy as np
 import numpy
@@ -12,7 +12,7 @@ import numpy
 from refmeta.checks import check_alpha
 from refmeta.execution import copies, recorded, stack, stacked
 from refmeta.lab import images as sources
-from refmeta.lab.experiment import METHODS, optimiser
+from refmeta.lab.experiment import METHODS, Run, optimiser
 from refmeta.lab.images import Images, Task
 from refmeta.lab.training import Trajectory, summary, train
 from refmeta.models import MLP, ConvNet, cross_entropy
@@ -121,29 +121,6 @@ def inner_loop(config: Config) -> Trajectory:
     return partial(algorithms.trajectory, head=2) if config.method == "anil" else algorithms.trajectory
 
 
-class Run(NamedTuple):
-    """One trained θ and what became of it."""
-
-    config: Config
-    seed: int
-    theta: Theta
-    history: list[tuple[int, float]]
-    curve: list[dict[str, Any]]
-    seconds: float
-
-    def result(self) -> dict[str, Any]:
-        """The run as result.json has it."""
-        return {
-            "experiment": "fewshot",
-            "method": self.config.method,
-            "seed": self.seed,
-            "config": asdict(self.config),
-            "curve": self.curve,
-            "history": [{"iteration": i, "loss": value} for i, value in self.history],
-            "seconds": self.seconds,
-        }
-
-
 def initial(config: Config, seed: int) -> Theta:
     """θ before training, in float32: the same for every method of a seed."""
     return network(config)[0].init(numpy.random.default_rng([seed, 2**32]), dtype=numpy.float32)
@@ -171,7 +148,7 @@ def run(config: Config, images: Images, seed: int, report: Any) -> Run:
         recorded(inner_loop(config)),
     )
     curve = accuracies(config, theta, test_episodes(config, images, seed))
-    return Run(config, seed, theta, history, curve, perf_counter() - start)
+    return Run(config, seed, theta, history, curve, perf_counter() - start, "fewshot")
 
 
 def _training_episode(rng: numpy.random.Generator, config: Config, images: Images) -> Task:

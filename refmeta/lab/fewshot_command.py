@@ -8,8 +8,8 @@ from typing import Any
 
 from refmeta.lab import fewshot
 from refmeta.lab.command import plural, progress, seed_range, stopped, whole
-from refmeta.lab.experiment import METHODS
-from refmeta.lab.fewshot import Config, Run, baselines, check_images, configure, load, network
+from refmeta.lab.experiment import METHODS, Run
+from refmeta.lab.fewshot import Config, baselines, check_images, configure, load, network
 from refmeta.lab.files import new_folder, save_result, save_theta
 from refmeta.lab.images import Images
 from refmeta.lab.training import Diverged, Interrupted, over_seeds

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from refmeta.lab.command import plural
-from refmeta.lab.fewshot import Config, Run, inner_loop, network, test_episodes
+from refmeta.lab.experiment import Run
+from refmeta.lab.fewshot import Config, inner_loop, network, test_episodes
 from refmeta.lab.figures import COLOURS, FAINT, INK, plain_axis
 from refmeta.lab.images import Images
 from refmeta.spec.trees import Array

@@ -142,7 +142,7 @@ def _of_images(args: argparse.Namespace, given: dict[str, Any]) -> Study:
     fewshot.check_images(config, images)
     net, loss = fewshot.network(config)
 
-    def run(config: fewshot.Config, seed: int, report: Any) -> fewshot.Run:
+    def run(config: fewshot.Config, seed: int, report: Any) -> experiment.Run:
         return fewshot.run(config, images, seed, report)
 
     def tasks(seed: int) -> Tasks:
