@@ -243,7 +243,7 @@ def theta_leaks_across_tasks(s: Setting) -> Setting | None:
 @suspect(
     "B22",
     "(n, 1) − (n,) broadcasts to (n, n), so the loss fits the mean of y",
-    "AdrienLE/ANIML (notebook, get_test_loss)",
+    "AdrienLE/ANIML (notebook, the test loss)",
     "give the targets the shape of the predictions",
 )
 def mean_broadcast(s: Setting) -> Setting | None:
@@ -316,7 +316,7 @@ def inner_loss_summed(s: Setting) -> Setting | None:
 @suspect(
     "B16",
     "one inner step is missing",
-    "dragen1860/MAML-Pytorch#14 #40",
+    "dragen1860/MAML-Pytorch#14 #40 (the first step under no_grad: there it crashes)",
     "an off-by-one in the inner loop, or a first step under no_grad; in Reptile B39, sungyubkim/GBML gbml/reptile.py",
 )
 def one_step_short(s: Setting) -> Setting | None:
@@ -360,7 +360,7 @@ def body_adapted(s: Setting) -> Setting | None:
 @suspect(
     "B27",
     "the support features are detached: the head is right, the body keeps only its direct gradient",
-    "the mechanism of kjaved0/mrcl#15 and uvm-neurobotics-lab/ANML#3",
+    HYPOTHETICAL,
     "PyTorch: features under no_grad or .detach() in the inner loop. JAX: stop_gradient on the body. They must stay "
     "in the graph: the adapted head depends on them",
 )
@@ -388,7 +388,7 @@ def body_without_gradient(s: Setting) -> Setting | None:
 @suspect(
     "B42",
     "Reptile that is first-order MAML: the last gradient, on the query",
-    "dragen1860/Reptile-Pytorch#2 #5, domluna/MetaLearning",
+    "dragen1860/Reptile-Pytorch#2 #4 #5",
     "Reptile returns the displacement θ − φ_K; the query is unused",
 )
 def reptile_by_query(s: Setting) -> Setting | None:

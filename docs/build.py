@@ -1,0 +1,188 @@
+"""The documents, from the files beside this one: `python -m docs.build` in the checkout, with the extra `docs`.
+
+    python -m docs.build               puts the code that pages show into them, and makes the site, build/site
+    python -m docs.build --run WORDS   first runs the commands that pages show and that contain WORDS ("" for all),
+                                       and puts what they print into the pages; DIR is $REFMETA_OMNIGLOT
+
+A page takes functions from the package by `<!-- code: FILE: NAME, … -->` before a block of Python. A block of text that
+begins with `$` is a command and what it printed; one right after a block of Python is what that printed.
+"""
+
+import argparse
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from shlex import quote
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parent.parent
+HOME = ROOT / "README.md"
+CODE = re.compile(r"(<!-- code: (\S+): (.+?) -->\n```python\n).*?(?=```)", re.S)
+OUTPUT = re.compile(r"(```text\n\$ ((?:[^\n]*\\\n)*[^\n]*)\n).*?(?=```)", re.S)
+EXAMPLE = re.compile(r"(```python\n((?:(?!```).)*)```\n\n```text\n)(?!\$).*?(?=```)", re.S)
+PRINTED = re.compile(r"^Made by `(python .* > docs/\S+)`", re.M)
+LINK = re.compile(r"(\]\()([^()\s#:]+)((?:#[^()\s]*)?\))")
+TEST = re.compile(r"(\[`(\w+)`\]\([^()\s#]+\.py)(?=\))")
+
+API = {
+    "refmeta": "trajectory adapt joint maml fomaml anil reptile stacked recorded",
+    "refmeta.spec.adjoint": "maml anil hvp",
+    "refmeta.models": "MLP ConvNet squared_error cross_entropy accuracy",
+    "refmeta.conformance": "check assert_case parameters audit Case Skip Report Row Verdict",
+    "refmeta.lab": "train evaluate adam sgd linear reptile_by trajectory_by Diverged Interrupted",
+    "refmeta.lab.sweep": "grid sweep",
+}
+
+
+def pages() -> list[Path]:
+    """README.md, then the documents that it lists under "Read on", in that order."""
+    listed = re.findall(r"\]\((docs/\w+\.md)\)", HOME.read_text().partition("## Read on")[2])
+    return [HOME, *(ROOT / name for name in dict.fromkeys(listed))]
+
+
+# --- What pages take from elsewhere ---
+
+
+def functions(path: Path, names: list[str]) -> str:
+    """The named functions as they stand in the file, without their docstrings."""
+    source = path.read_text()
+    found = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    if missing := set(names) - set(found):
+        raise ValueError(f"{path}: expected the functions {', '.join(sorted(missing))}")
+    return "\n".join(_without_docstring(source.splitlines(keepends=True), found[name]) for name in names)
+
+
+def _without_docstring(lines: list[str], node: ast.FunctionDef) -> str:
+    first = node.body[0]
+    end = first.end_lineno if ast.get_docstring(node) else first.lineno - 1
+    return "".join(lines[node.lineno - 1 : first.lineno - 1] + lines[end : node.end_lineno])
+
+
+def with_code(text: str) -> str:
+    """The page with its functions as they are in the package now."""
+    return CODE.sub(lambda m: m[1] + functions(ROOT / m[2], m[3].split(", ")), text)
+
+
+def with_output(text: str, words: str) -> str:
+    """The page with what its commands that contain `words` print now."""
+    text = OUTPUT.sub(lambda m: m[1] + printed(m[2]) if words in m[2] else m[0], text)
+    return EXAMPLE.sub(lambda m: m[1] + printed(f"python -c {quote(m[2])}") if words in m[2] else m[0], text)
+
+
+@cache
+def printed(command: str) -> str:
+    """What a command prints, run in an empty folder beside `tests`. Exit codes 0 and 1 are answers, others errors."""
+    print(f"$ {command.partition(chr(10))[0]}", flush=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    data = os.environ.get("REFMETA_OMNIGLOT", "DIR")
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "tests").symlink_to(ROOT / "tests")
+        run = ["bash", "-o", "pipefail", "-c", re.sub(r"\bDIR\b", lambda _: data, command)]
+        done = subprocess.run(run, cwd=folder, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, text=True)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"docs.build: exit code {done.returncode}: {command}")
+    return "".join(f"{line.rstrip()}\n" for line in done.stdout.strip("\n").split("\n"))
+
+
+def renew(words: str | None = None) -> None:
+    """Rewrite the pages that show what is no longer so."""
+    for page in pages():
+        old = page.read_text()
+        new = with_code(old)
+        if words is not None:
+            new = with_output(new, words)
+            for command in PRINTED.findall(new):
+                if words in command:
+                    subprocess.run(["bash", "-c", command], cwd=ROOT, check=True)
+                    new = page.read_text()
+        if new != old:
+            page.write_text(new)
+            print(f"{page.relative_to(ROOT)}: renewed")
+
+
+# --- The site ---
+
+
+def site(out: Path) -> None:
+    """Sphinx's HTML of the pages, of every public name, and of every source file that they name."""
+    from sphinx.cmd.build import main as sphinx
+
+    with TemporaryDirectory() as folder:
+        source = Path(folder)
+        shutil.copytree(ROOT / "docs/figures", source / "figures")
+        sources = {path.relative_to(ROOT) for path in ROOT.glob("refmeta/**/*.py")}
+        for page in pages():
+            text = TEST.sub(r"\1#\2", page.read_text())
+            text = LINK.sub(lambda m, page=page: m[1] + _target(page, m[2], sources) + m[3], text)
+            _write(source / ("index.md" if page == HOME else page.name), text + (_contents() if page == HOME else ""))
+        _write(source / "api.md", "".join(_api()))
+        for path in sources:
+            _write(source / f"source/{path}.md", "".join(_listing(path)), "orphan: true\n")
+        shutil.rmtree(out, ignore_errors=True)
+        code = sphinx(["-q", "-W", "--keep-going", "-j", "auto", "-c", str(ROOT / "docs"), str(source), str(out)])
+    if code:
+        raise SystemExit(code)
+    shutil.rmtree(out / ".doctrees")
+
+
+def _write(path: Path, text: str, meta: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"---\nhide-toc: true\n{meta}---\n\n{text}")
+
+
+def _target(page: Path, link: str, sources: set[Path]) -> str:
+    path = (page.parent / link).resolve().relative_to(ROOT)
+    if path.parts[0] == "docs" and path.suffix in (".md", ".png"):
+        return str(path.relative_to("docs"))
+    if path == HOME.relative_to(ROOT):
+        return "index.md"
+    sources.add(path)
+    return f"source:{path}"
+
+
+def _contents() -> str:
+    names = "\n".join(page.stem for page in pages()[1:])
+    return f"\n```{{toctree}}\n:hidden:\n\n{names}\napi\n```\n"
+
+
+def _api() -> Iterator[str]:
+    yield "# Every public name\n\nThe functions of `refmeta` check their arguments: TypeError if one is of the wrong "
+    yield "kind, ValueError if its value is impossible; both say which, what was expected and what was got.\n"
+    for module, names in API.items():
+        yield f"\n## {module}\n\n```{{eval-rst}}\n.. currentmodule:: {module}\n\n"
+        for name in names.split():
+            kind = "autoclass" if name[0].isupper() else "autofunction"
+            yield f".. {kind}:: {module}.{name}\n" + ("   :members:\n\n" if kind == "autoclass" else "\n")
+        yield "```\n"
+
+
+def _listing(path: Path) -> Iterator[str]:
+    text = (ROOT / path).read_text()
+    lines, starts = text.splitlines(keepends=True), {1: ""}
+    if path.suffix == ".py":
+        for node in ast.parse(text).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                starts[min([node.lineno, *(d.lineno for d in node.decorator_list)])] = node.name
+    yield f'# {path}\n\n<div class="source">\n'
+    for start, end in zip(starts, [*list(starts)[1:], len(lines) + 1], strict=True):
+        language = "python" if path.suffix == ".py" else "text"
+        yield f'\n<a id="{starts[start]}"></a>\n\n``````{language}\n{"".join(lines[start - 1 : end - 1])}``````\n'
+    yield "\n</div>\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m docs.build", description="Renew the documents, make the site.")
+    parser.add_argument("--run", metavar="WORDS", help="first renew what the commands that contain WORDS print")
+    renew(parser.parse_args().run)
+    site(ROOT / "build/site")
+    print("build/site/index.html")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The README and the documents say what is so."""
+
+import ast
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import refmeta
+from refmeta.conformance.harness import meta_gradient
+from refmeta.conformance.suspects import SUSPECTS
+
+ROOT = Path(refmeta.__file__).parent.parent
+if not (ROOT / "docs/build.py").exists():
+    pytest.skip("the docs are in the checkout only", allow_module_level=True)
+spec = importlib.util.spec_from_file_location("build", ROOT / "docs/build.py")
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+
+PAGES = build.pages()
+BLOCK = re.compile(r"(<!-- code: [^\n]*\n)?```python\n(.*?)```(?:\n\n```text\n(?!\$)(.*?)```)?", re.S)
+QUICK = ["refmeta geometry", "refmeta check"]
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def examples():
+    for page in PAGES:
+        if page.name != "sweeps.md":  # test_sweep.py runs those, and kills their workers
+            for i, (taken, code, printed) in enumerate(BLOCK.findall(page.read_text())):
+                if not taken:
+                    yield pytest.param(code, printed, id=f"{page.stem}-{i}")
+
+
+@pytest.mark.filterwarnings("ignore:Output seems independent")  # ANIL without a head, one of the vectors
+@pytest.mark.parametrize("code, printed", list(examples()))
+def test_every_example_runs_and_prints_what_is_said(code, printed, tmp_path, monkeypatch, capsys):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import) and (outside := {a.name for a in node.names} & {"torch", "jax"}):
+            pytest.importorskip(*outside, reason=f"{outside} is not installed")
+    shutil.copy(ROOT / "refmeta/vectors/quadratic.json", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "__main__", "my_meta_gradient": meta_gradient})
+    assert not printed or "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines()) == printed
+
+
+@each_page
+def test_code_taken_from_the_package_is_as_it_is_there(page):
+    assert build.with_code(page.read_text()) == page.read_text()
+
+
+def test_code_that_has_drifted_is_put_right_and_what_is_gone_is_named():
+    page = (ROOT / "docs/specification.md").read_text()
+    assert page.count("<!-- code: ") >= 7
+    assert build.with_code(page.replace("phi = axpy(-alpha, g, phi)", "phi = axpy(alpha, g, phi)")) == page
+    with pytest.raises(ValueError, match="algorithms.py: expected the functions mamel"):
+        build.with_code("<!-- code: refmeta/spec/algorithms.py: maml, mamel -->\n```python\n```")
+
+
+def test_a_taken_function_is_whole_but_for_its_docstring():
+    taken = build.functions(ROOT / "refmeta/spec/adjoint.py", ["hvp", "project"])
+    source = (ROOT / "refmeta/spec/adjoint.py").read_text()
+    assert [line for line in taken.splitlines() if line] == [
+        line for line in source[source.index("def hvp") :].splitlines() if line and '"""' not in line
+    ]
+
+
+def commands():
+    """What pages show of commands that take seconds."""
+    for page in PAGES:
+        for match in build.OUTPUT.finditer(page.read_text()):
+            if any(words in match[2] for words in QUICK):
+                yield pytest.param(match[2], match[0], id=match[2])
+
+
+def unrounded(text):
+    """Without the digits that are rounding, and differ from machine to machine."""
+    return re.sub(r"\d(\.\d)?e-1\d|\d\d\.\d digits", "…", text)
+
+
+@pytest.mark.parametrize("command, shown", list(commands()))
+def test_what_a_quick_command_prints_is_shown(command, shown):
+    if "torch" in command:
+        pytest.importorskip("torch", reason="PyTorch is not installed")
+    if not shutil.which("refmeta", path=str(Path(build.sys.executable).parent)):
+        pytest.skip("the command refmeta is not installed here")
+    assert unrounded(build.with_output(shown, command)) == unrounded(shown)
+
+
+def test_what_a_command_prints_replaces_what_was_shown():
+    page = (
+        "```text\n$ echo new \\\n    lines\nold\n```\n\n```text\n$ echo other\nold\n```\n\n```python\nprint(7)\n```\n\n"
+    )
+    page += "```text\n8\n```\n"
+    assert build.with_output(page, "echo new") == page.replace("old\n", "new lines\n", 1)
+    assert build.with_output(page, "print") == page.replace("8", "7")
+    with pytest.raises(SystemExit, match="exit code 3: exit 3"):
+        build.with_output("```text\n$ exit 3\n```\n", "exit")
+
+
+@each_page
+def test_no_output_is_missing(page):
+    assert not re.search(r"```text\n(\$ [^\n]*\n)?```", page.read_text())
+
+
+def slugs(path):
+    """The anchors of a page's headings, as code-hosting pages make them."""
+    for line in re.sub(r"```.*?```", "", path.read_text(), flags=re.S).splitlines():
+        if heading := re.match(r"#+ (.*)", line):
+            yield re.sub(r"[^\w\- ]", "", re.sub(r"\$|`", "", heading[1]).lower()).replace(" ", "-")
+
+
+def dead_links(page):
+    """The links of a page that lead nowhere, and the tests that it names and that are not there."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for name, target, anchor in re.findall(r"\[([^\]]*)\]\(([^()\s#]*)(#[^()\s]*)?\)", text):
+        if not target.startswith("http"):
+            path = page.parent / target if target else page
+            test = re.fullmatch(r"`(test_\w+)`", name)
+            if (
+                not path.exists()
+                or (anchor and anchor[1:] not in slugs(path))
+                or (test and f"def {test[1]}(" not in path.read_text())
+            ):
+                yield f"[{name}]({target}{anchor})"
+
+
+@each_page
+def test_every_link_leads_somewhere_and_every_test_named_is_there(page):
+    assert not list(dead_links(page))
+
+
+def test_dead_links_are_found(tmp_path):
+    page, bad = tmp_path / "page.md", ["[a](gone.md)", "[b](#gone)", "[c](page.md#gone)", "[`test_gone`](page.md)"]
+    page.write_text("# Here, now\n[d](#here-now) [e](https://x.y/z) [`f`](page.md#here-now) " + " ".join(bad))
+    assert list(dead_links(page)) == bad
+
+
+def test_the_readme_lists_every_document():
+    assert set(PAGES[1:]) == set((ROOT / "docs").glob("*.md"))
+
+
+def test_the_documents_name_every_public_name():
+    for module, names in build.API.items():
+        public = getattr(importlib.import_module(module), "__all__", None)
+        assert public is None or set(public) == set(names.split()), module
+
+
+def test_the_ledger_has_every_mistake_that_the_checker_knows():
+    ledger = (ROOT / "docs/bugs.md").read_text()
+    assert set(re.findall(r"\(kill_matrix\.md#(\w+)\)", ledger)) == set(SUSPECTS)
+    for suspect in SUSPECTS.values():
+        for entry in re.findall(r"B\d+", suspect.ledger):
+            assert re.search(rf"^(### {entry}[ab]? |\| {entry} )", ledger, re.M), suspect.id
+
+
+def test_the_version_to_cite_is_this_one():
+    assert f"version: {refmeta.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {refmeta.__version__}\n" in (ROOT / "docs/changes.md").read_text()
+
+
+def test_the_example_of_own_tasks_is_short():
+    code = next(c for _, c, _ in BLOCK.findall((ROOT / "docs/sine.md").read_text()) if "def line" in c)
+    assert len([line for line in code.splitlines() if line and not line.startswith(("import", "from"))]) < 10
