@@ -152,8 +152,9 @@ def _contents() -> str:
 
 
 def _api() -> Iterator[str]:
-    yield "# Every public name\n\nThe functions of `refmeta` check their arguments: TypeError if one is of the wrong "
-    yield "kind, ValueError if its value is impossible; both say which, what was expected and what was got.\n"
+    yield "# Every public name\n\nθ, batches, tasks and losses are what [the specification](specification.md) says, and a "
+    yield "gradient is a list of arrays of θ's shapes. The functions of `refmeta` check their arguments: TypeError if one "
+    yield "is of the wrong kind, ValueError if its value is impossible; both say which, what was expected and what was got.\n"
     for module, names in API.items():
         yield f"\n## {module}\n\n```{{eval-rst}}\n.. currentmodule:: {module}\n\n"
         for name in names.split():

@@ -17,8 +17,9 @@ from docs.build import API, ROOT
 
 project, copyright, version = "refmeta", "the refmeta authors", refmeta.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.linkcode"]
-highlight_language, default_role = "text", "py:obj"
-autodoc_typehints, autodoc_member_order, add_module_names = "none", "bysource", False
+highlight_language, default_role, smartquotes = "text", "py:obj", False
+autodoc_typehints, autodoc_member_order, autodoc_preserve_defaults = "none", "bysource", True
+add_module_names = False
 
 myst_enable_extensions, myst_fence_as_directive, myst_heading_anchors = ["dollarmath"], ["math"], 3
 myst_url_schemes = {"http": None, "https": None, "source": "source/{{path}}.html#{{fragment}}"}

@@ -20,7 +20,7 @@ from refmeta.spec.trees import Array, Batch, Loss, Supports, Tasks, Theta, add
 
 
 def stacked(algorithm: Callable[..., Theta]) -> Callable[..., Theta]:
-    """The same algorithm, its tasks in one trace: equal up to rounding, and 10 to 40 times faster.
+    """The same algorithm, its tasks in one trace: equal up to rounding, and many times faster.
 
         Σ over the task axis of algorithm(loss, copies of θ, [the stacked tasks], …)
 
