@@ -133,7 +133,9 @@ def site(out: Path) -> None:
 
 def _write(path: Path, text: str, meta: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"---\nhide-toc: true\n{meta}---\n\n{text}")
+    if text.count("\n### ") < 10:  # else a page to look things up in: Furo lists its headings at the side
+        meta += "hide-toc: true\n"
+    path.write_text(f"---\n{meta}---\n\n{text}" if meta else text)
 
 
 def _target(page: Path, link: str, sources: set[Path]) -> str:
@@ -173,7 +175,7 @@ def _listing(path: Path) -> Iterator[str]:
     yield f'# {path}\n\n<div class="source">\n'
     for start, end in zip(starts, [*list(starts)[1:], len(lines) + 1], strict=True):
         language = "python" if path.suffix == ".py" else "text"
-        yield f'\n<a id="{starts[start]}"></a>\n\n``````{language}\n{"".join(lines[start - 1 : end - 1])}``````\n'
+        yield f'\n<a id="{starts[start]}"></a>\n\n``````{language}\n{"".join(lines[start - 1 : end - 1]).rstrip()}\n``````\n'
     yield "\n</div>\n"
 
 

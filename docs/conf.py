@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
 from textwrap import indent
@@ -28,6 +29,15 @@ html_theme, html_title, html_static_path, html_css_files = "furo", "refmeta", ["
 html_math_renderer, html_copy_source, html_show_sphinx = "mathml", False, False
 html_theme_options = {"navigation_with_keys": True}
 html_show_search_summary = False  # it is fetched, and a browser fetches nothing for a file
+
+# What latex2mathml writes, and what MathML would have: named functions with space around them, operators that are no
+# names, a minus that belongs to what follows.
+MENDS = [
+    ("<mi>(sin|cos)</mi>", r'<mi class="function">\1</mi>'),
+    ("<mi>(;|&#x02032;)</mi>", r"<mo>\1</mo>"),
+    ("<mo>&#x02032;</mo><mo>&#x02032;</mo>", "<mo>&#x02033;</mo>"),
+    ("((?:&#x00028;|&#x0002C;|&#x0003D;)</mo>)<mo>&#x02212;", r'\1<mo form="prefix">&#x02212;'),
+]
 
 # The first module to have a name is the one that a page means by it.
 PAGE_OF = {name: f"api.html#{module}.{name}" for module in reversed(API) for name in API[module].split()}
@@ -65,7 +75,9 @@ def setup(app: Any) -> None:
     def visit(block: bool) -> Any:
         def to_mathml(writer: Any, node: nodes.Element) -> None:
             tex = node.astext().replace("{aligned}", "{align*}")  # all that latex2mathml knows of it is the other name
-            equation = convert(tex, display="block" if block else "inline").replace("<mi>;</mi>", "<mo>;</mo>")
+            equation = convert(tex, display="block" if block else "inline")
+            for wrong, right in MENDS:
+                equation = re.sub(wrong, right, equation)
             writer.body.append(f'<div class="math">{equation}</div>' if block else equation)
             raise nodes.SkipNode
 

@@ -6,8 +6,10 @@ from refmeta.conformance.suspects import SUSPECTS
 HEAD = """# Which vector catches which mistake
 
 Made by `python tests/kill_matrix.py > docs/kill_matrix.md`; the tests compare it. A number counts the vectors of a
-tier on which the mistake gives another answer than the right one, by more than a hundred float32 tolerances. Fed blind
-to `refmeta check`, every mistake comes back under its own name (`tests/test_conformance.py`).
+tier on which the mistake gives another answer than the right one, by more than a hundred float32 tolerances. The tiers are
+the kinds of cases: canary, which is right whatever the inner loop does; quadratic, regression, tanh and softmax networks;
+edge, such as no steps or an empty head; scalar. Fed blind to `refmeta check`, every mistake comes back under its own name
+(`tests/test_conformance.py`).
 
 """
 
@@ -15,14 +17,19 @@ to `refmeta check`, every mistake comes back under its own name (`tests/test_con
 def matrix() -> str:
     """The page."""
     tiers = list(dict.fromkeys(v.case.tier for v in load()))
-    lines = [f"| mistake | {' | '.join(tiers)} | all |", "|---" * (len(tiers) + 2) + "|"]
+    lines = [f"| mistake | {' | '.join(tiers)} | all |", "|---" + "|--:" * (len(tiers) + 1) + "|"]
     for name in SUSPECTS:
         caught = [v.case.tier for v in load() if name in v.suspects]
         counts = [str(caught.count(tier) or "") for tier in tiers]
         lines.append(f"| [{name}](#{name}) | {' | '.join(counts)} | {len(caught)} |")
     lines += ["", "## The mistakes", ""]
     for s in SUSPECTS.values():
-        lines += [f"### {s.id}", "", f"{s.ledger}: {s.title}.", ""]
+        lines += [
+            f"### {s.id}",
+            "",
+            f"{s.ledger}: {s.title}." if s.ledger else f"{s.title[0].upper()}{s.title[1:]}.",
+            "",
+        ]
         lines += [f"Seen in: {s.seen}.", "", f"Cause: {s.cause}.", ""]
     return HEAD + "\n".join(lines)
 

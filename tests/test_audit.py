@@ -210,6 +210,20 @@ def test_a_flipped_sign_is_no_convention():
     assert found.kind == "bug" and found.explanations[0].scale == "-1"
 
 
+def test_of_one_number_no_factor_is_a_convention():
+    """A mistake is a factor there, and any factor fits."""
+
+    def loss(theta, batch):
+        return ((theta[0] * batch[0] - batch[1]) ** 2).mean() + (theta[0] ** 4).sum()
+
+    x = np.linspace(-1, 1, 5)
+    tasks = [([(x, x + 1), (x, x**2)], (x / 2, x)), ([(2 * x, x), (x, 1 - x)], (x, x**3))]
+    first = audit(loss, grad(loss), lambda *a: refmeta.fomaml(loss, *a), [np.array([0.5])], tasks, 0.05)
+    assert first.verdicts[0].kind == "bug" and "first_order" in str(first.verdicts[0].explanations)
+    mean = audit(loss, grad(loss), lambda *a: [g / 2 for g in refmeta.maml(loss, *a)], [np.array([0.5])], tasks, 0.05)
+    assert mean.verdicts[0].kind == "convention" and mean.verdicts[0].explanations[0].scale == "1/tasks"
+
+
 def test_a_gradient_of_zeros_is_named():
     found = judged(lambda theta, *_: [0 * leaf for leaf in theta])
     assert found.kind == "bug" and found.explanations[0].suspects == ("zero",)

@@ -164,3 +164,10 @@ def test_the_version_to_cite_is_this_one():
 def test_the_example_of_own_tasks_is_short():
     code = next(c for _, c, _ in BLOCK.findall((ROOT / "docs/sine.md").read_text()) if "def line" in c)
     assert len([line for line in code.splitlines() if line and not line.startswith(("import", "from"))]) < 10
+
+
+@each_page
+def test_inline_equations_survive_a_code_hosting_page(page):
+    """Its Markdown takes `}_` for emphasis and drops the backslash of `\\,` before it looks for equations."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(), flags=re.S | re.M)
+    assert not [eq for eq in re.findall(r"\$[^$\n]+\$", text) if re.search(r"[})]_\S|\\[^A-Za-z]|\$ | \$$", eq)]

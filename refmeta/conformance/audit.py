@@ -127,6 +127,8 @@ def _explain(
         limit = 3 * max(precision * size, 4 * float(np.linalg.norm((trees - again).sum(0))))
         if name is None or np.linalg.norm((trees - truth).sum(0)) > 10 * limit:
             found |= {Explanation((name,) if name else (), *fit) for fit in matches(got, trees, named, limit)}
+    if got.size < 3:  # one or two numbers fit any factor
+        found = {e for e in found if e.scale in named}
     return simplest(found - {Explanation()}) if found else []
 
 

@@ -395,7 +395,7 @@ def describe(found: Sequence[Explanation]) -> str:
         lines.append("Cause: a loss or gradient is overwritten, or cleared, inside the loop over tasks.")
     for name in e.suspects:
         s = SUSPECTS[name]
-        lines += [f"Cause: {s.cause}.", f"Seen in: {s.seen}. Ledger: {s.ledger}."]
+        lines += [f"Cause: {s.cause}.", f"Seen in: {s.seen}." + f" Ledger: {s.ledger}." * bool(s.ledger)]
     others = [" and ".join(SUSPECTS[n].title for n in other.suspects) or other.tasks for other in found[1:3]]
     if others:
         lines.append(f"The vectors that were answered cannot tell it from: {'; or '.join(dict.fromkeys(others))}.")

@@ -1,6 +1,6 @@
 """The mistakes that were really made, each as the change it makes to a task's `Setting`.
 
-Ids B1 … are those of the bug ledger (docs/bugs.md). What is a convention is no suspect: sum or mean over tasks or
+Ids B1 … are those of the bug ledger (docs/bugs.md); what was never seen in public has none. What is a convention is no suspect: sum or mean over tasks or
 examples and the scale of Reptile are fields of a vector (B3, B37), a lost task is a weight (B4, B5).
 """
 
@@ -93,7 +93,7 @@ def first_step_only(s: Setting) -> Setting | None:
 
 
 @suspect(
-    "§2.6",
+    "",
     "the factors (I − αH_k) are multiplied in the reverse order",
     HYPOTHETICAL,
     "a hand-written backward pass that walks the inner steps from the first to the last",
@@ -103,7 +103,7 @@ def product_reversed(s: Setting) -> Setting | None:
 
 
 @suspect(
-    "§2.6",
+    "",
     "all Hessians are taken at θ, not at φ_k",
     HYPOTHETICAL,
     "the trajectory is not kept: a hand-written Hessian-vector product is called with θ at every step",
@@ -113,7 +113,7 @@ def hessians_at_theta(s: Setting) -> Setting | None:
 
 
 @suspect(
-    "§2.6",
+    "",
     "each Hessian is taken after its step, at φ_{k+1}",
     HYPOTHETICAL,
     "parameters are updated in place before the backward pass reads them",
@@ -126,7 +126,7 @@ def hessians_one_step_late(s: Setting) -> Setting | None:
 
 
 @suspect(
-    "§2.6",
+    "",
     "the sign of the Hessian is flipped: (I + αH)",
     HYPOTHETICAL,
     "a hand-written backward pass of φ − αg that forgets the minus",
@@ -136,7 +136,7 @@ def hessian_sign(s: Setting) -> Setting | None:
 
 
 @suspect(
-    "§2.6",
+    "",
     "α is missing from (I − αH)",
     HYPOTHETICAL,
     "a hand-written backward pass of φ − αg that forgets the factor α",
@@ -210,7 +210,7 @@ def no_adaptation(s: Setting) -> Setting | None:
 
 
 @suspect(
-    "§2.6",
+    "",
     "the gradient is that of the support loss at θ",
     HYPOTHETICAL,
     "θ.grad is read after the inner loop's backward pass and before the outer one",

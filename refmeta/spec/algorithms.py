@@ -69,7 +69,7 @@ def fomaml(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
 
         Σ_i ∇L(φ_i; Q_i)                             Finn et al. 2017, §5.2
 
-    It is not the gradient of any function of θ: finite differences cannot certify it.
+    In general it is not the gradient of any function of θ: finite differences cannot certify it.
     """
     return add(grad(loss)(adapt(loss, theta, supports, alpha), query) for supports, query in tasks)
 

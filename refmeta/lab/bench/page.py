@@ -109,7 +109,9 @@ def _table(table: list[list[str]]) -> str:
 def _growth(what: str, rows: list[Row]) -> str:
     table = grouped(rows)
     names = list(dict.fromkeys(row["name"] for row in rows))
-    cells = [[name, *(f"{ms[name]:.3g}" if name in ms else "–" for ms in table.values())] for name in names]
+    cells = [
+        [name, *(f"{float(f'{ms[name]:.3g}'):g}" if name in ms else "–" for ms in table.values())] for name in names
+    ]
     return _table([[what, *(case for case, _ in table)], *cells])
 
 
