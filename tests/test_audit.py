@@ -218,9 +218,9 @@ def test_of_one_number_no_factor_is_a_convention():
 
     x = np.linspace(-1, 1, 5)
     tasks = [([(x, x + 1), (x, x**2)], (x / 2, x)), ([(2 * x, x), (x, 1 - x)], (x, x**3))]
-    first = audit(loss, grad(loss), lambda *a: refmeta.fomaml(loss, *a), [np.array([0.5])], tasks, 0.05)
+    first = audit(loss, grad(loss), lambda *a: refmeta.fomaml(loss, *a), [np.array([0.7])], tasks, 0.05)
     assert first.verdicts[0].kind == "bug" and "first_order" in str(first.verdicts[0].explanations)
-    mean = audit(loss, grad(loss), lambda *a: [g / 2 for g in refmeta.maml(loss, *a)], [np.array([0.5])], tasks, 0.05)
+    mean = audit(loss, grad(loss), lambda *a: [g / 2 for g in refmeta.maml(loss, *a)], [np.array([0.7])], tasks, 0.05)
     assert mean.verdicts[0].kind == "convention" and mean.verdicts[0].explanations[0].scale == "1/tasks"
 
 
