@@ -38,6 +38,12 @@ API = {
     "refmeta.lab": "train evaluate adam sgd linear reptile_by trajectory_by Diverged Interrupted",
     "refmeta.lab.sweep": "grid sweep",
 }
+API_HEAD = """# Every public name
+
+θ, batches, tasks and losses are what [the specification](specification.md) says, and a gradient is a list of arrays of
+θ's shapes. The functions of `refmeta` check their arguments: TypeError if one is of the wrong kind, ValueError if its
+value is impossible; both say which, what was expected and what was got.
+"""
 
 
 def pages() -> list[Path]:
@@ -154,9 +160,7 @@ def _contents() -> str:
 
 
 def _api() -> Iterator[str]:
-    yield "# Every public name\n\nθ, batches, tasks and losses are what [the specification](specification.md) says, and a "
-    yield "gradient is a list of arrays of θ's shapes. The functions of `refmeta` check their arguments: TypeError if one "
-    yield "is of the wrong kind, ValueError if its value is impossible; both say which, what was expected and what was got.\n"
+    yield API_HEAD
     for module, names in API.items():
         yield f"\n## {module}\n\n```{{eval-rst}}\n.. currentmodule:: {module}\n\n"
         for name in names.split():
@@ -173,9 +177,10 @@ def _listing(path: Path) -> Iterator[str]:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 starts[min([node.lineno, *(d.lineno for d in node.decorator_list)])] = node.name
     yield f'# {path}\n\n<div class="source">\n'
+    language = "python" if path.suffix == ".py" else "text"
     for start, end in zip(starts, [*list(starts)[1:], len(lines) + 1], strict=True):
-        language = "python" if path.suffix == ".py" else "text"
-        yield f'\n<a id="{starts[start]}"></a>\n\n``````{language}\n{"".join(lines[start - 1 : end - 1]).rstrip()}\n``````\n'
+        block = "".join(lines[start - 1 : end - 1]).rstrip()
+        yield f'\n<a id="{starts[start]}"></a>\n\n``````{language}\n{block}\n``````\n'
     yield "\n</div>\n"
 
 

@@ -1,7 +1,8 @@
 """The mistakes that were really made, each as the change it makes to a task's `Setting`.
 
-Ids B1 … are those of the bug ledger (docs/bugs.md); what was never seen in public has none. What is a convention is no suspect: sum or mean over tasks or
-examples and the scale of Reptile are fields of a vector (B3, B37), a lost task is a weight (B4, B5).
+Ids B1 … are those of the bug ledger (docs/bugs.md); what was never seen in public may have none. What is a convention
+is no suspect: sum or mean over tasks or examples and the scale of Reptile are fields of a vector (B3, B37), a lost task
+is a weight (B4, B5).
 """
 
 from collections.abc import Callable, Iterable
