@@ -33,13 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # no table is lost to a terminal that lacks a letter of it
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
     except (ValueError, TypeError) as error:
         print(f"refmeta {args.command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has seen enough
-        return 0
+        return 141  # as of a program that SIGPIPE ends: a check that was not read to its end has not passed
     except OSError as error:
         print(f"refmeta {args.command}: {error}", file=sys.stderr)
         return 1
