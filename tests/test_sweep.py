@@ -143,7 +143,7 @@ def test_a_second_sweep_runs_only_what_is_missing_and_another_grid_adds(tmp_path
 
 def test_a_run_that_diverges_is_recorded_and_stands_in_the_table(tmp_path):
     jobs = grid([0], outer=["adam:0.001", DIVERGES], **TINY)
-    rows = sweep(jobs, tmp_path, workers=1)  # a process: Diverged itself could not come back from one
+    rows = sweep(jobs, tmp_path, workers=1)
     good, bad = rows[:3], rows[3:]
     assert [row["outer"] for row in bad] == [DIVERGES] * 3
     assert {(row["seeds"], row["diverged_seeds"], row["mse"], row["ci95"]) for row in bad} == {(1, 1, None, None)}

@@ -121,7 +121,7 @@ def _said(job: Job) -> str:
 
 
 def _job(run: RunJob, config: Config, seed: int) -> tuple[dict[str, Any], Theta]:
-    """A job's record and θ. Divergence is a value: an exception of two arguments does not survive being pickled."""
+    """A job's record and θ. One that diverged is finished too, and its record is made where it ran."""
     start = perf_counter()
     try:
         with ALONE:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from autograd import grad
@@ -17,12 +17,24 @@ Algorithm = Callable[[Loss, Theta, Tasks, float], Theta]
 Trajectory = Callable[[Loss, Theta, Supports, float], list[Theta]]
 
 
+class State(NamedTuple):
+    """Where meta-training is after so many iterations: with its arguments, all that the rest of it depends on."""
+
+    iteration: int  # how many are done
+    theta: Theta
+    outer: Any  # the outer optimiser's state
+    history: list[tuple[int, float]]
+
+
 class Diverged(ArithmeticError):
     """Meta-training met a θ that is not finite: `iteration` says when, `theta` is the last good one."""
 
     def __init__(self, iteration: int, theta: Theta):
         super().__init__(f"training diverged at iteration {iteration}: try a smaller rate or alpha")
         self.iteration, self.theta = iteration, theta
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.iteration, self.theta)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -31,6 +43,9 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, iteration: int, theta: Theta):
         super().__init__(f"interrupted at iteration {iteration}")
         self.iteration, self.theta = iteration, theta
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.iteration, self.theta)
 
 
 def train(
@@ -44,6 +59,9 @@ def train(
     seed: int = 0,
     report: Callable[[int, float], Any] = lambda iteration, loss: None,
     trajectory: Trajectory = algorithms.trajectory,
+    start: State | None = None,
+    every: int = 0,
+    keep: Callable[[State], Any] = lambda state: None,
 ) -> tuple[Theta, list[tuple[int, float]]]:
     """Meta-train θ: at every iteration draw tasks, take the algorithm's gradient and one outer step.
 
@@ -52,30 +70,42 @@ def train(
     sample(rng) gives an iteration's tasks; its rng depends only on `seed` and the iteration. `outer` is one
     of refmeta.lab.optimisers (default: Adam, 1e-3). About 200 times, report(iteration, value) hears the mean
     loss after adaptation, by `trajectory`, on the current tasks. Returns θ and those (iteration, value).
+    With `every`, keep(state) hears the State after so many iterations each, at the end and on Ctrl-C. The same call
+    with one of these for `start` goes on from there, to the same bytes; report hears its last value once more.
     Errors: Diverged, Interrupted; ValueError and TypeError for tasks, θ, α or gradients that are not as they should be.
     """
     theta, alpha, outer = check_theta(theta), check_alpha(alpha), outer or adam(1e-3)
-    state, history = None, []
+    state = start or State(0, theta, None, [])
+    first = state.iteration
+    if not 0 <= first <= iterations:
+        raise ValueError(f"start: expected a state after 0 … {iterations} iterations, got one after {first}")
+    if state.history:
+        report(*state.history[-1])
     try:
-        for iteration in range(iterations):
+        for iteration in range(first, iterations):
             tasks = sample(np.random.default_rng([seed, iteration]))
-            if iteration == 0:
+            if iteration == first:
                 check_tasks(tasks, queries_needed=False)
             with np.errstate(over="ignore", invalid="ignore"):
-                total = algorithm(loss, theta, tasks, alpha)
+                total = algorithm(loss, state.theta, tasks, alpha)
                 check_like(total, theta)
-                moved, state = outer(theta, [g / len(tasks) for g in total], state)
+                moved, outers = outer(state.theta, [g / len(tasks) for g in total], state.outer)
                 # The square too: where it overflows, Adam's second moment does, and θ would silently stand still.
                 if not np.isfinite([dot(total, total), *(leaf.sum() for leaf in moved)]).all():
                     check_tasks(tasks, queries_needed=False)  # NaN in the data is not divergence
-                    raise Diverged(iteration, theta)
+                    raise Diverged(iteration, state.theta)
+                history = state.history
                 if iteration % max(1, iterations // 200) == 0 or iteration == iterations - 1:
-                    history.append((iteration, adapted_loss(loss, theta, tasks, alpha, trajectory)))
+                    history = [*history, (iteration, adapted_loss(loss, state.theta, tasks, alpha, trajectory))]
                     report(*history[-1])
-            theta = moved
+            state = State(iteration + 1, moved, outers, history)  # all at once: Ctrl-C may come between any two lines
+            if every and (state.iteration % every == 0 or state.iteration == iterations):
+                keep(state)
     except KeyboardInterrupt:
-        raise Interrupted(iteration, theta) from None
-    return theta, history
+        if every and state.iteration:
+            keep(state)
+        raise Interrupted(state.iteration, state.theta) from None
+    return state.theta, state.history
 
 
 def adapted_loss(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajectory: Trajectory) -> float:
