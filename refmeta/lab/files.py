@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -16,20 +18,53 @@ import numpy as np
 import refmeta
 from refmeta.spec.trees import Array, Theta
 
+CHECKPOINT = "checkpoint"  # its name in the folder of each run
+PARTS = ".*.part"  # what a process that was killed had not finished writing
+
 
 def new_folder(wanted: str | None, default: str) -> Path:
     """An empty, writable folder: `wanted`, or the first free one of default, default.2, default.3, …
 
-    ValueError: `wanted` has files in it, is no folder, or cannot be written.
+    Parts of files are no files. ValueError: `wanted` has files in it, is no folder, or cannot be written.
     """
     folder = Path(default if wanted is None else wanted)
     number = 1
     while wanted is None and folder.exists():
         number += 1
         folder = Path(f"{default}.{number}")
-    if any(writable(folder).iterdir()):
-        raise ValueError(f"--out {folder}: holds files already; name a new or empty folder")
+    if any(not each.is_dir() and not each.match(PARTS) for each in writable(folder).rglob("*")):
+        other = f"--resume {folder} goes on with its runs" if checkpoints(folder) else "name a new or empty folder"
+        raise ValueError(f"--out {folder}: holds files already; {other}")
     return folder
+
+
+def checkpoints(folder: Path) -> set[Path]:
+    """Those of a command's runs, in its folder and in the folders of each run there."""
+    return {*folder.glob(CHECKPOINT), *folder.glob(f"*/{CHECKPOINT}")}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """The folder, for one process at a time. The lock ends with the process, whatever ends that.
+
+    Where there are no such locks (Windows, some network disks), nothing is locked. ValueError: another process has it.
+    """
+    try:
+        from fcntl import LOCK_EX, LOCK_NB, flock
+    except ImportError:
+        yield folder
+        return
+    handle = os.open(folder, os.O_RDONLY)  # the folder itself: no lock file is left behind
+    try:
+        try:
+            flock(handle, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another run is writing into it; name another folder, or wait") from None
+        except OSError:
+            pass
+        yield folder
+    finally:
+        os.close(handle)
 
 
 def writable(folder: Path) -> Path:
@@ -49,13 +84,13 @@ def save_theta(path: Path, names: list[str], theta: Theta) -> None:
 
 def save_arrays(path: Path, arrays: dict[str, Array]) -> None:
     """An npz archive of named arrays."""
-    _replace(path, lambda file: np.savez(file, **arrays))
+    replace(path, lambda file: np.savez(file, **arrays))
 
 
 def save_result(path: Path, result: dict[str, Any]) -> None:
     """A result as JSON, with the versions that made it; numbers that are not finite become null."""
     text = json.dumps(plain({"versions": versions(), **result}), indent=1, ensure_ascii=False)
-    _replace(path, lambda file: file.write(f"{text}\n".encode()))
+    replace(path, lambda file: file.write(f"{text}\n".encode()))
 
 
 def save_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -64,7 +99,7 @@ def save_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    _replace(path, lambda file: file.write(text.getvalue().encode()))
+    replace(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def versions() -> dict[str, str]:
@@ -72,12 +107,14 @@ def versions() -> dict[str, str]:
     return {"refmeta": refmeta.__version__, **packages, "python": platform.python_version()}
 
 
-def _replace(path: Path, write: Any) -> None:
+def replace(path: Path, write: Any) -> None:
     """Write beside the path, then put in place: no reader ever sees half a file. OSError: it names the path."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())  # the name may reach the disk before the bytes, and the power fail between
         os.replace(partial, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
