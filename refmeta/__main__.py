@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"refmeta {args.command}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"refmeta {args.command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"refmeta {args.command}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
 
 

@@ -1,11 +1,17 @@
 """Runs that survive: whatever stops a training, and whenever, it goes on to the same bytes."""
 
 import errno
+import fcntl
+import itertools
 import json
 import os
 import pickle
+import random
+import signal
 import struct
+import subprocess
 import sys
+import time
 from hashlib import sha256
 
 import numpy as np
@@ -15,8 +21,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from refmeta import anil, maml, recorded, reptile, stacked
-from refmeta.lab import Diverged, Interrupted, adam, checkpoint, files, linear, sgd, sine, train
+from refmeta.__main__ import main
+from refmeta.lab import Diverged, Interrupted, adam, checkpoint, experiment, files, linear, sgd, sine, train
+from refmeta.lab import images as sources
 from refmeta.lab.checkpoint import load, save
+from refmeta.lab.files import checkpoints, locked
 from refmeta.lab.training import State
 from refmeta.models import MLP, squared_error
 
@@ -341,3 +350,268 @@ def test_a_start_beyond_the_end_is_refused(example):
 def test_what_ends_a_training_early_comes_through_a_pickle(kind):
     error = pickle.loads(pickle.dumps(kind(3, [np.ones(2)])))
     assert str(error) == str(kind(3, [])) and error.iteration == 3 and error.theta[0].tolist() == [1, 1]
+
+
+# --- Commands that are killed ---
+
+SMALL = ["sine", "--quick", "--iterations", "120", "--tasks", "3"]
+KILLS = 10  # of each of two chains
+
+
+def command(*arguments, **how):
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-m", "refmeta", *map(str, arguments)], **{**quiet, **how})
+
+
+def left(folder):
+    """What a command leaves, but for how long it took and its checkpoints."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.suffix == ".json":
+            result = json.loads(path.read_text())
+            del result["seconds"]
+            found[str(path.relative_to(folder))] = result
+        elif path.is_file() and path.name != "checkpoint":
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same, never stopped, and nothing kept."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    assert command(*SMALL, "--out", folder).wait() == 0
+    return left(folder)
+
+
+@pytest.mark.parametrize("every, seed", [(1, 1), (7, 2)])
+def test_killed_again_and_again_it_ends_with_the_same_bytes(every, seed, whole, tmp_path):
+    folders = (tmp_path / str(i) for i in itertools.count())
+    out, rng, kills = next(folders), random.Random(seed), 0
+
+    def written():
+        return {path: path.stat().st_mtime_ns for path in checkpoints(out)}
+
+    while kills < KILLS or out.exists():
+        before = written()
+        process = command(*SMALL, "--checkpoint-every", every, "--resume" if before else "--out", out)
+        if kills < KILLS:
+            if kills % 5:  # else anywhere, from the first import on
+                while written() == before and process.poll() is None:
+                    time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.1 if kills % 5 else 1))
+            process.kill()
+        if process.wait() == 0:
+            assert left(out) == whole
+            out = next(folders)
+        else:
+            assert process.returncode == -signal.SIGKILL
+            kills += 1
+
+
+def test_ctrl_c_says_how_to_go_on_to_the_same_bytes(whole, tmp_path):
+    pytest.importorskip("tqdm", reason="its bar says when training has begun")
+    out, seen = tmp_path / "out", b""
+    process = command(*SMALL, "--checkpoint-every", 10**6, "--out", out, stderr=subprocess.PIPE)
+    while b"loss" not in seen:
+        seen += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate()[1].decode()
+    assert process.returncode == 130
+    assert "interrupted at iteration" in rest and f"to go on, the same command with --resume {out}\n" in rest
+    assert command(*SMALL, "--resume", out).wait() == 0
+    assert left(out) == whole
+
+
+def test_of_two_commands_into_one_folder_the_second_is_refused(tmp_path):
+    pair = [command(*SMALL, "--out", tmp_path / "out", stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in pair]
+    assert sorted(process.returncode for process in pair) == [0, 2]
+    assert f"{tmp_path}/out: " in "".join(said)
+
+
+def test_a_disk_that_takes_no_more_ends_it_and_leaves_the_last_checkpoint(tmp_path):
+    out = tmp_path / "out"
+    assert main([*SMALL, "--checkpoint-every", "50", "--out", str(out)]) == 0
+    before = left(out), (out / "checkpoint").read_bytes()
+
+    def refused(*where):
+        limit = "import resource as r, sys; r.setrlimit(r.RLIMIT_FSIZE, (20_000, 20_000))"
+        limited = f"{limit}; from refmeta.__main__ import main; sys.exit(main())"
+        done = subprocess.run([sys.executable, "-c", limited, *map(str, [*SMALL, *where])], capture_output=True)
+        return done.returncode, done.stderr.decode()
+
+    fresh = tmp_path / "fresh"
+    code, said = refused("--checkpoint-every", 50, "--out", fresh)
+    assert code == 1 and f"File too large: '{fresh}/checkpoint'" in said and not list(fresh.iterdir())
+    (out / "joint-0/checkpoint").unlink()
+    code, said = refused("--resume", out)
+    assert code == 1 and f"File too large: '{out}/joint-0/checkpoint'" in said
+    assert (left(out), (out / "checkpoint").read_bytes()) == before
+
+
+# --- Commands, in this process ---
+
+FAST = ["sine", "--quick", "--iterations", "12", "--tasks", "3"]
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Ctrl-C when a function of a module is called for the nth time."""
+
+    def set_up(module, name, nth):
+        whole, calls = getattr(module, name), []
+
+        def counting(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == nth:
+                raise KeyboardInterrupt
+            return whole(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counting)
+
+    return set_up
+
+
+def test_several_runs_go_on_where_they_were_and_the_missing_ones_start(tmp_path, interrupt, capsys):
+    several = [*FAST, "--seeds", "0-1"]
+    assert main([*several, "--out", str(tmp_path / "whole")]) == 0
+    table, out = capsys.readouterr().out, tmp_path / "out"
+    interrupt(experiment, "evaluate", 3)  # maml and joint of seed 0 are done, maml of seed 1 is trained
+    assert main([*several, "--checkpoint-every", "5", "--out", str(out)]) == 130
+    assert capsys.readouterr().err.endswith(
+        f"refmeta sine: interrupted; to go on, the same command with --resume {out}\n"
+    )
+    assert {path.parent.name for path in checkpoints(out)} == {"maml-0", "joint-0", "maml-1"}
+    (out / "maml-1/.checkpoint.99.part").write_bytes(b"half a file of a process that was killed")
+    assert main([*several, "--resume", str(out)]) == 0
+    assert left(out) == left(tmp_path / "whole")
+    assert capsys.readouterr().out == table.replace(str(tmp_path / "whole"), str(out))
+
+
+def test_a_finished_command_resumed_only_tests_again(tmp_path, monkeypatch):
+    out = str(tmp_path / "out")
+    assert main([*FAST, "--checkpoint-every", "5", "--out", out]) == 0
+    before = left(tmp_path)
+
+    def untrained(loss, theta, tasks, alpha):
+        pytest.fail("it was trained again")
+
+    monkeypatch.setattr(experiment, "METHODS", dict.fromkeys(experiment.METHODS, untrained))
+    assert main([*FAST, "--resume", out]) == 0
+    assert left(tmp_path) == before
+
+
+def test_few_shot_runs_survive_too(tmp_path, interrupt, capsys):
+    small = ["fewshot", "--quick", "--filters", "4", "--iterations", "6", "--tasks", "2"]
+    assert main([*small, "--out", str(tmp_path / "whole")]) == 0
+    interrupt(sources, "episode", 8)  # in the fourth iteration
+    assert main([*small, "--checkpoint-every", "100", "--out", str(tmp_path / "out")]) == 130
+    assert main([*small, "--seed", "1", "--resume", str(tmp_path / "out")]) == 2
+    assert "seed: 0 in the checkpoint, 1 now" in capsys.readouterr().err
+    assert main([*small, "--resume", str(tmp_path / "out")]) == 0
+    assert left(tmp_path / "out") == left(tmp_path / "whole")
+
+
+def test_a_resumed_run_shows_how_far_it_had_come(tmp_path, capsys):
+    pytest.importorskip("tqdm", reason="it draws the bar")
+    assert main([*FAST, "--checkpoint-every", "5", "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main([*FAST, "--resume", str(tmp_path)]) == 0
+    assert "12/12" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a finished run, with its checkpoints."""
+    out = tmp_path_factory.mktemp("stopped")
+    assert main([*FAST, "--checkpoint-every", "5", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--alpha", "0.02"], "alpha: 0.01 in the checkpoint, 0.02 now"),
+        (["--seed", "1"], "joint-0/checkpoint is not of this command; expected its --method and --seeds"),
+        (["--seeds", "0-1"], "checkpoint is not of this command"),
+        (["--method", "joint"], "joint-0/checkpoint is not of this command"),
+        (["--iterations", "13", "--outer", "sgd:0.1"], "outer: 'adam:0.001' in the checkpoint, 'sgd:0.1' now; iter"),
+    ],
+)
+def test_another_command_is_refused_and_changes_nothing(change, message, stopped, capsys):
+    before = left(stopped)
+    assert main([*FAST, *change, "--resume", str(stopped)]) == 2
+    assert message in capsys.readouterr().err and left(stopped) == before
+
+
+def test_another_seed_in_the_same_place_is_another_run(tmp_path, capsys):
+    assert main([*FAST, "--method", "joint", "--checkpoint-every", "5", "--out", str(tmp_path)]) == 0
+    assert main([*FAST, "--method", "joint", "--seed", "1", "--resume", str(tmp_path)]) == 2
+    assert "seed: 0 in the checkpoint, 1 now" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused_by_the_command(tmp_path, capsys):
+    assert main([*FAST, "--checkpoint-every", "5", "--out", str(tmp_path)]) == 0
+    path = tmp_path / "checkpoint"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main([*FAST, "--resume", str(tmp_path)]) == 2
+    assert f"{path}: damaged or cut short; remove it, and its run starts anew" in capsys.readouterr().err
+
+
+def test_a_folder_with_checkpoints_is_no_new_one(stopped, capsys):
+    assert main([*FAST, "--out", str(stopped)]) == 2
+    assert f"holds files already; --resume {stopped} goes on with its runs" in capsys.readouterr().err
+
+
+def test_killed_before_its_first_checkpoint_a_command_can_be_given_again(tmp_path):
+    (tmp_path / "maml-0").mkdir()
+    (tmp_path / "maml-0/.checkpoint.99.part").write_bytes(b"half")
+    assert main([*FAST, "--seeds", "0-1", "--out", str(tmp_path)]) == 0
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--checkpoint-every", "0"], "expected a whole number of at least 1, got '0'"),
+        (["--checkpoint-every", "often"], "expected a whole number of at least 1, got 'often'"),
+        (["--resume", "nowhere"], "--resume nowhere: there is no checkpoint"),
+        (["--resume", "empty"], "--resume empty: there is no checkpoint"),
+        (["--resume", "empty", "--out", "other"], "not allowed with argument"),
+    ],
+)
+@pytest.mark.parametrize("name", ["sine", "fewshot"])
+def test_nonsense_ends_with_2_and_makes_no_folder(name, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    try:
+        code = main([name, "--quick", *arguments])
+    except SystemExit as exit:
+        code = exit.code
+    assert code == 2 and message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+# --- The lock ---
+
+
+def test_a_locked_folder_is_refused_until_it_is_free(stopped, capsys):
+    before = left(stopped)
+    with locked(stopped):
+        assert main([*FAST, "--resume", str(stopped)]) == 2
+    assert f"{stopped}: another run is writing into it" in capsys.readouterr().err and left(stopped) == before
+    assert main([*FAST, "--resume", str(stopped)]) == 0
+
+
+def test_where_there_are_no_locks_it_runs_without(tmp_path, monkeypatch):
+    def flock(handle, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path), locked(tmp_path):
+        pass
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with locked(tmp_path), locked(tmp_path):
+        pass

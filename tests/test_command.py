@@ -163,10 +163,10 @@ def test_divergence_of_the_joint_run_leaves_the_finished_method_alone(tmp_path, 
 
     honest = experiment.run
 
-    def run(config, seed, report):
+    def run(config, seed, report, keep):
         if config.method == "joint":
             raise Diverged(3, [np.full((1, 1), 7.0)] * 6)
-        return honest(config, seed, report)
+        return honest(config, seed, report, keep)
 
     monkeypatch.setattr(experiment, "run", run)
     out = tmp_path / "out"

@@ -3,7 +3,7 @@
 import argparse
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from math import inf
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from refmeta.lab import experiment
+from refmeta.lab.checkpoint import Keep
 from refmeta.lab.experiment import DIVERGED, METHODS, PRESETS, Config, Run, beside, configure
-from refmeta.lab.files import new_folder, save_result, save_theta
+from refmeta.lab.files import CHECKPOINT, PARTS, checkpoints, locked, new_folder, save_result, save_theta, writable
 from refmeta.lab.sine import LAWS, ZERO_MSE
 from refmeta.lab.training import Diverged, Interrupted, over_seeds
 
@@ -45,7 +46,7 @@ def add_sine(commands: Any) -> None:
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default: 0")
     seeds.add_argument("--seeds", metavar="A-B", help="several, as 0-4: mean and interval over the seeds")
-    parser.add_argument("--out", metavar="DIR", help="a new folder (default: runs/sine-METHOD-SEED)")
+    add_folder(parser, "runs/sine-METHOD-SEED")
 
 
 def sine(args: argparse.Namespace) -> int:
@@ -57,33 +58,89 @@ def sine(args: argparse.Namespace) -> int:
     if all(config.method != "joint" for config in configs):
         configs.append(beside(configs[0], args.preset))
     main = "all" if args.method == "all" else configs[0].method
-    folder = new_folder(args.out, f"runs/sine-{main}-{args.seeds or args.seed}")
+    sole = main if len(seeds) == 1 else None
+    places = {(s, c): "" if c.method == sole else f"{c.method}-{s}" for s in seeds for c in configs}
     runs: list[Run] = []
-    for seed in seeds:
-        for config in configs:
-            sole = len(seeds) == 1 and main == config.method
-            place = folder if sole else folder / f"{config.method}-{seed}"
+    with own_folder(args, f"runs/sine-{main}-{args.seeds or args.seed}", places.values()) as folder:
+        for (seed, config), place in places.items():
+            keep, names = keeping(args, folder / place), experiment.network(config)[0].names
             try:
                 with progress(config.iterations, f"{config.method}, seed {seed}") as move:
-                    runs.append(experiment.run(config, seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}")))
+                    runs.append(experiment.run(config, seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep))
             except (Diverged, Interrupted) as error:
-                return stopped(f"sine: {config.method}", place, experiment.network(config)[0].names, error)
-            _save(place, runs[-1])
-    curves = [(c.method, over_seeds([r.curve for r in runs if r.config == c])) for c in configs]
-    if len(seeds) > 1 or main == "all":
-        save_result(folder / "result.json", _summary(main, configs, seeds, curves, runs))
-    print(_table(configs, curves, len(seeds)))
-    _draw(folder, [run for run in runs if run.seed == seeds[0]], curves)
+                return stopped(f"sine: {config.method}", folder / place, names, error, to_go_on(folder))
+            _save(folder / place, runs[-1])
+        curves = [(c.method, over_seeds([r.curve for r in runs if r.config == c])) for c in configs]
+        if not sole or main == "all":
+            save_result(folder / "result.json", _summary(main, configs, seeds, curves, runs))
+        print(_table(configs, curves, len(seeds)))
+        _draw(folder, [run for run in runs if run.seed == seeds[0]], curves)
     return 0
 
 
-def stopped(what: str, folder: Path, names: list[str], error: Diverged | Interrupted) -> int:
-    """Training ended early: save what was learned, say where it is; the exit code."""
+def stopped(what: str, folder: Path, names: list[str], error: Diverged | Interrupted, to_go_on: str = "") -> int:
+    """Training ended early: save what was learned, say where it is and how to go on; the exit code."""
     folder.mkdir(exist_ok=True)
     save_theta(folder / "theta.npz", names, error.theta)
-    last = "the last good θ" if isinstance(error, Diverged) else "θ"
-    print(f"refmeta {what}: {error}; {last} is in {folder}/theta.npz", file=sys.stderr)
-    return 1 if isinstance(error, Diverged) else 130
+    diverged = isinstance(error, Diverged)  # and would diverge again
+    last = "the last good θ" if diverged else "θ"
+    print(f"refmeta {what}: {error}; {last} is in {folder}/theta.npz{'' if diverged else to_go_on}", file=sys.stderr)
+    return 1 if diverged else 130
+
+
+def add_folder(parser: argparse.ArgumentParser, default: str) -> None:
+    """Declare where a command writes, and what of it survives."""
+    folder = parser.add_mutually_exclusive_group()
+    folder.add_argument("--out", metavar="DIR", help=f"a new folder (default: {default})")
+    folder.add_argument(
+        "--resume",
+        metavar="DIR",
+        help="in place of --out: go on in the folder of the same command, stopped by whatever; what it had finished is "
+        f"only tested again (checkpoints: every {RESUMED} iterations, if not said otherwise)",
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        type=whole(1),
+        metavar="N",
+        help="keep each run's state in its folder every N iterations, and on Ctrl-C (default: never); it stays there",
+    )
+
+
+RESUMED = 100
+
+
+def keeping(args: argparse.Namespace, place: Path) -> Keep | None:
+    every = args.checkpoint_every or RESUMED * bool(args.resume)
+    return Keep(place / CHECKPOINT, every) if every else None
+
+
+@contextmanager
+def own_folder(args: argparse.Namespace, default: str, places: Collection[str]) -> Iterator[Path]:
+    """The folder of --resume or --out, or a new one, this process's alone; `places` are those of its runs in there.
+
+    ValueError: see `new_folder` and `locked`; for --resume, there is no checkpoint, or one of a run in another place.
+    """
+    if args.resume:
+        folder = Path(args.resume)
+        found = checkpoints(folder)
+        if not found:
+            raise ValueError(f"--resume {folder}: there is no checkpoint; expected the folder of a command with some")
+        for other in sorted(found - {folder / place / CHECKPOINT for place in places}):
+            raise ValueError(f"--resume {folder}: {other} is not of this command; expected its --method and --seeds")
+        writable(folder)
+    else:
+        folder = new_folder(args.out, default)
+    with locked(folder):
+        for part in folder.rglob(PARTS):
+            part.unlink()
+        try:
+            yield folder
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"interrupted{to_go_on(folder)}") from error
+
+
+def to_go_on(folder: Path) -> str:
+    return f"; to go on, the same command with --resume {folder}" if checkpoints(folder) else ""
 
 
 _SETTINGS = ("law", "iterations", "shots", "inner_steps", "alpha", "inner", "outer", "tasks")

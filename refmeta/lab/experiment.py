@@ -9,6 +9,7 @@ import numpy as np
 
 from refmeta.checks import check_alpha
 from refmeta.execution import recorded, stacked
+from refmeta.lab.checkpoint import Keep, surviving
 from refmeta.lab.optimisers import Step, adam, linear, sgd
 from refmeta.lab.sine import LAWS
 from refmeta.lab.training import Algorithm, Trajectory, evaluate, reptile_by, train, trajectory_by
@@ -147,10 +148,15 @@ def network(config: Config) -> tuple[MLP, Loss]:
     return net, squared_error(net)
 
 
-def run(config: Config, seed: int, report: Any) -> Run:
-    """Meta-train one method and evaluate it on tasks it has not seen. Diverged: see `train`."""
-    start = perf_counter()
+def run(config: Config, seed: int, report: Any, keep: Keep | None = None) -> Run:
+    """Meta-train one method, from its checkpoint if there is one, and evaluate it on tasks it has not seen.
+
+    Diverged: see `train`. ValueError: see `checkpoint.load`.
+    """
+    began = perf_counter()
     net, loss = network(config)
+    start = net.init(np.random.default_rng([seed, 2**32]), config.init)
+    outer = optimiser(config.outer, config.iterations)
     law = LAWS[config.law]
 
     def sample(rng: np.random.Generator) -> Tasks:
@@ -162,14 +168,15 @@ def run(config: Config, seed: int, report: Any) -> Run:
     theta, history = train(
         recorded(stacked(algorithm)),
         loss,
-        net.init(np.random.default_rng([seed, 2**32]), config.init),
+        start,
         sample,
         config.alpha,
         config.iterations,
-        optimiser(config.outer, config.iterations),
+        outer,
         seed,
         report,
         recorded(inner_loop(config)),
+        **surviving(keep, {"experiment": "sine", "seed": seed, **asdict(config)}, start, outer),
     )
     rows = evaluate(
         loss,
@@ -180,7 +187,7 @@ def run(config: Config, seed: int, report: Any) -> Run:
         limit=DIVERGED,
     )
     curve = [{("mse" if key == "mean" else key): value for key, value in row.items()} for row in rows]
-    return Run(config, seed, theta, history, curve, perf_counter() - start)
+    return Run(config, seed, theta, history, curve, perf_counter() - began)
 
 
 def inner_loop(config: Config) -> Trajectory:

@@ -1,7 +1,7 @@
 """Few-shot classification of characters: the settings, one run of one method, and what it is measured against."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -12,6 +12,7 @@ import numpy
 from refmeta.checks import check_alpha
 from refmeta.execution import copies, recorded, stack, stacked
 from refmeta.lab import images as sources
+from refmeta.lab.checkpoint import Keep, surviving
 from refmeta.lab.experiment import METHODS, Run, optimiser
 from refmeta.lab.images import Images, Task
 from refmeta.lab.training import Trajectory, summary, train
@@ -126,11 +127,12 @@ def initial(config: Config, seed: int) -> Theta:
     return network(config)[0].init(numpy.random.default_rng([seed, 2**32]), dtype=numpy.float32)
 
 
-def run(config: Config, images: Images, seed: int, report: Any) -> Run:
-    """Meta-train one method on the training classes and evaluate it on the test classes. Diverged: see `train`."""
-    start = perf_counter()
+def run(config: Config, images: Images, seed: int, report: Any, keep: Keep | None = None) -> Run:
+    """Meta-train one method on the training classes and evaluate it on the test classes, as `experiment.run`."""
+    began = perf_counter()
     check_images(config, images)
     _, loss = network(config)
+    start, outer = initial(config, seed), optimiser(config.outer, config.iterations)
 
     def sample(rng: numpy.random.Generator) -> Tasks:
         return [_training_episode(rng, config, images) for _ in range(config.tasks)]
@@ -138,17 +140,18 @@ def run(config: Config, images: Images, seed: int, report: Any) -> Run:
     theta, history = train(
         recorded(stacked(METHODS[config.method])),
         loss,
-        initial(config, seed),
+        start,
         sample,
         config.alpha,
         config.iterations,
-        optimiser(config.outer, config.iterations),
+        outer,
         seed,
         report,
         recorded(inner_loop(config)),
+        **surviving(keep, {"experiment": "fewshot", "seed": seed, **asdict(config)}, start, outer),
     )
     curve = accuracies(config, theta, test_episodes(config, images, seed))
-    return Run(config, seed, theta, history, curve, perf_counter() - start, "fewshot")
+    return Run(config, seed, theta, history, curve, perf_counter() - began, "fewshot")
 
 
 def _training_episode(rng: numpy.random.Generator, config: Config, images: Images) -> Task:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from refmeta.lab import fewshot
-from refmeta.lab.command import plural, progress, seed_range, stopped, whole
+from refmeta.lab.command import add_folder, keeping, own_folder, plural, progress, seed_range, stopped, to_go_on, whole
 from refmeta.lab.experiment import METHODS, Run
 from refmeta.lab.fewshot import Config, baselines, check_images, configure, load, network
-from refmeta.lab.files import new_folder, save_result, save_theta
+from refmeta.lab.files import save_result, save_theta
 from refmeta.lab.images import Images
 from refmeta.lab.training import Diverged, Interrupted, over_seeds
 
@@ -46,7 +46,7 @@ def add_fewshot(commands: Any) -> None:
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default: 0")
     seeds.add_argument("--seeds", metavar="A-B", help="several, as 0-4: mean and interval over the seeds")
-    parser.add_argument("--out", metavar="DIR", help="a new folder (default: runs/fewshot-METHOD-SEED)")
+    add_folder(parser, "runs/fewshot-METHOD-SEED")
 
 
 _SETTINGS = (
@@ -71,29 +71,32 @@ def fewshot_command(args: argparse.Namespace) -> int:
     images = load(configs[0].data, configs[0].size, args.root)
     for config in configs:
         check_images(config, images)
-    folder = new_folder(args.out, f"runs/fewshot-{args.method}-{args.seeds or args.seed}")
     sole = len(seeds) == len(configs) == 1
+    places = {(s, c): "" if sole else f"{c.method}-{s}" for s in seeds for c in configs}
     runs: list[Run] = []
-    beside = []
-    for seed in seeds:
-        beside.append(baselines(configs[0], images, seed))
-        for config in configs:
-            place = folder if sole else folder / f"{config.method}-{seed}"
-            names = network(config)[0].names
+    beside: dict[int, Any] = {}
+    with own_folder(args, f"runs/fewshot-{args.method}-{args.seeds or args.seed}", places.values()) as folder:
+        for (seed, config), name in places.items():
+            place, names = folder / name, network(config)[0].names
+            keep = keeping(args, place)
             try:
                 with progress(config.iterations, f"{config.method}, seed {seed}") as move:
-                    runs.append(fewshot.run(config, images, seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}")))
+                    runs.append(
+                        fewshot.run(config, images, seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep)
+                    )
             except (Diverged, Interrupted) as error:
-                return stopped(f"fewshot: {config.method}", place, names, error)
+                return stopped(f"fewshot: {config.method}", place, names, error, to_go_on(folder))
+            if seed not in beside:
+                beside[seed] = baselines(configs[0], images, seed)
             place.mkdir(exist_ok=True)
             save_theta(place / "theta.npz", names, runs[-1].theta)
-            save_result(place / "result.json", {**runs[-1].result(), "baselines": beside[-1]})
-    curves = {c.method: over_seeds([r.curve for r in runs if r.config == c], "accuracy") for c in configs}
-    known = {name: over_seeds([each[name] for each in beside], "accuracy") for name in beside[0]}
-    if not sole:
-        save_result(folder / "result.json", _summary(args.method, configs, seeds, curves, known, runs))
-    print(_table(configs[0], curves | known, len(seeds)))
-    _draw(folder, [run for run in runs if run.seed == seeds[0]], curves | known, images)
+            save_result(place / "result.json", {**runs[-1].result(), "baselines": beside[seed]})
+        curves = {c.method: over_seeds([r.curve for r in runs if r.config == c], "accuracy") for c in configs}
+        known = {name: over_seeds([each[name] for each in beside.values()], "accuracy") for name in beside[seeds[0]]}
+        if not sole:
+            save_result(folder / "result.json", _summary(args.method, configs, seeds, curves, known, runs))
+        print(_table(configs[0], curves | known, len(seeds)))
+        _draw(folder, [run for run in runs if run.seed == seeds[0]], curves | known, images)
     return 0
 
 
