@@ -106,7 +106,7 @@ def add_folder(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-RESUMED = 100
+RESUMED = 100  # a checkpoint takes as long as an iteration, more or less
 
 
 def keeping(args: argparse.Namespace, place: Path) -> Keep | None:
