@@ -1,10 +1,14 @@
 import os
+import signal
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
 from refmeta.models import MLP, squared_error
+
+# A shell that starts us in the background has SIGINT ignored, and so would every program that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: an example's time says more about the machine than about the code.
 settings.register_profile(
