@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from math import sqrt
 from pathlib import Path
