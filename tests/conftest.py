@@ -3,7 +3,7 @@ import signal
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from refmeta.models import MLP, squared_error
 
@@ -19,6 +19,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 settings.load_profile("refmeta")
+# For mutation testing: the same examples each time, and a failure is enough.
+settings.register_profile("mutation", derandomize=True, phases=[Phase.generate])
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from autograd import grad
 from problems import ALGORITHMS, assert_same
 
 from refmeta import adapt, anil, joint, maml, reptile, trajectory
+from refmeta.spec.trees import add, axpy, dot
 
 
 def changed(example, **changes):
@@ -112,6 +113,13 @@ def test_an_impossible_head_is_refused(head, error, message, example):
 def test_the_default_head_is_checked_too(example):
     with pytest.raises(ValueError, match="theta has 1 arrays, so 0 … 1 of them can adapt; got 2"):
         anil(example[0], example[1][:1], example[2], 0.1)
+
+
+@pytest.mark.parametrize("function", [lambda x, y: axpy(1, x, y), lambda *trees: add(trees), dot])
+def test_lists_of_different_lengths_are_not_cut_to_the_shorter(function, example):
+    theta = example[1]
+    with pytest.raises(ValueError, match="shorter"):
+        function(theta, theta[:-1])
 
 
 def test_an_empty_batch_is_refused(example):

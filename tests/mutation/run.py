@@ -1,0 +1,122 @@
+"""Mutation testing: `python tests/mutation/run.py spec` (or `attribution`, or `models`), with the extra `mutation`.
+
+cosmic-ray changes the files in one place at a time, and the tests must fail each time, but for the mutants of
+`equivalent.toml`, which must exist and pass. Each statement of the specification is also struck out once.
+A copy is changed, not the checkout.
+"""
+
+import ast
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from cosmic_ray.work_db import use_db
+
+ROOT = Path(__file__).parents[2]
+FILES = {
+    "spec": ["refmeta/spec"],
+    "attribution": [f"refmeta/conformance/{name}.py" for name in ("rules", "attribution", "checker")],
+    "models": ["refmeta/models.py"],
+}
+TESTS = {  # what kills soonest comes first
+    "spec": "tests/test_errors.py tests/test_gradients.py tests/test_closed_forms.py tests/test_identities.py",
+    "attribution": "tests/test_conformance.py",
+    "models": "tests/test_models.py tests/test_errors.py tests/test_gradients.py tests/test_identities.py",
+}
+# Of the specification all but what any test sees as a type error (floats have no shifts and bits), | in annotations,
+# and +x, which is −x without its minus. Elsewhere the nearest replacements of an operator.
+ALL = ["Binary.*_(RShift|LShift|Bit.*)", "Binary.*_BitOr_.*", "Unary.*_USub_UAdd"]
+NEAREST = [
+    "Binary(?!.*(Add_Sub|Sub_Add|Mul_Div|_Div_Mul|FloorDiv_Mul|Mod_Mul|Pow_Mul|BitAnd_BitOr)$)",
+    "Comparison(?!.*(_Eq_NotEq|NotEq_Eq|Is_IsNot|IsNot_Is|(Lt|Gt)_(Lt|Gt)E|(Lt|Gt)E_(Lt|Gt))$)",
+    "Unary.*_USub_",
+]
+CONFIG = """[cosmic-ray]
+module-path = {files}
+timeout = 300.0
+excluded-modules = []
+test-command = "{command}"
+distributor.name = "local"
+filters.operators-filter.exclude-operators = {filter}
+"""
+STEPS = [
+    "cosmic-ray baseline config",
+    "cosmic-ray init config db",
+    "cr-filter-operators db config",
+    "cosmic-ray exec config db",
+]
+
+
+def mutants(target: str, command: list[str]) -> dict[str, dict[str, list[str]]]:
+    """Of every file "function: what its changed lines became" of every mutant, and the outcomes of all that are so."""
+    left_out = [f"core/Replace{name}" for name in (ALL if target == "spec" else NEAREST)]
+    Path("config").write_text(CONFIG.format(files=FILES[target], command=shlex.join(command), filter=left_out))
+    for step in STEPS:
+        program, *arguments = step.split()
+        subprocess.run([Path(sys.executable).parent / program, *arguments], check=True)
+    found: dict[str, dict[str, list[str]]] = {}
+    with use_db("db") as db:
+        for item, result in db.completed_work_items:
+            if result.worker_outcome != "skipped":
+                (mutation,) = item.mutations
+                lines = [s[1:].strip() for s in result.diff.splitlines() if s[0] == "+" and s[:3] != "+++"]
+                name = f"{mutation.definition_name}: {' '.join(lines)}"
+                found.setdefault(str(mutation.module_path), {}).setdefault(name, []).append(result.test_outcome)
+    return found
+
+
+def struck_out(path: Path, command: list[str]) -> Iterator[tuple[str, bool]]:
+    """Every statement but docstrings, and whether the tests pass with `pass` in its place."""
+    source = path.read_text()
+    for s in ast.walk(ast.parse(source)):
+        if isinstance(s, ast.stmt) and not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)):
+            lines = source.splitlines()
+            lines[s.lineno - 1 : s.end_lineno] = [" " * s.col_offset + "pass"]
+            path.write_text("\n".join(lines))
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=300)
+            yield f"{path}:{s.lineno}", done.returncode == 0
+    path.write_text(source)
+
+
+def main(target: str) -> int:
+    """Prints the table; 1 if a mutant survives that is not listed, or one is listed that does not."""
+    listed = tomllib.loads((ROOT / "tests/mutation/equivalent.toml").read_text())
+    command = [sys.executable, "-m", "pytest", "-xq", "--assert=plain", "-p", "no:cacheprovider"]
+    command += ["--hypothesis-profile=mutation", *TESTS[target].split()]
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    wrong = []
+    with TemporaryDirectory() as copy:
+        for folder in ("refmeta", "tests"):
+            shutil.copytree(ROOT / folder, f"{copy}/{folder}", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "setup.cfg", copy)
+        os.chdir(copy)
+        print("| file | mutants | killed | equivalent | survived |\n|---|--:|--:|--:|--:|")
+        for file, found in sorted(mutants(target, command).items()):
+            equivalent = {name for group in listed.get(file, []) for name in group["mutants"]}
+            outcomes = [(name, outcome == "killed") for name, several in found.items() for outcome in several]
+            survived = [name for name, killed in outcomes if not killed]
+            missed = [name for name in survived if name not in equivalent]
+            stale = equivalent - set(survived) | {name for name, killed in outcomes if killed} & equivalent
+            dead = len(outcomes) - len(survived)
+            print(f"| {file} | {len(outcomes)} | {dead} | {len(survived) - len(missed)} | {len(missed)} |")
+            wrong += [f"{file}: survived: {name}" for name in missed]
+            wrong += [f"{file}: listed, but killed or gone: {name}" for name in stale]
+        if target == "spec":
+            struck = [line for path in Path(*FILES[target]).glob("*.py") for line in struck_out(path, command)]
+            missed = [f"{line}: struck out, and the tests pass" for line, passed in struck if passed]
+            print(
+                f"\n{len(struck)} statements struck out one by one: {len(struck) - len(missed)} turned the tests red."
+            )
+            wrong += missed
+    print("\n".join(wrong), file=sys.stderr)
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
