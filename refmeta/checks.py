@@ -48,7 +48,7 @@ def checked(function: F, query: bool = True) -> F:
 
 
 def check_theta(theta: Any, name: str = "theta") -> Theta:
-    """θ as a list; refused unless a list or tuple of finite floating-point arrays."""
+    """θ as a list, in this machine's byte order; refused unless a list or tuple of finite floating-point arrays."""
     leaves = _sequence(theta, name, "a list of arrays")
     if not leaves:
         raise ValueError(f"{name}: expected a list of arrays, got an empty one")
@@ -57,6 +57,8 @@ def check_theta(theta: Any, name: str = "theta") -> Theta:
         if not np.issubdtype(value.dtype, np.floating):
             raise TypeError(f"{name}[{i}]: expected floating-point numbers, got {value.dtype}")
         _check_finite(value, f"{name}[{i}]")
+        if not value.dtype.isnative:
+            leaves[i] = leaf.astype(value.dtype.newbyteorder("="))
     return leaves
 
 
@@ -129,9 +131,11 @@ def _pair(value: Any, where: str, expected: str) -> Any:
 
 
 def _array(value: Array, where: str) -> Any:
+    """The array's value. No subclass: a mask or a matrix gives * and @ other meanings, and may do so in silence."""
     value = getval(value)
-    if not isinstance(value, (np.ndarray, np.generic)):
-        raise TypeError(f"{where}: expected a NumPy array, got {_kind(value)}")
+    if type(value) is not np.ndarray and not isinstance(value, np.generic):
+        plain = "NumPy array itself, no subclass" if isinstance(value, np.ndarray) else "NumPy array"
+        raise TypeError(f"{where}: expected a {plain}, got {_kind(value)}")
     return value
 
 
@@ -145,7 +149,7 @@ def _check_finite(value: Any, where: str) -> None:
 def _kind(value: Any) -> str:
     value = getval(value)
     if isinstance(value, np.ndarray):
-        return f"an array of shape {value.shape}"
+        return f"{'an array' if type(value) is np.ndarray else f'a {type(value).__name__}'} of shape {value.shape}"
     if isinstance(value, (list, tuple)):
         return f"a {type(value).__name__} of {len(value)}"
     return f"{type(value).__name__} {value!r:.40}"
