@@ -1,0 +1,78 @@
+"""The same seed gives the same bytes: in another process, with another hash seed, with more threads.
+
+Threads: BLAS cuts a large product between them, and sums in another order then. Measured with OpenBLAS 0.3.31 and two
+threads: only products of at least 640,000 multiplications that sum over 400 numbers or more change. The networks of the
+commands are below that, but for --network mlp on images of 28 pixels, whose first layer sums over 784.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from problems import ALGORITHMS, assert_same
+
+ENVIRONMENTS = [("1", "0"), ("2", "1")]  # threads, hash seed
+
+
+def python(*arguments, threads="1", hash_seed="0"):
+    """The standard output of a new interpreter."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "PYTHONHASHSEED": hash_seed}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *map(str, arguments)], capture_output=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+SINE = ["sine", "--quick", "--iterations", "20"]
+FEWSHOT = ["fewshot", "--quick", "--iterations", "4", "--tasks", "2", "--filters", "8,8"]
+
+
+@pytest.mark.parametrize("command", [SINE, [*SINE, "--method", "reptile", "--law", "nichol"], FEWSHOT], ids=" ".join)
+def test_a_seeds_theta_has_the_same_bytes_whatever_the_process_its_threads_and_its_hashes(command, tmp_path):
+    def theta(seed, threads, hash_seed):
+        out = tmp_path / f"{seed}-{threads}-{hash_seed}"
+        python("-m", "refmeta", *command, "--seed", seed, "--out", out, threads=threads, hash_seed=hash_seed)
+        return (out / "theta.npz").read_bytes()
+
+    assert len({theta(0, *environment) for environment in ENVIRONMENTS}) == 1
+    assert theta(1, "1", "0") != (tmp_path / "0-1-0/theta.npz").read_bytes()
+
+
+# The algorithms in every way of running them, in hexadecimal: python -c GRADIENTS seed width algorithm …
+GRADIENTS = """
+import sys
+import numpy as np
+import refmeta
+from refmeta import recorded, stacked
+from refmeta.models import MLP, squared_error
+
+seed, width = map(int, sys.argv[1:3])
+rng, net = np.random.default_rng(seed), MLP((width, 40, 1))
+theta, n = net.init(rng), max(20, width // 4)
+batch = lambda: (rng.normal(size=(n, width)), rng.normal(size=(n, 1)))
+tasks = [([batch()] * 2, batch()) for _ in range(2)]
+for algorithm in [getattr(refmeta, name) for name in sys.argv[3:]]:
+    for run in (algorithm, stacked(algorithm), recorded(algorithm), recorded(stacked(algorithm))):
+        for _ in range(2):
+            gradient = run(squared_error(net), theta, tasks, 0.001)
+        print("".join(leaf.tobytes().hex() for leaf in gradient))
+"""
+
+
+ALL = [algorithm.__name__ for algorithm in ALGORITHMS]
+
+
+def test_stacked_and_recorded_gradients_have_the_same_bytes_in_every_process():
+    outputs = {python("-c", GRADIENTS, 0, 2, *ALL, threads=t, hash_seed=h) for t, h in ENVIRONMENTS}
+    assert len(outputs) == 1
+    assert python("-c", GRADIENTS, 1, 2, *ALL) not in outputs
+
+
+def test_gradients_of_large_matrices_have_the_bytes_of_their_number_of_threads_and_differ_by_rounding_alone():
+    one, two, again = (python("-c", GRADIENTS, 0, 512, "maml", threads=t) for t in "122")
+    assert two == again
+    for line, other in zip(one.split(), two.split(), strict=True):
+        assert_same(*([np.frombuffer(bytes.fromhex(text.decode()))] for text in (line, other)), digits=12)
