@@ -41,7 +41,7 @@ def test_a_seeds_theta_has_the_same_bytes_whatever_the_process_its_threads_and_i
     assert theta(1, "1", "0") != (tmp_path / "0-1-0/theta.npz").read_bytes()
 
 
-# The algorithms in every way of running them, in hexadecimal: python -c GRADIENTS seed width algorithm …
+# The algorithms in every way of running them, in hexadecimal: python -c GRADIENTS seed width ways algorithm …
 GRADIENTS = """
 import sys
 import numpy as np
@@ -49,13 +49,13 @@ import refmeta
 from refmeta import recorded, stacked
 from refmeta.models import MLP, squared_error
 
-seed, width = map(int, sys.argv[1:3])
+seed, width, ways = map(int, sys.argv[1:4])
 rng, net = np.random.default_rng(seed), MLP((width, 40, 1))
 theta, n = net.init(rng), max(20, width // 4)
 batch = lambda: (rng.normal(size=(n, width)), rng.normal(size=(n, 1)))
 tasks = [([batch()] * 2, batch()) for _ in range(2)]
-for algorithm in [getattr(refmeta, name) for name in sys.argv[3:]]:
-    for run in (algorithm, stacked(algorithm), recorded(algorithm), recorded(stacked(algorithm))):
+for algorithm in [getattr(refmeta, name) for name in sys.argv[4:]]:
+    for run in (algorithm, stacked(algorithm), recorded(algorithm), recorded(stacked(algorithm)))[:ways]:
         for _ in range(2):
             gradient = run(squared_error(net), theta, tasks, 0.001)
         print("".join(leaf.tobytes().hex() for leaf in gradient))
@@ -66,13 +66,13 @@ ALL = [algorithm.__name__ for algorithm in ALGORITHMS]
 
 
 def test_stacked_and_recorded_gradients_have_the_same_bytes_in_every_process():
-    outputs = {python("-c", GRADIENTS, 0, 2, *ALL, threads=t, hash_seed=h) for t, h in ENVIRONMENTS}
+    outputs = {python("-c", GRADIENTS, 0, 2, 4, *ALL, threads=t, hash_seed=h) for t, h in ENVIRONMENTS}
     assert len(outputs) == 1
-    assert python("-c", GRADIENTS, 1, 2, *ALL) not in outputs
+    assert python("-c", GRADIENTS, 1, 2, 4, *ALL) not in outputs
 
 
 def test_gradients_of_large_matrices_have_the_bytes_of_their_number_of_threads_and_differ_by_rounding_alone():
-    one, two, again = (python("-c", GRADIENTS, 0, 512, "maml", threads=t) for t in "122")
+    one, two, again = (python("-c", GRADIENTS, 0, 512, 1, "maml", threads=t) for t in "122")
     assert two == again
     for line, other in zip(one.split(), two.split(), strict=True):
         assert_same(*([np.frombuffer(bytes.fromhex(text.decode()))] for text in (line, other)), digits=12)
