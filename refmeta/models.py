@@ -64,12 +64,8 @@ defvjp(repeat_row, lambda y, a, n: lambda g: sum_rows(g))
 
 @primitive
 def affine(x: Array, W: Array, b: Array) -> Array:
-    """x W + b: a layer before its activation. NaN where it overflows.
-
-    A sum of which one term overflowed may be ∞ of either sign, and tanh, relu and softmax would make numbers of it.
-    """
-    y = x @ W + b[..., None, :]
-    return y + 0 * y
+    """x W + b: a layer before its activation."""
+    return x @ W + b[..., None, :]
 
 
 defvjp(

@@ -6,7 +6,6 @@ The oracle is `refmeta.conformance.derivation`, in 60-digit decimals: it shares 
 import tempfile
 import tracemalloc
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
-from itertools import product
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from refmeta.conformance import derivation, rules
 from refmeta.conformance.cases import Case
 from refmeta.conformance.generate import settings
 from refmeta.execution import _record
-from refmeta.models import ACTIVATIONS, MLP, cross_entropy, squared_error
+from refmeta.models import MLP, squared_error
 from refmeta.spec import adjoint
 
 SECOND = {maml: adjoint.maml, anil: adjoint.anil}
@@ -87,34 +86,6 @@ def test_gradients_are_right_from_1e_minus_8_to_1e_plus_8(algorithm, widths, los
     truth = exact(case)
     for got in computed(algorithm, case):
         assert_right(got, truth, 13, rounding(algorithm, case))
-
-
-@pytest.mark.parametrize("widths", [(2, 2), (2, 3, 2)])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_what_float64_cannot_hold_is_never_a_wrong_finite_number(algorithm, widths):
-    """Up to 1e300 in inputs, parameters and α: every number is right or is not finite, and both happen."""
-    lost = held = 0
-    for scales in product([1.0, 1e20, 1e80, 1e160, 1e300], repeat=3):
-        case = case_of(algorithm, widths, scales)
-        truth = exact(case)
-        size = max(*map(abs, truth), Decimal(float(rounding(algorithm, case))))
-        for got in computed(algorithm, case):
-            finite = np.isfinite(flat(got))
-            held, lost = held + finite.all(), lost + (not finite.all())
-            for g, t in zip(flat(got)[finite], truth[finite], strict=True):
-                assert abs(Decimal(float(g)) - t) <= size / 10**12, (scales, g, float(t))
-    assert held and lost
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_pre_activation_that_overflows_is_nan_whatever_follows_it(activation):
-    """x W = 1e320 − 3e320 is +∞, −∞ or NaN as the machine sums it, and tanh, relu and softmax take ±∞ for an answer."""
-    theta = [np.array([[1e160, 1.0], [-3e160, 1.0]]), np.zeros(2), np.eye(2), np.zeros(2)]
-    net, x = MLP((2, 2, 2), activation), np.array([[1e160, 1e160]])
-    with np.errstate(all="ignore"):
-        assert np.isnan(net.layers(theta, x)[0][0, 0]) and np.isfinite(net.layers(theta, x / 1e160)[0]).all()
-        assert np.isnan(flat(joint(squared_error(net), theta, [([], (x, x))]))).any()
-        assert np.isnan(flat(joint(cross_entropy(net), theta, [([], (x, np.array([0])))]))).any()
 
 
 def test_a_power_of_two_in_the_parameters_and_targets_comes_out_bit_for_bit():

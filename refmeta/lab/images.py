@@ -216,7 +216,8 @@ def _from_cache(cache: Path, shapes: list[tuple[int, ...]]) -> list[Array] | Non
     try:
         with open(cache, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             pixels = [file[name] for name in PARTS]
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
+    # A bare array is no context: an AttributeError before Python 3.11, a TypeError since.
+    except (OSError, EOFError, KeyError, AttributeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
         return None  # none yet, or damaged
     return pixels if [(p.shape, p.dtype) for p in pixels] == [(s, np.uint8) for s in shapes] else None
 
