@@ -147,6 +147,17 @@ def test_the_rules_from_a_losss_derivatives_give_the_expected_gradient(vector):
 
 
 @each_vector
+def test_the_rules_give_the_intermediate_values_too(vector):
+    tools = tools_of(vector.case)
+    for setting, task in zip(settings_of(vector.case), vector.per_task, strict=True):
+        for got, expected in zip(rules.path(tools, setting), task["phi"], strict=True):
+            assert_same(got, expected, digits=12)
+        if "adjoint" in task:
+            for got, expected in zip(rules.adjoints(tools, setting), task["adjoint"], strict=True):
+                assert_same(got, expected, digits=11)
+
+
+@each_vector
 def test_the_intermediate_values_are_those_of_the_specification(vector):
     case = vector.case
     head = case.head if case.algorithm == "anil" else None

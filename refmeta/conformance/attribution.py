@@ -165,7 +165,7 @@ def moves(arrays: int, head: int | None) -> tuple[bool, ...]:
 
 def _is_number(scale: str) -> bool:
     """Whether a factor has no better name than its digits; 1 and −1 are names."""
-    return scale not in ("1", "-1") and scale.lstrip("-")[0].isdigit() and "/" not in scale
+    return scale not in ("1", "-1") and scale[-1].isdigit()
 
 
 def simplest(found: Iterable[Explanation]) -> list[Explanation]:
