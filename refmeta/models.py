@@ -132,7 +132,7 @@ def patches(x: Array, stride: int) -> Array:
 def unpatches(p: Array, shape: tuple[int, ...], stride: int) -> Array:
     """The adjoint of `patches`: an image of this shape, each patch added where it came from."""
     *lead, h, w, c = shape
-    parts = p.reshape(*lead, -(-h // stride), -(-w // stride), 3, 3, c)
+    parts = p.reshape(*lead, -1, -(-w // stride), 3, 3, c)
     image = numpy.empty(shape, p.dtype)
     for i, from_row, to_row in _sources(h, stride):
         for j, from_column, to_column in _sources(w, stride):
@@ -148,9 +148,9 @@ def _sources(n: int, stride: int) -> list[tuple[int, slice, slice]]:
     """For the middle, the last and the first of three taps: which patches have it inside, and at which pixels."""
     last = -(-n // stride) - 1
     return [
-        (1, slice(0, last + 1), slice(0, n, stride)),
+        (1, slice(None), slice(0, n, stride)),
         (2, slice(0, -(-(n - 1) // stride)), slice(1, n, stride)),
-        (0, slice(1, last + 1), slice(stride - 1, stride * last, stride)),
+        (0, slice(1, None), slice(stride - 1, stride * last, stride)),
     ]
 
 
@@ -211,7 +211,6 @@ def softmax(z: Array) -> Array:
     return e / e.sum(-1, keepdims=True)
 
 
-@primitive
 def one_hot(labels: Array, classes: int) -> Array:
     return labels[..., None] == numpy.arange(classes)
 
@@ -397,7 +396,7 @@ def _check_shapes(net: MLP | ConvNet, what: str, theta: Theta, x: Array, example
         if np.shape(leaf) != lead + shape:
             raise ValueError(f"{name} of theta has shape {np.shape(leaf)}; {what} needs {lead + shape}")
     given = np.shape(x)
-    if len(given) != len(lead + example) + 1 or given[: len(lead)] != lead or given[len(lead) + 1 :] != example:
+    if given[: len(lead)] != lead or given[len(lead) + 1 :] != example:
         needed = ", ".join(map(str, (*lead, "n", *example)))
         raise ValueError(f"x has shape {given}; expected ({needed})")
 

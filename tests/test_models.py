@@ -1,9 +1,12 @@
 """Networks and losses: right values, right derivatives, and the numeric traps that are not ours."""
 
+from dataclasses import FrozenInstanceError
+
 import autograd.numpy as anp
 import numpy as np
 import pytest
 from autograd import elementwise_grad, grad
+from autograd.core import primitive_vjps
 from autograd.test_util import check_grads
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +53,13 @@ def draw(*shape):
     ],
 )
 def test_every_primitive_has_the_right_first_and_second_derivative(primitive, shapes, lead):
-    check_grads(primitive, modes=["rev"], order=2)(*(draw(*lead, *shape) for shape in shapes))
+    arguments = tuple(range(len(shapes)))
+    check_grads(primitive, arguments, modes=["rev"], order=2)(*(draw(*lead, *shape) for shape in shapes))
+
+
+def test_what_has_a_derivative_of_its_own_is_one_node_of_the_graph():
+    functions = [f for f in vars(m).values() if callable(f) and f in primitive_vjps]
+    assert len(functions) > 15 and all(hasattr(f, "fun") for f in functions)
 
 
 @pytest.mark.parametrize("activation, stock", [("tanh", anp.tanh), ("relu", lambda z: anp.maximum(z, 0))])
@@ -115,11 +124,23 @@ def test_large_logits_do_not_overflow_where_the_naive_formula_does():
 
 
 def test_accuracy_counts_examples_and_keeps_a_task_axis():
-    logits = np.array([[[3.0, 1], [0, 2]], [[5, 1], [0, 2]]])
-    labels = np.array([[0, 0], [0, 1]])
+    logits = np.array([[[3.0, 1, 0], [0, 2, 0]], [[5, 1, 0], [0, 1, 2]]])
+    labels = np.array([[0, 0], [0, 2]])
     share = accuracy(lambda theta, x: theta[0])
     assert share([logits[0]], (None, labels[0])) == 0.5
     assert share([logits], (None, labels)).tolist() == [0.5, 1]
+
+
+@pytest.mark.parametrize("loss, kind", [(squared_error, "targets"), (cross_entropy, "labels")])
+def test_with_a_task_axis_a_loss_is_the_sum_over_the_tasks(loss, kind):
+    rng, net = np.random.default_rng(0), MLP((2, 5, 4, 3))
+    x, y = (
+        rng.normal(size=(2, 4, 2)),
+        {"targets": rng.normal(size=(2, 4, 3)), "labels": rng.integers(0, 3, (2, 4))}[kind],
+    )
+    thetas = [net.init(rng) for _ in x]
+    together = loss(net)([np.stack(leaves) for leaves in zip(*thetas, strict=True)], (x, y))
+    assert_same([together], [sum(map(loss(net), thetas, zip(x, y, strict=True)))], digits=14)
 
 
 @pytest.mark.parametrize("scheme", m.INITIALISATIONS)
@@ -136,6 +157,16 @@ def test_initialisations_have_the_spread_they_name(scheme):
     assert b.any() == (scheme == "nichol2018")
     limit = {"glorot": (6 / (n + out)) ** 0.5, "finn2017": 0.02, "nichol2018": n**-0.5}.get(scheme, np.inf)
     assert abs(W).max() <= limit
+    if scheme == "nichol2018":
+        assert -limit <= b.min() < -0.9 * limit and 0.9 * limit < b.max() <= limit
+
+
+def test_only_what_is_beyond_two_deviations_is_drawn_again():
+    W, _ = MLP((300, 200)).init(np.random.default_rng(0), "finn2017")
+    once = np.random.default_rng(0).normal(0, 0.01, W.shape)
+    again = abs(once) > 0.02
+    assert (W[~again] == once[~again]).all()
+    assert W[again].std() == pytest.approx(0.01 * 0.8796, rel=0.05)
 
 
 def test_an_initialisation_is_the_seed_and_nothing_else():
@@ -166,14 +197,27 @@ X, Y = np.ones((4, 2)), np.ones((4, 1))
         (lambda: NET([np.stack([t] * 5) for t in THETA], X), r"x has shape .*expected \(5, n, 2\)"),
         (lambda: squared_error(NET)(THETA, (X, Y[:, 0])), r"y has shape \(4,\); the prediction has \(4, 1\)"),
         (lambda: squared_error(NET)(THETA, (X, Y[:3])), r"y has shape \(3, 1\)"),
-        (lambda: cross_entropy(NET)(THETA, (X, np.zeros(3, int))), r"labels have shape \(3,\)"),
+        (
+            lambda: cross_entropy(NET)(THETA, (X, np.zeros(3, int))),
+            r"labels have shape \(3,\); the logits \(4, 1\) need \(4,\)",
+        ),
         (lambda: cross_entropy(NET)(THETA, (X, np.full(4, 1))), r"labels must lie in 0 … 0; got 1 … 1"),
         (lambda: accuracy(NET)(THETA, (X, np.full(4, -1))), "labels must lie in"),
+        (
+            lambda: cross_entropy(lambda z, _: z)(np.zeros((2, 4, 3)), (X, np.full((2, 4), 3))),
+            "lie in 0 … 2; got 3 … 3",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_was_expected(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("net", [MLP((2, 3, 1)), ConvNet((4, 4, 1), (2,), 3)], ids=["MLP", "ConvNet"])
+def test_a_network_cannot_be_changed(net):
+    with pytest.raises(FrozenInstanceError):
+        net.activation = "relu"
 
 
 def test_labels_that_are_not_integers_are_refused():
@@ -237,7 +281,7 @@ def test_the_meta_gradient_of_a_convolutional_network_is_right(activation, strid
         (lambda: ConvNet((4, 4, 1), (2,), 0), "expected image"),
         (lambda: ConvNet((4, 4, 1), (2,), 3, "sigmoid"), "activation: expected one of"),
         (lambda: ConvNet((4, 4, 1), (2,), 3, stride=3), "stride: expected"),
-        (lambda: ConvNet((4, 4, 1), (2, 2, 2), 3, stride=1), "cannot be halved 3 times"),
+        (lambda: ConvNet((4, 4, 1), (2, 2, 2), 3, stride=1), r"image of \(4, 4\) pixels cannot be halved 3 times"),
         (lambda: CONV(CONV.init(RNG), draw(5, 4, 4)), r"x has shape \(5, 4, 4\); expected \(n, 4, 4, 1\)"),
         (lambda: CONV(CONV.init(RNG)[:3], draw(5, 4, 4, 1)), "theta has 3 arrays"),
         (lambda: CONV(CONV.init(RNG)[2:] * 2, draw(5, 4, 4, 1)), "W1 of theta has shape"),
