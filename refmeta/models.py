@@ -132,7 +132,7 @@ def patches(x: Array, stride: int) -> Array:
 def unpatches(p: Array, shape: tuple[int, ...], stride: int) -> Array:
     """The adjoint of `patches`: an image of this shape, each patch added where it came from."""
     *lead, h, w, c = shape
-    parts = p.reshape(*lead, -1, -(-w // stride), 3, 3, c)
+    parts = p.reshape(*lead, -(-h // stride), -(-w // stride), 3, 3, c)
     image = numpy.empty(shape, p.dtype)
     for i, from_row, to_row in _sources(h, stride):
         for j, from_column, to_column in _sources(w, stride):

@@ -62,6 +62,10 @@ def test_what_has_a_derivative_of_its_own_is_one_node_of_the_graph():
     assert len(functions) > 15 and all(hasattr(f, "fun") for f in functions)
 
 
+def test_no_images_have_a_derivative_too():
+    assert m.unpatches(np.zeros((0, 18)), (0, 3, 5, 2), 2).shape == (0, 3, 5, 2)
+
+
 @pytest.mark.parametrize("activation, stock", [("tanh", anp.tanh), ("relu", lambda z: anp.maximum(z, 0))])
 def test_a_network_is_what_stock_autograd_makes_of_it(activation, stock):
     net, x, y = MLP((3, 4, 2), activation), draw(5, 3), draw(5, 2)
