@@ -4,7 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import inf, log10
+from math import log10
 from textwrap import wrap
 from typing import Any, NamedTuple
 from unittest import SkipTest
@@ -83,7 +83,7 @@ class Report:
                 "verdicts": [
                     {**v._asdict(), "explanations": [e._asdict() for e in v.explanations]} for v in self.verdicts
                 ],
-                "rows": [{**r._asdict(), "digits": r.digits if r.digits < inf else None} for r in self.rows],
+                "rows": [r._asdict() for r in self.rows],
             },
             indent=1,
             ensure_ascii=False,
@@ -200,7 +200,7 @@ def answer_of(meta_gradient: MetaGradient, case: Case, timeout: float) -> Answer
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)
-    return box[0] if box else Answer(problem=f"gave no answer within {timeout:g} seconds")
+    return box.pop() if box else Answer(problem=f"gave no answer within {timeout:g} seconds")
 
 
 def read_answer(value: Any) -> Answer:
@@ -248,7 +248,7 @@ def row_of(vector: Vector, answer: Answer) -> Row:
 
     if answer.skipped:
         return row("skip", 0, answer.problem)
-    if answer.problem or answer.gradient is None:
+    if answer.gradient is None:
         return row("error", 0, answer.problem)
     if form := _form(vector, answer.gradient):
         return row("error" if "NaN" in form else "fail", 0, form)
@@ -286,11 +286,12 @@ def _form(vector: Vector, gradient: Theta) -> str:
             return "every array is transposed: W has shape (in, out), layer = x @ W + b"
         if sorted(shapes) == sorted(wanted):
             return f"the arrays are in another order: expected {', '.join(names)}"
-        if len(gradient) == 1 and gradient[0].size == sum(e.size for e in expected):
+        if [g.size for g in gradient] == [sum(e.size for e in expected)]:
             return f"one flat array: expected {len(expected)} arrays, {', '.join(names)}"
         if len(gradient) != len(expected):
-            missing = f"; missing {', '.join(names[len(gradient) :])}" if len(gradient) < len(expected) else ""
-            return f"{len(gradient)} arrays, expected {len(expected)}: {', '.join(names)}{missing}"
+            missing = names[len(gradient) :]
+            note = f"; missing {', '.join(missing)}" if missing else ""
+            return f"{len(gradient)} arrays, expected {len(expected)}: {', '.join(names)}{note}"
         i = next(i for i, (a, b) in enumerate(zip(shapes, wanted, strict=True)) if a != b)
         return f"{names[i]} has shape {shapes[i]}, expected {wanted[i]}"
     for name, leaf in zip(names, gradient, strict=True):
@@ -364,7 +365,7 @@ def _explain(answers: list[tuple[Vector, Theta, str]]) -> list[Explanation]:
     if not common:
         cheap_first = sorted(limited, key=lambda item: (item[0].case.model["kind"] != "quadratic", len(flat(item[1]))))
         common = set(pairs(cheap_first))
-    return simplest(common) if common else []
+    return simplest(common)
 
 
 RIGHT_BUT_ZERO = ("zero",)
@@ -425,7 +426,7 @@ def _first_wrong_inside(wrong: list[tuple[Vector, Answer, Row]]) -> str:
                     return f"{key} of task {i + 1} in {vector.case.id} cannot be read: {error}. "
                 if bad:
                     k = bad[-1] if key == "adjoint" else bad[0]
-                    return f"{_PLACES[key].format(k=k, before=k - 1)} (task {i + 1} of {vector.case.id}): "
+                    return f"{_PLACES[key].format(k=k)} (task {i + 1} of {vector.case.id}): "
     return ""
 
 
