@@ -1,12 +1,9 @@
 """The checker passes what is right, names what is wrong, and survives what is broken."""
 
 import dataclasses
-import json
 import re
-import time
 import warnings
 from fractions import Fraction
-from unittest import SkipTest
 
 import numpy as np
 import pytest
@@ -402,22 +399,6 @@ def test_a_mistake_in_one_algorithm_leaves_the_others_right():
 # --- Form, wiring, precision ---
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda g: g[:-1], r"arrays, expected \d: .*; missing"),
-        (lambda g: [leaf.T for leaf in g], "every array is transposed"),
-        (lambda g: g[::-1], "the arrays are in another order: expected W1, b1"),
-        (lambda g: [rules.flat(g)], "one flat array: expected"),
-        (lambda g: [g[0][..., None], *g[1:]], r"W1 has shape \(2, \d, 1\), expected"),
-        (lambda g: [leaf * np.nan for leaf in g], "W1 has NaN"),
-    ],
-)
-def test_a_wrong_form_is_said(change, message):
-    report = check(lambda case: change(right(case)), algorithms=["maml"], tiers=["tanh"])
-    assert not report.passed and re.search(message, str(report))
-
-
 def test_a_failing_canary_means_the_harness_is_not_wired_up():
     found = verdict(lambda case: [np.cos(leaf) for leaf in case.theta])
     assert found.kind == "wiring" and "maml-canary" in found.text and "nothing else is judged" in found.text
@@ -486,32 +467,6 @@ def crash(case):
     raise RuntimeError("double backward not implemented")
 
 
-def hang(case):
-    time.sleep(3)
-
-
-@pytest.mark.parametrize(
-    "harness, message",
-    [
-        (crash, "raised RuntimeError: double backward not implemented"),
-        (hang, "gave no answer within 0.05 seconds"),
-        (lambda case: None, "returned NoneType: expected a list of arrays"),
-        (lambda case: "gradient", "returned str"),
-        (lambda case: {"gradient": case.theta, "loss": 1}, r"returned a dict with keys \['gradient', 'loss'\]"),
-        (lambda case: {"phi": []}, r"keys \['phi'\]: expected gradient"),
-        (lambda case: [np.array(["a"])] * len(case.theta), "array 0 has dtype <U1"),
-        (lambda case: [None] * len(case.theta), "array 0 has dtype object"),
-        (lambda case: [[1, [2]]], "raised ValueError"),
-        (lambda case: SystemExit(), "returned SystemExit"),
-        (lambda case: (_ for _ in ()).throw(KeyboardInterrupt()), "raised KeyboardInterrupt"),
-    ],
-)
-def test_a_broken_harness_is_reported(harness, message):
-    report = check(harness, algorithms=["maml"], tiers=["canary", "scalar"], timeout=0.05)
-    assert not report.passed and all(re.search(message, row.message) for row in report.rows)
-    assert all(row.status == "error" for row in report.rows)
-
-
 def test_theta_returned_is_no_meta_gradient():
     report = check(lambda case: case.theta)
     assert not report.passed and all(v.kind != "pass" for v in report.verdicts)
@@ -524,14 +479,6 @@ def test_one_crash_costs_one_row():
     report = check(sometimes)
     assert [row.id for row in report.rows if row.status != "pass"] == ["maml-tanh-k3-t3"]
     assert "no answer" in next(v.text for v in report.verdicts if v.algorithm == "maml")
-
-
-def test_a_declined_case_is_a_skipped_test():
-    def none(case):
-        raise Skip("not yet")
-
-    with pytest.raises(SkipTest, match="not yet"):
-        assert_case(none, VECTORS[0].case)
 
 
 def test_a_harness_may_decline():
@@ -548,19 +495,6 @@ def test_a_harness_may_decline():
 # --- Ways in and out ---
 
 
-def test_the_report_is_json_too():
-    content = json.loads(check(wrong(["first_order"], "maml"), algorithms=["maml"]).json())
-    assert content["passed"] is False
-    assert content["verdicts"][0]["explanations"][0]["suspects"] == ["first_order"]
-    assert {"id", "algorithm", "tier", "status", "digits", "message"} == set(content["rows"][0])
-
-
-def test_a_failure_can_be_raised():
-    check(right, algorithms=["joint"]).raise_on_failure()
-    with pytest.raises(AssertionError, match="first-order: the second-order term is missing"):
-        check(wrong(["first_order"], "maml"), algorithms=["maml"]).raise_on_failure()
-
-
 @pytest.mark.parametrize("case", parameters())
 def test_one_parametrised_test_for_each_vector(case):
     with warnings.catch_warnings():
@@ -568,27 +502,10 @@ def test_one_parametrised_test_for_each_vector(case):
         assert_case(right, case)
 
 
-def test_a_parametrised_test_fails_with_the_diagnosis_and_failures_may_be_expected():
+def test_a_parametrised_test_fails_with_the_diagnosis():
     case = next(v.case for v in VECTORS if v.case.id == "maml-tanh-k3-t3")
-    with pytest.raises(AssertionError, match="first-order"):
+    with pytest.raises(AssertionError, match="first-order: the second-order term is missing"):
         assert_case(wrong(["first_order"], "maml"), case)
-    marked = [p for p in parameters(xfail={case.id: "second order not there yet"}) if p.marks]
-    assert [p.id for p in marked] == [case.id] and marked[0].marks[0].name == "xfail"
-    with pytest.raises(ValueError, match="there is no vector 'nonsense'"):
-        parameters(xfail={"nonsense": ""})
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"dtype": "float16"}, "dtype: expected float32 or float64, got 'float16'"),
-        ({"algorithms": ["meta-sgd"]}, "algorithm 'meta-sgd': expected one of maml, fomaml"),
-        ({"tiers": ["relu"]}, "tier 'relu': expected one of canary, quadratic"),
-    ],
-)
-def test_unknown_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        check(right, **options)
 
 
 def test_a_case_shows_no_answers():
