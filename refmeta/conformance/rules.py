@@ -98,4 +98,4 @@ def adjoints(tools: Tools, s: Setting) -> list[Theta]:
 
 def flat(theta: Theta) -> np.ndarray:
     """All arrays as one float64 vector."""
-    return np.concatenate([np.ravel(np.asarray(leaf, float)) for leaf in theta] or [np.zeros(0)])
+    return np.concatenate([np.ravel(np.asarray(leaf, float)) for leaf in theta])
