@@ -22,7 +22,19 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from refmeta import anil, maml, recorded, reptile, stacked
 from refmeta.__main__ import main
-from refmeta.lab import Diverged, Interrupted, adam, checkpoint, experiment, files, linear, sgd, sine, train
+from refmeta.lab import (
+    Diverged,
+    Interrupted,
+    adam,
+    checkpoint,
+    experiment,
+    files,
+    linear,
+    reuse_command,
+    sgd,
+    sine,
+    train,
+)
 from refmeta.lab import images as sources
 from refmeta.lab.checkpoint import load, save
 from refmeta.lab.files import checkpoints, locked
@@ -509,6 +521,35 @@ def test_few_shot_runs_survive_too(tmp_path, interrupt, capsys):
     assert main([*small, "--checkpoint-every", "100", "--out", str(tmp_path / "out")]) == 130
     assert main([*small, "--seed", "1", "--resume", str(tmp_path / "out")]) == 2
     assert "seed: 0 in the checkpoint, 1 now" in capsys.readouterr().err
+    assert main([*small, "--resume", str(tmp_path / "out")]) == 0
+    assert left(tmp_path / "out") == left(tmp_path / "whole")
+
+
+def test_another_folders_images_are_other_settings(tmp_path, capsys, monkeypatch):
+    small = ["fewshot", "--quick", "--method", "joint", "--filters", "4", "--iterations", "2", "--tasks", "2"]
+    assert main([*small, "--checkpoint-every", "1", "--out", str(tmp_path)]) == 0
+    whole = sources.glyphs
+    monkeypatch.setattr(sources, "glyphs", lambda size: whole(size, seed=1))
+    assert main([*small, "--resume", str(tmp_path)]) == 2
+    assert "images: '" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "data, module, name, nth",
+    [
+        ("sine", reuse_command, "_measure", 2),  # all are trained
+        ("sine", checkpoint, "save", 12),  # five for each training: seed 1's MAML is under way
+        ("glyphs", checkpoint, "save", 17),  # seed 0's classifier of all classes is
+    ],
+)
+def test_the_trainings_of_a_study_survive_too(data, module, name, nth, tmp_path, interrupt, capsys, monkeypatch):
+    small = ["reuse", "--quick", "--data", data, "--iterations", "9"]
+    assert main([*small, "--out", str(tmp_path / "whole")]) == 0
+    interrupt(module, name, nth)
+    assert main([*small, "--checkpoint-every", "2", "--out", str(tmp_path / "out")]) == 130
+    assert f"with --resume {tmp_path / 'out'}" in capsys.readouterr().err
+    kept = {path.parent.name for path in checkpoints(tmp_path / "out")}
+    assert kept < {f"{method}-{seed}" for method in ("maml", "anil", "multitask", "multiclass") for seed in (0, 1)}
     assert main([*small, "--resume", str(tmp_path / "out")]) == 0
     assert left(tmp_path / "out") == left(tmp_path / "whole")
 

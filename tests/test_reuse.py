@@ -355,7 +355,7 @@ def test_reuse_prints_four_tables_beside_the_papers_and_leaves_all_that_was_meas
     assert numbers(text, "\n3.").keys() == {"layer 1", "layer 2", "head"}
     assert result["own"]["maml"]["mean"] == pytest.approx(result["frozen"][0]["mean"], abs=1e-6)
     assert "46.9" in text and "> 0.9" in text and "0.51   0.83" in text and "26.5" in text  # the paper's
-    thetas = {path.stem for path in folder.glob("*.npz")}
+    thetas = {path.parent.name for path in folder.glob("*/theta.npz")}
     assert thetas == {f"{name}-{seed}" for name in reuse_command.REGIMES[:4] for seed in (0, 1)}
     assert (folder / "reuse.png").read_bytes().startswith(b"\x89PNG")
 
@@ -373,7 +373,7 @@ def test_reuse_of_waves_has_three_tables_and_none_of_the_papers_numbers(tmp_path
     result = json.loads((tmp_path / "result.json").read_text())
     assert "regimes" not in result and result["seeds"] == [3, 4] and result["config"]["maml"]["shots"] == 5
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("maml-3.npz", "maml-4.npz", "anil-3.npz", "anil-4.npz", "result.json", "reuse.png")
+        *("maml-3", "maml-4", "anil-3", "anil-4", "result.json", "reuse.png")
     }
 
 
@@ -422,4 +422,7 @@ def test_when_a_training_diverges_reuse_keeps_what_there_is(tmp_path, capsys, mo
     monkeypatch.setattr(reuse_command.experiment, "configure", configure)
     assert main(["reuse", "--data", "sine", "--out", str(tmp_path)]) == 1
     assert "reuse: anil, seed 0: training diverged" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {"maml-0.npz", "theta.npz"}
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("**/*.*")} == {
+        "maml-0/theta.npz",
+        "anil-0/theta.npz",  # the last that was finite
+    }

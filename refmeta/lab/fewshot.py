@@ -133,6 +133,9 @@ def run(config: Config, images: Images, seed: int, report: Any, keep: Keep | Non
     check_images(config, images)
     _, loss = network(config)
     start, outer = initial(config, seed), optimiser(config.outer, config.iterations)
+    settings = {"experiment": "fewshot", "seed": seed, **asdict(config)}
+    if keep:
+        settings["images"] = sources.fingerprint(images)  # another folder's archives are other images
 
     def sample(rng: numpy.random.Generator) -> Tasks:
         return [_training_episode(rng, config, images) for _ in range(config.tasks)]
@@ -148,7 +151,7 @@ def run(config: Config, images: Images, seed: int, report: Any, keep: Keep | Non
         seed,
         report,
         recorded(inner_loop(config)),
-        **surviving(keep, {"experiment": "fewshot", "seed": seed, **asdict(config)}, start, outer),
+        **surviving(keep, settings, start, outer),
     )
     curve = accuracies(config, theta, test_episodes(config, images, seed))
     return Run(config, seed, theta, history, curve, perf_counter() - began, "fewshot")

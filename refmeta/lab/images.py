@@ -31,6 +31,17 @@ class Images(NamedTuple):
     test: list[Array]
 
 
+def fingerprint(images: Images) -> str:
+    """SHA-256 of all pixels, and of which class they are in."""
+    found = hashlib.sha256()
+    for part in images:
+        for each in part:
+            found.update(f"{each.shape} {each.dtype.str}".encode())
+            found.update(each.tobytes())
+        found.update(b"|")
+    return found.hexdigest()
+
+
 # --- Episodes ---------------------------------------------------------------------------------------
 
 

@@ -208,12 +208,14 @@ def multiclass(
     outer: Step,
     seed: int = 0,
     report: Callable[[int, float], Any] = lambda iteration, loss: None,
+    survive: Callable[[Theta, Step], dict[str, Any]] = lambda theta, outer: {},
 ) -> tuple[ConvNet, Theta]:
     """The network with a head for all classes, trained to tell them apart: ordinary classification, no tasks.
 
         θ ← outer(θ, ∇ cross-entropy of `examples` images, each of any class)             Raghu et al. 2020, table 5
 
-    classes: arrays (examples, h, w, channels), as `refmeta.lab.images` has them. ValueError: no classes; as `train`.
+    classes: arrays (examples, h, w, channels), as `refmeta.lab.images` has them. survive(θ, outer) gives `train`'s
+    start, every and keep. ValueError: no classes; as `train`.
     """
     if not classes:
         raise ValueError("classes: expected at least one array of images, got none")
@@ -225,7 +227,8 @@ def multiclass(
         return [([], (np.stack([classes[c][rng.integers(len(classes[c]))] for c in labels]), labels))]
 
     theta = wide.init(np.random.default_rng([seed, 2**32]), dtype=classes[0].dtype)
-    return wide, train(recorded(algorithms.joint), loss, theta, sample, 0.0, iterations, outer, seed, report)[0]
+    joint, more = recorded(algorithms.joint), survive(theta, outer)
+    return wide, train(joint, loss, theta, sample, 0.0, iterations, outer, seed, report, **more)[0]
 
 
 def _layers(theta: Theta) -> int:

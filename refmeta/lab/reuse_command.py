@@ -4,15 +4,17 @@ import argparse
 import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, cast
 
 from refmeta.lab import experiment, fewshot
-from refmeta.lab.command import plural, progress, seed_range, stopped, whole
-from refmeta.lab.files import new_folder, save_result, save_theta
-from refmeta.lab.images import Images
+from refmeta.lab.checkpoint import Keep, surviving
+from refmeta.lab.command import add_folder, keeping, own_folder, plural, progress, seed_range, stopped, to_go_on, whole
+from refmeta.lab.files import save_result, save_theta
+from refmeta.lab.images import Images, fingerprint
 from refmeta.lab.reuse import Net, Row, Score, between, frozen, moved, multiclass, regimes, similarity
 from refmeta.lab.training import Diverged, Interrupted
 from refmeta.models import ConvNet, accuracy
@@ -51,7 +53,7 @@ class Study(NamedTuple):
     net: Net
     loss: Loss
     score: Score
-    run: Callable[[Any, int, Any], Any]  # (config, seed, report) to a Run
+    run: Callable[[Any, int, Any, Keep | None], Any]  # (config, seed, report, keep) to a Run
     tasks: Callable[[int], Tasks]  # of a seed, unseen
     images: Images | None = None
 
@@ -76,7 +78,7 @@ def add_reuse(commands: Any) -> None:
     )
     parser.add_argument("--steps", type=whole(1), default=1, metavar="N", help="at test (default: 1, as in training)")
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds")
-    parser.add_argument("--out", metavar="DIR", help="a new folder (default: runs/reuse-DATA-SEEDS)")
+    add_folder(parser, "runs/reuse-DATA-SEEDS")
 
 
 def reuse(args: argparse.Namespace) -> int:
@@ -87,37 +89,44 @@ def reuse(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in ("iterations", "ways", "shots") if getattr(args, name) is not None}
     given["report_steps"] = 0, args.steps
     study = _of_waves(args.quick, given) if args.data == "sine" else _of_images(args, given)
-    folder = new_folder(args.out, f"runs/reuse-{args.data}-{args.seeds}")
-    config = study.configs["maml"]
+    config, names = study.configs["maml"], [*study.configs, *["multiclass"] * bool(study.images)]
     trained: dict[int, Trained] = {seed: {} for seed in seeds}
     measured = []
-    for seed in seeds:
-        own = {}
-        for name in (*study.configs, *["multiclass"] * bool(study.images)):
-            try:
-                with progress(config.iterations, f"{name}, seed {seed}") as move:
-                    net, theta, own[name] = _train(study, name, seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}"))
-            except (Diverged, Interrupted) as error:
-                return stopped(f"reuse: {name}, seed {seed}", folder, study.net.names, error)
-            save_theta(folder / f"{name}-{seed}.npz", net.names, theta)
-            trained[seed][name] = net, theta
-        if study.images:
-            trained[seed]["random features"] = study.net, fewshot.initial(config, seed)
-        measured.append({**_measure(study, trained[seed], seed), "own": {name: own[name] for name in ("maml", "anil")}})
-    result = {**_pooled(measured), "between": _between(study, trained)}
-    save_result(
-        folder / "result.json",
-        {
-            "experiment": "reuse",
-            "data": args.data,
-            "seeds": seeds,
-            "config": {name: asdict(each) for name, each in study.configs.items()},
-            **result,
-            "seconds": perf_counter() - start,
-        },
-    )
-    print(_text(result, config, args.data, len(seeds)))
-    print(f"\n{folder}: result.json, each θ{_figure(folder, result, config)}")
+    places = [f"{name}-{seed}" for seed in seeds for name in names]
+    with own_folder(args, f"runs/reuse-{args.data}-{args.seeds}", places) as folder:
+        for seed in seeds:
+            own = {}
+            for name in names:
+                place = folder / f"{name}-{seed}"
+                keep = keeping(args, place)
+                try:
+                    with progress(config.iterations, f"{name}, seed {seed}") as move:
+                        net, theta, own[name] = _train(
+                            study, name, seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep
+                        )
+                except (Diverged, Interrupted) as error:
+                    return stopped(f"reuse: {name}, seed {seed}", place, study.net.names, error, to_go_on(folder))
+                place.mkdir(exist_ok=True)
+                save_theta(place / "theta.npz", net.names, theta)
+                trained[seed][name] = net, theta
+            if study.images:
+                trained[seed]["random features"] = study.net, fewshot.initial(config, seed)
+            rows = _measure(study, trained[seed], seed)
+            measured.append({**rows, "own": {name: own[name] for name in ("maml", "anil")}})
+        result = {**_pooled(measured), "between": _between(study, trained)}
+        save_result(
+            folder / "result.json",
+            {
+                "experiment": "reuse",
+                "data": args.data,
+                "seeds": seeds,
+                "config": {name: asdict(each) for name, each in study.configs.items()},
+                **result,
+                "seconds": perf_counter() - start,
+            },
+        )
+        print(_text(result, config, args.data, len(seeds)))
+        print(f"\n{folder}: result.json, each θ{_figure(folder, result, config)}")
     return 0
 
 
@@ -142,8 +151,8 @@ def _of_images(args: argparse.Namespace, given: dict[str, Any]) -> Study:
     fewshot.check_images(config, images)
     net, loss = fewshot.network(config)
 
-    def run(config: fewshot.Config, seed: int, report: Any) -> experiment.Run:
-        return fewshot.run(config, images, seed, report)
+    def run(config: fewshot.Config, seed: int, report: Any, keep: Keep | None) -> experiment.Run:
+        return fewshot.run(config, images, seed, report, keep)
 
     def tasks(seed: int) -> Tasks:
         return fewshot.test_episodes(config, images, seed)
@@ -151,15 +160,18 @@ def _of_images(args: argparse.Namespace, given: dict[str, Any]) -> Study:
     return Study(configs, net, loss, accuracy(net), run, tasks, images)
 
 
-def _train(study: Study, name: str, seed: int, report: Any) -> tuple[Net, Theta, Row]:
+def _train(study: Study, name: str, seed: int, report: Any, keep: Keep | None) -> tuple[Net, Theta, Row]:
     """A regime's network, its θ, and what its own inner loop makes of the unseen tasks."""
     if name == "multiclass" and study.images:
         config = study.configs["maml"]
         images = config.tasks * config.ways * (config.shots + config.queries)  # as many as the others see
         outer = experiment.optimiser(config.outer, config.iterations)
+        settings = {"experiment": name, "seed": seed, **asdict(config)}
+        survive = partial(surviving, keep, settings | {"images": fingerprint(study.images)} if keep else settings)
         net = cast(ConvNet, study.net)
-        return *multiclass(net, study.images.train, images, config.iterations, outer, seed, report), {}
-    run = study.run(study.configs[name], seed, report)
+        wide = multiclass(net, study.images.train, images, config.iterations, outer, seed, report, survive)
+        return *wide, {}
+    run = study.run(study.configs[name], seed, report, keep)
     last = run.curve[-1]
     return study.net, run.theta, {"mean" if key in ("accuracy", "mse") else key: last[key] for key in last}
 
