@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from refmeta.__main__ import main
+from refmeta.conformance import doors
 from refmeta.conformance.cases import FOLDER, array
 from refmeta.conformance.checker import select
 from refmeta.conformance.doors import DoorError, answer_from_json, case_to_json, check_command, check_results
@@ -203,6 +204,23 @@ def test_a_flood_of_lines_ends(script):
     text = "import sys\nprint('{\"version\": 1}')\nwhile True:\n    print('{\"seq\": 99}')\n"
     report = within(20, check_command, script(text), VECTORS[:2], 5)
     assert [row.status for row in report.rows] == ["error"] * 2
+
+
+def test_of_a_flood_of_complaints_the_last_is_said_and_no_more_is_kept(script):
+    text = "import sys\nprint('{\"version\": 1}', flush=True)\nfor i in range(9999):\n    sys.stderr.write(f'no {i}\\n' * 999)"
+    report = within(60, check_command, script(text), VECTORS[:1], 50)
+    assert report.rows[0].message == "ended with exit code 0 before it answered (stderr: no 9998)"
+
+
+def test_what_a_program_says_besides_is_read_to_the_end_and_the_end_is_kept():
+    out, into = os.pipe()
+    last = bytearray()
+    listener = threading.Thread(target=doors._keep_last, args=(open(out, "rb"), last))
+    listener.start()
+    with open(into, "wb") as program:
+        program.write(b"".join(b"%07d\n" % i for i in range(10**5)))
+    listener.join()
+    assert bytes(last) == b"".join(b"%07d\n" % i for i in range(10**5 - 250, 10**5))
 
 
 def test_a_program_that_never_reads_does_not_block(script):

@@ -17,7 +17,6 @@ import os
 import queue
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -137,8 +136,8 @@ def check_command(command: Sequence[str], vectors: Sequence[Vector], timeout: fl
     The program is started again after it failed, and whatever it started is killed with it. DoorError: it cannot be
     started, or does not answer "start" as the protocol says.
     """
-    with tempfile.TemporaryFile() as errors, contextlib.ExitStack() as stack:
-        harness = Harness(command, timeout, errors)
+    with contextlib.ExitStack() as stack:
+        harness = Harness(command, timeout)
         stack.callback(harness.kill)
         harness.start()
         answers = [(vector, harness.ask(seq, vector)) for seq, vector in enumerate(vectors)]
@@ -149,10 +148,11 @@ def check_command(command: Sequence[str], vectors: Sequence[Vector], timeout: fl
 class Harness:
     """One program behind the door; started when first needed, and again after it was killed."""
 
-    def __init__(self, command: Sequence[str], timeout: float, errors: IO[bytes]):
-        self.command, self.timeout, self.errors = list(command), timeout, errors
+    def __init__(self, command: Sequence[str], timeout: float):
+        self.command, self.timeout = list(command), timeout
         self.process: subprocess.Popen[bytes] | None = None
         self.lines: queue.Queue[bytes | None] = queue.Queue()
+        self.errors = bytearray()
 
     def start(self) -> None:
         """Start the program and greet it."""
@@ -161,13 +161,16 @@ class Harness:
                 self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self.errors,
+                stderr=subprocess.PIPE,
                 start_new_session=True,  # so that it can be killed with all that it starts
             )
         except OSError as error:
             raise DoorError(f"{self.command[0]}: cannot be started: {error.strerror}") from error
         self.lines = queue.Queue(maxsize=4)
         threading.Thread(target=_read_lines, args=(self.process.stdout, self.lines), daemon=True).start()
+        self.errors = bytearray()
+        self.listener = threading.Thread(target=_keep_last, args=(self.process.stderr, self.errors), daemon=True)
+        self.listener.start()
         reply, problem = self.say({"cmd": "start", "version": VERSION})
         if problem or not isinstance(reply, dict) or reply.get("version") != VERSION:
             said = problem or f"answered {str(reply)[:80]!r}"
@@ -231,18 +234,26 @@ class Harness:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        # stdout is its reader's to close: a child that got away may hold it open for as long as it lives.
+        self.listener.join(1)
+        # stdout and stderr are their readers' to close: a child that got away may hold them open while it lives.
         with contextlib.suppress(OSError, ValueError):
             self.process.stdin.close() if self.process.stdin else None
         self.process = None
 
     def stderr(self) -> str:
         """The last line it wrote to its standard error."""
-        self.errors.seek(max(0, self.errors.seek(0, os.SEEK_END) - 2000))
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        self.errors.seek(0)
-        self.errors.truncate()
+        lines = self.errors.decode(errors="replace").strip().splitlines()
         return f" (stderr: {lines[-1][:160]})" if lines else ""
+
+
+def _keep_last(pipe: IO[bytes] | None, last: bytearray) -> None:
+    """Read to the end, for a full pipe would block the program, and keep the last 2,000 bytes."""
+    with contextlib.suppress(OSError, ValueError):
+        while pipe and (more := os.read(pipe.fileno(), 1 << 16)):
+            last += more
+            del last[:-2000]
+        if pipe:
+            pipe.close()
 
 
 def _read_lines(pipe: IO[bytes] | None, lines: "queue.Queue[bytes | None]") -> None:
