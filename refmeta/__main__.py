@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # argparse has no word for "the rest, whatever it is": what follows -- is the command to check.
     given = list(sys.argv[1:] if argv is None else argv)
     cut = given.index("--") if "--" in given else len(given)
+    for word in given[:cut]:
+        if word.startswith("-") and word.endswith("=--"):  # of which argparse may make an empty list
+            parser.error(f"argument {word[:-3]}: expected a value, got '--'")
     args = parser.parse_args(given[:cut])
     args.command_line = given[cut + 1 :]
     for stream in (sys.stdout, sys.stderr):
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has seen enough
         return 141  # as of a program that SIGPIPE ends: a check that was not read to its end has not passed
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         print(f"refmeta {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:

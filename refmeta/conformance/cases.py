@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
+from math import isfinite
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +128,16 @@ def load(folder: Path = FOLDER) -> tuple[Vector, ...]:
     manifest = _json(folder / "manifest.json", _read(folder / "manifest.json"))
     _check_format(folder / "manifest.json", manifest)
     vectors = []
-    for name, entry in manifest["files"].items():
+    try:
+        digests = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise VectorError(f"{folder / 'manifest.json'}: expected files, each with its sha256: {error!r}") from error
+    for name, digest in digests.items():
         path = folder / name
+        if Path(name).name != name:
+            raise VectorError(f"{folder / 'manifest.json'}: names {path}, which is not beside it")
         data = _read(path)
-        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        if hashlib.sha256(data).hexdigest() != digest:
             raise VectorError(f"{path}: has changed since the manifest was made (SHA-256 differs)")
         vectors += parse(path, data)
     return tuple(vectors)
@@ -138,23 +148,23 @@ def parse(path: Path, data: bytes) -> list[Vector]:
     content = _json(path, data)
     _check_format(path, content)
     try:
-        _only(content, {"format", "format_version", "tier", "notes", "vectors"})
+        _keep_to(_schema(), content, path.name)
         return [_vector(v, content["tier"]) for v in content["vectors"]]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise VectorError(f"{path}: not as schema.json says: {error!r}") from error
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise VectorError(f"{path}: cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        raise VectorError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
 def _json(path: Path, data: bytes) -> Any:
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VectorError(f"{path}: is not JSON, or is cut off: {error}") from error
 
 
@@ -167,28 +177,52 @@ def _check_format(path: Path, content: Any) -> None:
         )
 
 
-def _only(given: dict[str, Any], known: set[str]) -> None:
-    if set(given) != known:
-        raise ValueError(f"unknown fields {sorted(set(given) - known)}, missing {sorted(known - set(given))}")
+@cache
+def _schema() -> Any:
+    return json.loads((FOLDER / "schema.json").read_bytes())
 
 
-_FIELDS = {"id", "algorithm", "flags", "difficulty", "model", "loss", "alpha", "head", "conventions", "theta"}
-_FIELDS |= {"tasks", "expected", "suspects", "tolerance", "scale", "provenance"}
+_TYPES: Any = {"object": dict, "array": list, "string": str, "number": (int, float), "integer": int, "null": type(None)}
+
+
+def _keep_to(rule: dict[str, Any], value: Any, at: str) -> None:
+    """ValueError, with the place, unless a value keeps to its rule of schema.json."""
+    if "$ref" in rule:
+        rule = _schema()["$defs"][rule["$ref"].rpartition("/")[2]]
+    for choice in rule.get("oneOf", ()):
+        with suppress(ValueError):
+            _keep_to(choice, value, at)
+            return
+    types = [rule["type"]] if isinstance(rule.get("type"), str) else rule.get("type", [])
+    if (
+        "oneOf" in rule
+        or (types and (isinstance(value, bool) or not any(isinstance(value, _TYPES[each]) for each in types)))
+        or ("const" in rule and (type(value), value) != (type(rule["const"]), rule["const"]))
+        or ("enum" in rule and value not in rule["enum"])
+        or ("pattern" in rule and not re.search(rule["pattern"], value))
+        or ("minimum" in rule and value is not None and value < rule["minimum"])
+    ):
+        raise ValueError(f"{at}: {value!r:.60}")
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            _keep_to(rule["items"], item, f"{at}[{i}]")
+    elif isinstance(value, dict):
+        known, others = rule.get("properties", {}), rule["additionalProperties"]
+        unknown, missing = set() if others else set(value) - set(known), set(rule.get("required", ())) - set(value)
+        if unknown or missing:
+            raise ValueError(f"{at}: unknown fields {sorted(unknown)}, missing {sorted(missing)}")
+        for key, item in value.items():
+            _keep_to(known.get(key, others), item, f"{at}.{key}")
 
 
 def _vector(v: dict[str, Any], tier: str) -> Vector:
-    _only(v, _FIELDS)
-    for leaf in v["theta"]:
-        _only(leaf, {"name", "shape", "data"})
-    _only(v["expected"], {"gradient", "tasks"})
-    _only(v["tolerance"], {"float32", "float64"})
     theta = [array(leaf) for leaf in v["theta"]]
     case = Case(
         id=v["id"],
         algorithm=v["algorithm"],
         theta=theta,
         tasks=[_task(task) for task in v["tasks"]],
-        alpha=number(v["alpha"]),
+        alpha=float(finite([v["alpha"]])[0]),
         head=v["head"],
         model=v["model"],
         loss=v["loss"],
@@ -203,8 +237,8 @@ def _vector(v: dict[str, Any], tier: str) -> Vector:
         gradient=_tree(v["expected"]["gradient"], theta),
         per_task=per_task,
         suspects={s["id"]: [_tree(t, theta) for t in s["tasks"]] for s in v["suspects"]},
-        tolerance={dtype: number(t) for dtype, t in v["tolerance"].items()},
-        scale=[number(s) for s in v["scale"]],
+        tolerance=dict(zip(v["tolerance"], finite(list(v["tolerance"].values())).tolist(), strict=True)),
+        scale=finite(v["scale"]).tolist(),
         difficulty=v["difficulty"],
         provenance=v["provenance"],
     )
@@ -213,31 +247,40 @@ def _vector(v: dict[str, Any], tier: str) -> Vector:
 def number(value: Any) -> float:
     """A number of a vector: a C99 hex float in a string, or a plain JSON number."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise TypeError(f"expected a number, got {value!r}")
-    return float.fromhex(value) if isinstance(value, str) else float(value)
+        raise TypeError(f"expected a number, got {value!r:.60}")
+    found = float.fromhex(value) if isinstance(value, str) else float(value)
+    if isinstance(value, str) and isfinite(found) and "x" not in value.lower():
+        raise ValueError(f"expected a hex float as '0x1.8p+0', got {value!r:.60}")  # fromhex takes 0.5 for 5/16
+    return found
+
+
+def finite(values: Sequence[Any]) -> Array:
+    """Numbers of a vector, none of them infinite or NaN."""
+    found = np.array([number(v) for v in values], dtype=float)
+    if not np.isfinite(found).all():
+        raise ValueError(f"expected finite numbers, got {values!r:.60}")
+    return found
 
 
 def array(a: dict[str, Any]) -> Array:
     """An array of a vector: {"shape", "data"} row by row; integers where all data are labels."""
     if a.get("labels"):
-        return np.array(a["data"], dtype=np.int64).reshape(a["shape"])
-    return np.array([number(v) for v in a["data"]], dtype=float).reshape(a["shape"])
+        return np.array([index(v) for v in a["data"]], dtype=np.int64).reshape(a["shape"])
+    return finite(a["data"]).reshape(a["shape"])
 
 
 def _task(task: dict[str, Any]) -> Any:
-    _only(task, {"supports", "query"})
     return [_batch(b) for b in task["supports"]], task["query"] and _batch(task["query"])
 
 
 def _batch(b: dict[str, Any]) -> Batch:
-    _only(b, {"x", "y"})
     return array(b["x"]), array(b["y"])
 
 
 def _tree(leaves: Sequence[Sequence[Any]], theta: Theta) -> Theta:
     """Answers hold the data of each array only: the shapes are those of θ."""
     pairs = zip(leaves, theta, strict=True)
-    return [np.array([number(v) for v in data], dtype=float).reshape(leaf.shape) for data, leaf in pairs]
+    return [finite(data).reshape(leaf.shape) for data, leaf in pairs]
 
 
 def _trees(value: Any, theta: Theta) -> Any:

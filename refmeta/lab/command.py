@@ -237,12 +237,15 @@ def whole(lowest: int) -> Callable[[str], int]:
     return parse
 
 
+MOST_SEEDS = 10_000
+
+
 def seed_range(text: str) -> list[int]:
+    first, _, last = text.partition("-")
     try:
-        first, _, last = text.partition("-")
-        seeds = list(range(int(first), int(last or first) + 1))
+        low, high = int(first), int(last or first)
     except ValueError:
-        seeds = []
-    if not seeds:
-        raise ValueError(f"--seeds {text}: expected a range as 0-4")
-    return seeds
+        low, high = 0, -1
+    if not low <= high < low + MOST_SEEDS:
+        raise ValueError(f"--seeds {text:.40}: expected a range as 0-4, of at most {MOST_SEEDS} seeds")
+    return list(range(low, high + 1))

@@ -57,8 +57,11 @@ def weight(method: str, A: Array, alpha: float, k: int) -> Array:
 
     joint A       fomaml A P^(k−1)       maml P^(k−1) A P^(k−1)       reptile A (I + P + … + P^(k−1))
     """
-    P = [np.linalg.matrix_power(np.eye(len(A)) - alpha * A, j) for j in range(k)]
-    return {"joint": A, "fomaml": A @ P[-1], "maml": P[-1] @ A @ P[-1], "reptile": A @ sum(P)}[method]
+    P = np.eye(len(A)) - alpha * A
+    if method == "reptile":
+        return A @ sum(np.linalg.matrix_power(P, j) for j in range(k))
+    last = np.linalg.matrix_power(P, k - 1)
+    return {"joint": A, "fomaml": A @ last, "maml": last @ A @ last}[method]
 
 
 def fixed_point(method: str, pairs: Sequence[Batch], alpha: float, k: int) -> Array:
