@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import warnings
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from autograd import grad
+from derivations import ALGORITHMS, DERIVATIONS, digits
 from implementations import combined
 from kill_matrix import matrix
 from problems import assert_same
@@ -139,6 +141,20 @@ def test_the_specification_stacked_or_not_and_its_adjoint_give_the_expected_grad
     for derive in derivations(case):
         per_task = [without_warnings(derive, case.loss_fn, case.theta, [task], case.alpha) for task in case.tasks]
         within(vector, combined(case, per_task))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("name", DERIVATIONS)
+def test_derivations_that_share_little_agree(name, algorithm):
+    found = digits(DERIVATIONS[name], algorithm)
+    assert found is None or found[0] > (9 if "differences" in name else 15)
+
+
+def test_a_derivation_of_another_algorithm_has_no_digits():
+    assert (
+        digits(lambda case: DERIVATIONS["differences of fourth order"](replace(case, algorithm="maml")), "fomaml")[0]
+        < 3
+    )
 
 
 @each_vector

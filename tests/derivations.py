@@ -1,0 +1,96 @@
+"""The vectors' gradients, derived in ways that share little: `python tests/derivations.py` prints to how many digits."""
+
+import warnings
+from functools import partial
+
+import byhand
+import numpy as np
+from implementations import combined
+from problems import flat, unflat
+
+import refmeta
+from refmeta import recorded, stacked
+from refmeta.conformance import Skip, check, derivation, rules
+from refmeta.conformance.attribution import settings_of, tools_of
+from refmeta.conformance.generate import settings
+from refmeta.spec import adjoint
+from refmeta.spec.algorithms import objective
+
+
+def by(one_task):
+    """A harness from one_task(case, task): its gradient."""
+    return lambda case: combined(case, [one_task(case, task) for task in case.tasks])
+
+
+def of(module, how=lambda algorithm: algorithm):
+    def one_task(case, task):
+        if not hasattr(module, case.algorithm):
+            raise Skip("gradients of an objective alone")
+        head = {"head": case.head} if case.algorithm == "anil" else {}
+        derive = how(partial(getattr(module, case.algorithm), **head) if head else getattr(module, case.algorithm))
+        return derive(case.loss_fn, case.theta, [task], case.alpha)
+
+    return by(one_task)
+
+
+def complex_steps(case, task):
+    if case.algorithm not in ("maml", "anil") or case.model["kind"] != "mlp" or case.conventions["examples"] == "sum":
+        raise Skip("the objective of a network, a mean over examples")
+    return byhand.meta_gradient(case.theta, [task], case.alpha, case.head)
+
+
+def differences(case, task, h=1e-3):
+    """Of fourth order: (8 (F(h) − F(−h)) − F(2h) + F(−2h)) / 12h."""
+    if case.algorithm not in ("maml", "anil", "joint"):
+        raise Skip("gradients of an objective alone")
+    task = ([], task[1]) if case.algorithm == "joint" else task
+
+    def F(vector):
+        return objective(case.loss_fn, unflat(vector, case.theta), [task], case.alpha, case.head)
+
+    theta = flat(case.theta)
+    steps = h * np.eye(theta.size)
+    return unflat(
+        np.array([8 * (F(theta + e) - F(theta - e)) - F(theta + 2 * e) + F(theta - 2 * e) for e in steps]) / (12 * h),
+        case.theta,
+    )
+
+
+def in_floats(case):
+    leaves = combined(case, rules.answers(derivation.tools(case), settings(case, float)))
+    return [np.asarray(leaf, float) for leaf in leaves]
+
+
+DERIVATIONS = {
+    "autograd, through the inner loop": of(refmeta),
+    "the same, tasks stacked": of(refmeta, stacked),
+    "the same, recorded and replayed": of(refmeta, recorded),
+    "adjoints: a Hessian times a vector each step": of(adjoint),
+    "the rules, with autograd's derivatives of a loss": lambda case: combined(
+        case, rules.answers(tools_of(case), settings_of(case))
+    ),
+    "the rules, with derivatives by hand and dual numbers": in_floats,
+    "complex steps of an objective by hand": by(complex_steps),
+    "differences of fourth order": by(differences),
+}
+ALGORITHMS = "maml", "fomaml", "anil", "reptile", "joint"
+
+
+def digits(harness, algorithm):
+    """The fewest correct digits on an algorithm's vectors, as the checker counts them; and of how many."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # autograd, of an empty head: there is nothing to differentiate
+        asked = [row for row in check(harness, algorithms=[algorithm]).rows if row.status != "skip"]
+    return (min(row.digits for row in asked), len(asked)) if asked else None
+
+
+def table():
+    lines = [f"| derivation | {' | '.join(ALGORITHMS)} |", "| --- |" + " --: |" * len(ALGORITHMS)]
+    for name, harness in DERIVATIONS.items():
+        found = [digits(harness, algorithm) for algorithm in ALGORITHMS]
+        lines.append(f"| {name} | {' | '.join(f'{f[0]:.1f} on {f[1]}' if f else '' for f in found)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
