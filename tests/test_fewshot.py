@@ -192,7 +192,7 @@ def test_what_is_decoded_once_is_read_again_as_it_was(root, cache, monkeypatch):
         assert np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign", "shape", "dtype", "pickle", "npy"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "method", "foreign", "shape", "dtype", "pickle", "npy"])
 def test_a_damaged_cache_is_made_anew(damage, root, cache):
     first = omniglot(root, 14)
     (file,) = cache.iterdir()
@@ -202,10 +202,10 @@ def test_a_damaged_cache_is_made_anew(damage, root, cache):
     if damage == "npy":
         np.save(raw := io.BytesIO(), np.zeros(3))
         file.write_bytes(raw.getvalue())
-    elif damage in ("cut", "flip", "empty"):
-        middle = len(good) // 2
-        flipped = good[:middle] + bytes([good[middle] ^ 255]) + good[middle + 1 :]
-        file.write_bytes({"cut": good[:middle], "flip": flipped, "empty": b""}[damage])
+    elif damage in ("cut", "flip", "empty", "method"):
+        at = good.index(b"PK\1\2") + 10 if damage == "method" else len(good) // 2  # a compression nobody has
+        flipped = good[:at] + bytes([good[at] ^ 255]) + good[at + 1 :]
+        file.write_bytes({"cut": good[:at], "empty": b""}.get(damage, flipped))
     else:
         kind = {
             "foreign": {"a": np.zeros(1)},
