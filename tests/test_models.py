@@ -205,6 +205,10 @@ X, Y = np.ones((4, 2)), np.ones((4, 1))
             lambda: cross_entropy(NET)(THETA, (X, np.zeros(3, int))),
             r"labels have shape \(3,\); the logits \(4, 1\) need \(4,\)",
         ),
+        (
+            lambda: cross_entropy(lambda z, _: z)(np.zeros((2, 4, 3)), (X, np.zeros((2, 3), int))),
+            r"labels have shape \(2, 3\); the logits \(2, 4, 3\) need \(2, 4\)",
+        ),
         (lambda: cross_entropy(NET)(THETA, (X, np.full(4, 1))), r"labels must lie in 0 … 0; got 1 … 1"),
         (lambda: accuracy(NET)(THETA, (X, np.full(4, -1))), "labels must lie in"),
         (
@@ -216,6 +220,10 @@ X, Y = np.ones((4, 2)), np.ones((4, 1))
 def test_what_does_not_fit_is_refused_with_what_was_expected(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_each_layer_halves_the_image_unless_said_otherwise():
+    assert ConvNet((8, 8, 1), (2, 2), 3) == ConvNet((8, 8, 1), (2, 2), 3, "relu", 2)
 
 
 @pytest.mark.parametrize("net", [MLP((2, 3, 1)), ConvNet((4, 4, 1), (2,), 3)], ids=["MLP", "ConvNet"])
