@@ -330,8 +330,9 @@ def _verdict(algorithm: str, judged: list[tuple[Vector, Answer, Row]]) -> Verdic
         return Verdict(algorithm, "form", f"the form is wrong: {formal[0][2].message}.")
     if len(silent) == len(wrong):
         return Verdict(algorithm, "error", f"no answer where it is missing: {silent[0][2].message}.")
-    if all("digits only" in row.message for _, _, row in wrong if row.status == "fail"):
-        return Verdict(algorithm, "precision", _precision(min(row.digits for _, _, row in wrong)))
+    failed = [row for _, _, row in wrong if row.status == "fail"]
+    if all("digits only" in row.message for row in failed):
+        return Verdict(algorithm, "precision", _precision(min(row.digits for row in failed)))
     inside = _first_wrong_inside(wrong)
     if found:
         return Verdict(algorithm, _kind(found[0]), inside + describe(found), tuple(found))
