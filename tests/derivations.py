@@ -1,4 +1,4 @@
-"""The vectors' gradients, derived in ways that share little: `python tests/derivations.py` prints to how many digits."""
+"""The vectors' gradients in ways that share little: `python tests/derivations.py` prints how many digits agree."""
 
 import warnings
 from functools import partial

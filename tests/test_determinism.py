@@ -5,7 +5,9 @@ threads: only products of at least 640,000 multiplications that sum over 400 num
 commands are below that, but for --network mlp on images of 28 pixels, whose first layer sums over 784.
 """
 
+import json
 import os
+import platform
 import subprocess
 import sys
 
@@ -16,9 +18,9 @@ from problems import ALGORITHMS, assert_same
 ENVIRONMENTS = [("1", "0"), ("2", "1")]  # threads, hash seed
 
 
-def python(*arguments, threads="1", hash_seed="0"):
+def python(*arguments, threads="1", hash_seed="0", **more):
     """The standard output of a new interpreter."""
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "PYTHONHASHSEED": hash_seed}
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "PYTHONHASHSEED": hash_seed, **more}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *map(str, arguments)], capture_output=True, env=environment, timeout=300
     )
@@ -76,3 +78,15 @@ def test_gradients_of_large_matrices_have_the_bytes_of_their_number_of_threads_a
     assert two == again
     for line, other in zip(one.split(), two.split(), strict=True):
         assert_same(*([np.frombuffer(bytes.fromhex(text.decode()))] for text in (line, other)), digits=12)
+
+
+BLAS = np.show_config("dicts")["Build Dependencies"]["blas"]["name"]
+
+
+@pytest.mark.skipif("openblas" not in BLAS or platform.machine() != "x86_64", reason="OpenBLAS's kernels for x86-64")
+def test_the_vectors_tolerances_hold_with_the_kernels_of_other_machines_which_round_otherwise():
+    check = "-m", "refmeta", "check", "refmeta.conformance.harness:meta_gradient", "--json"
+    kernels = "Prescott", "Nehalem", "Haswell"  # of 2004, 2008, 2013
+    reports = [json.loads(python(*check, OPENBLAS_CORETYPE=kernel)) for kernel in kernels]
+    assert all(report["passed"] for report in reports)
+    assert reports[0]["rows"] != reports[1]["rows"] != reports[2]["rows"]

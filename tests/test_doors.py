@@ -207,7 +207,12 @@ def test_a_flood_of_lines_ends(script):
 
 
 def test_of_a_flood_of_complaints_the_last_is_said_and_no_more_is_kept(script):
-    text = "import sys\nprint('{\"version\": 1}', flush=True)\nfor i in range(9999):\n    sys.stderr.write(f'no {i}\\n' * 999)"
+    text = """
+import sys
+print('{"version": 1}', flush=True)
+for i in range(9999):
+    sys.stderr.write(f"no {i}\\n" * 999)
+"""
     report = within(60, check_command, script(text), VECTORS[:1], 50)
     assert report.rows[0].message == "ended with exit code 0 before it answered (stderr: no 9998)"
 
@@ -215,11 +220,12 @@ def test_of_a_flood_of_complaints_the_last_is_said_and_no_more_is_kept(script):
 def test_what_a_program_says_besides_is_read_to_the_end_and_the_end_is_kept():
     out, into = os.pipe()
     last = bytearray()
-    listener = threading.Thread(target=doors._keep_last, args=(open(out, "rb"), last))
-    listener.start()
-    with open(into, "wb") as program:
+    with open(out, "rb") as pipe, open(into, "wb") as program:
+        listener = threading.Thread(target=doors._keep_last, args=(pipe, last))
+        listener.start()
         program.write(b"".join(b"%07d\n" % i for i in range(10**5)))
-    listener.join()
+        program.close()
+        listener.join()
     assert bytes(last) == b"".join(b"%07d\n" % i for i in range(10**5 - 250, 10**5))
 
 
