@@ -142,6 +142,14 @@ def test_a_second_sweep_runs_only_what_is_missing_and_another_grid_adds(tmp_path
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_of_two_sweeps_into_one_folder_the_second_is_refused_and_changes_nothing(tmp_path, capsys):
+    with files.locked(tmp_path):
+        with pytest.raises(ValueError, match="another run is writing into it"):
+            sweep(grid([0], quick=True), tmp_path)
+        assert main(["sweep", "--quick", "--out", str(tmp_path)]) == 2
+    assert f"{tmp_path}: another run is writing into it" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_a_run_that_diverges_is_recorded_and_stands_in_the_table(tmp_path):
     jobs = grid([0], outer=["adam:0.001", DIVERGES], **TINY)
     rows = sweep(jobs, tmp_path, workers=1)

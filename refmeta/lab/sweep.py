@@ -27,7 +27,7 @@ import numpy as np
 
 from refmeta.lab import experiment
 from refmeta.lab.experiment import INNER, METHODS, Config, Run, configure
-from refmeta.lab.files import plain, save_csv, save_result, save_theta, versions, writable
+from refmeta.lab.files import locked, plain, save_csv, save_result, save_theta, versions, writable
 from refmeta.lab.sine import LAWS
 from refmeta.lab.training import Diverged, over_seeds
 from refmeta.spec.trees import Theta
@@ -88,30 +88,32 @@ def sweep(
     `executor` is any of concurrent.futures' kind, and is not shut down; without one, `workers` processes (default: one
     for each core) take one job after the other. report(finished, total) hears of every job. A job whose training
     diverges is finished too, and says so. Whatever ends a sweep early, the same call goes on from there.
-    Errors: ValueError, a folder with files that are damaged or not a sweep's; Incomplete.
+    Errors: ValueError, a folder with files that are damaged or not a sweep's, or that another process is writing into;
+    Incomplete.
     """
-    folder, named = Path(folder), {name_of(job): job for job in jobs}
-    records = read(writable(folder))
-    todo = {name: job for name, job in named.items() if name not in records}
+    named = {name_of(job): job for job in jobs}
+    with locked(writable(Path(folder))) as place:
+        records = read(place)
+        todo = {name: job for name, job in named.items() if name not in records}
 
-    def keep(name: str, record: dict[str, Any], theta: Theta) -> None:
-        save_theta(folder / f"{name}.npz", experiment.network(named[name][0])[0].names, theta)
-        save_result(folder / f"{name}.json", record)  # the record last: where it is, the job is finished
-        records[name] = _record(folder / f"{name}.json")
-        report(len(named.keys() & records), len(named))
+        def keep(name: str, record: dict[str, Any], theta: Theta) -> None:
+            save_theta(place / f"{name}.npz", experiment.network(named[name][0])[0].names, theta)
+            save_result(place / f"{name}.json", record)  # the record last: where it is, the job is finished
+            records[name] = _record(place / f"{name}.json")
+            report(len(named.keys() & records), len(named))
 
-    report(len(named) - len(todo), len(named))
-    try:
-        failed = _through(executor, todo, run, keep) if executor is not None else _pooled(workers, todo, run, keep)
-    finally:
-        rows = table(read(folder).values())  # the folder's: Ctrl-C may have come between a file and its entry here
-        if rows:
-            save_csv(folder / "table.csv", rows)
-            save_result(folder / "table.json", {"experiment": "sine", "rows": rows})
-    lost = [f"\n  {_said(todo[name])}: {error!r}" for name, error in failed.items() if name not in records]
-    if lost:
-        raise Incomplete(f"{len(lost)} of {len(named)} jobs are missing:{''.join(lost)}")
-    return rows
+        report(len(named) - len(todo), len(named))
+        try:
+            failed = _through(executor, todo, run, keep) if executor is not None else _pooled(workers, todo, run, keep)
+        finally:
+            rows = table(read(place).values())  # the folder's: Ctrl-C may have come between a file and its entry here
+            if rows:
+                save_csv(place / "table.csv", rows)
+                save_result(place / "table.json", {"experiment": "sine", "rows": rows})
+        lost = [f"\n  {_said(todo[name])}: {error!r}" for name, error in failed.items() if name not in records]
+        if lost:
+            raise Incomplete(f"{len(lost)} of {len(named)} jobs are missing:{''.join(lost)}")
+        return rows
 
 
 def _said(job: Job) -> str:
