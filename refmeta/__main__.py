@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has seen enough
         return 141  # as of a program that SIGPIPE ends: a check that was not read to its end has not passed
     except (OSError, MemoryError) as error:
-        print(f"refmeta {args.command}: {error}", file=sys.stderr)
+        print(f"refmeta {args.command}: {str(error) or 'out of memory'}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"refmeta {args.command}: {str(error) or 'interrupted'}", file=sys.stderr)

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from hashlib import sha256
 
 import numpy as np
@@ -191,6 +192,24 @@ def test_a_header_too_deep_for_python_is_refused(kept):
     nested = json.dumps(head).replace("0.01", "%s%s")
     for depth in range(50, 1100, 10):
         refused(kept, forged((nested % ("[" * depth, "]" * depth)).encode(), raw))
+
+
+def test_a_checkpoint_longer_than_its_settings_can_make_it_is_not_read_to_the_end(kept):
+    with open(kept[0], "ab") as file:
+        file.truncate(2**36)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        load(*kept)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**23
+
+
+def test_only_a_file_is_a_checkpoint(tmp_path):
+    (tmp_path / "maml-0").mkdir()
+    os.mkfifo(tmp_path / "maml-0/checkpoint")
+    (tmp_path / "checkpoint").mkdir()
+    assert checkpoints(tmp_path) == set()
 
 
 def test_other_files_and_newer_versions_are_refused_by_name(kept):
@@ -574,7 +593,7 @@ def stopped(tmp_path_factory):
     "change, message",
     [
         (["--alpha", "0.02"], "alpha: 0.01 in the checkpoint, 0.02 now"),
-        (["--seed", "1"], "joint-0/checkpoint is not of this command; expected its --method and --seeds"),
+        (["--seed", "1"], "joint-0/checkpoint is not of this command; expected its options"),
         (["--seeds", "0-1"], "checkpoint is not of this command"),
         (["--method", "joint"], "joint-0/checkpoint is not of this command"),
         (["--iterations", "13", "--outer", "sgd:0.1"], "outer: 'adam:0.001' in the checkpoint, 'sgd:0.1' now; iter"),
@@ -619,6 +638,8 @@ def test_killed_before_its_first_checkpoint_a_command_can_be_given_again(tmp_pat
         (["--checkpoint-every", "often"], "expected a whole number of at least 1, got 'often'"),
         (["--resume", "nowhere"], "--resume nowhere: there is no checkpoint"),
         (["--resume", "empty"], "--resume empty: there is no checkpoint"),
+        (["--resume", "x" * 5000], "cannot be read: File name too long"),
+        (["--iterations", "9" * 19], "expected a whole number of at least 1, got '9999"),
         (["--resume", "empty", "--out", "other"], "not allowed with argument"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -229,6 +230,37 @@ def test_what_a_program_says_besides_is_read_to_the_end_and_the_end_is_kept():
     assert bytes(last) == b"".join(b"%07d\n" % i for i in range(10**5 - 250, 10**5))
 
 
+def test_a_program_that_answers_all_without_reading_does_not_block(script):
+    """What is written to it fills the pipe, which it holds with a child that gets away."""
+    text = """
+import json, subprocess, sys, time
+print('{"version": 1}', flush=True)
+child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+print(child.pid, file=open(sys.argv[0] + ".pid", "a"))
+for seq in range(4):
+    time.sleep(0.2)
+    print(json.dumps({"seq": seq, "skipped": "no"}), flush=True)
+time.sleep(60)
+"""
+    command = script(text)
+    try:
+        report = within(30, check_command, command, select(["maml"], ["tanh"]), 2)
+        assert [row.status for row in report.rows] == ["skip"] * 4
+    finally:
+        for pid in Path(command[1] + ".pid").read_text().split():
+            os.kill(int(pid), 9)
+
+
+def test_what_reads_a_flood_ends_with_the_program(script):
+    before = threading.active_count()
+    text = "import sys\nwhile True:\n    print('{\"version\": 1}')\n"
+    assert not within(60, check_command, script(text), VECTORS, 5).passed
+    end = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.02)
+    assert threading.active_count() <= before
+
+
 def test_a_program_that_never_reads_does_not_block(script):
     text = "import time\nprint('{\"version\": 1}', flush=True)\ntime.sleep(60)\n"
     report = within(20, check_command, script(text), VECTORS[:2], 2)
@@ -304,6 +336,17 @@ def test_a_child_that_got_away_does_not_block_the_check(program, tmp_path):
         only_row_that_failed(within(4, check_command, program(misbehave), VECTORS, 0.5))
     finally:
         os.kill(int(path.read_text()), 9)
+
+
+def test_sigterm_ends_the_program_too(program, tmp_path):
+    path = tmp_path / "pid"
+    misbehave = f"open({str(path)!r}, 'w').write(str(os.getpid()) + '.'); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-m", "refmeta", "check", "--", *program(misbehave)]) as check:
+        while not path.exists() or not path.read_text().endswith("."):
+            time.sleep(0.02)
+        check.terminate()
+        assert check.wait(20) == 128 + signal.SIGTERM
+    assert dies(int(path.read_text()[:-1]))
 
 
 def test_the_program_itself_is_gone_after_a_check(program, tmp_path):
@@ -386,6 +429,11 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "results.json").write_bytes(b"\xff\x00\xfe{")
     with pytest.raises(DoorError, match="is not JSON"):
         check_results(str(tmp_path / "results.json"), VECTORS)
+
+
+def test_a_results_file_without_an_end_is_refused(capsys):
+    assert code("check", "--results", "/dev/zero") == 2
+    assert "/dev/zero: is not JSON: more than 16777216 bytes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["missing.json", "."])
@@ -515,7 +563,7 @@ def test_what_cannot_be_checked_ends_with_2_and_says_what_was_expected(arguments
     assert message in printed.err and printed.out == ""
 
 
-@pytest.mark.parametrize("text", ["def g(case:\n", "raise RuntimeError('no GPU')\n"])
+@pytest.mark.parametrize("text", ["def g(case:\n", "raise RuntimeError('no GPU')\n", "import sys\nsys.exit(0)\n"])
 def test_a_module_that_breaks_while_it_is_imported_ends_with_2(text, modules, capsys):
     (modules / "my_broken_module.py").write_text(text)
     assert code("check", "my_broken_module:g") == 2

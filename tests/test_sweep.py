@@ -331,6 +331,19 @@ def finished(tmp_path):
     return tmp_path / f"{name_of(grid([0], **TINY)[0])}.json"
 
 
+def test_a_record_of_more_steps_than_there_are_numbers_is_refused_before_they_are_counted(tmp_path):
+    for most in (10**12, 10**20):
+        settings = {**TINY, "report_steps": [(0, most)]}
+        sweep(grid([0], **TINY), tmp_path / "good", Serial())
+        (record,) = (tmp_path / "good").glob("*-*.json")
+        said = json.loads(record.read_text())
+        said["config"]["report_steps"] = [0, most]
+        (tmp_path / str(most)).mkdir()
+        (tmp_path / str(most) / f"{name_of(grid([0], **settings)[0])}.json").write_text(json.dumps(said))
+        with pytest.raises(ValueError, match="damaged, or not this job's"):
+            read(tmp_path / str(most))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -342,6 +355,7 @@ def finished(tmp_path):
         lambda text: text.replace('"alpha"', '"alhpa"'),
         lambda text: text.replace('"mse"', '"mean"'),
         lambda text: text.replace('"steps": 2', '"steps": 7'),
+        lambda text: text.replace('"seed": 0', '"seed": ' + "[" * 9999 + "]" * 9999),
         lambda text: text.replace('"curve": [', '"curve": [], "was": ['),
     ],
 )

@@ -19,7 +19,7 @@ from problems import assert_same
 
 import refmeta
 from refmeta import stacked
-from refmeta.conformance import generate, rules
+from refmeta.conformance import check, generate, rules
 from refmeta.conformance.attribution import settings_of, tools_of
 from refmeta.conformance.cases import FOLDER, VectorError, load, parse
 from refmeta.conformance.suspects import SUSPECTS
@@ -146,15 +146,17 @@ def test_the_specification_stacked_or_not_and_its_adjoint_give_the_expected_grad
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("name", DERIVATIONS)
 def test_derivations_that_share_little_agree(name, algorithm):
+    of = {"adj": ("maml", "anil"), "com": ("maml", "anil"), "dif": ("maml", "anil", "joint")}.get(name[:3], ALGORITHMS)
     found = digits(DERIVATIONS[name], algorithm)
-    assert found is None or found[0] > (9 if "differences" in name else 15)
+    assert found[0] > (9 if "differences" in name else 14.5) if algorithm in of else found is None
 
 
 def test_a_derivation_of_another_algorithm_has_no_digits():
-    assert (
-        digits(lambda case: DERIVATIONS["differences of fourth order"](replace(case, algorithm="maml")), "fomaml")[0]
-        < 3
+    report = check(
+        lambda case: DERIVATIONS["differences of fourth order"](replace(case, algorithm="maml")), algorithms=["fomaml"]
     )
+    worst = min(report.rows, key=lambda row: row.digits)
+    assert worst.status == "fail" and worst.digits < 3
 
 
 @each_vector

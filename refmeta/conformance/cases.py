@@ -187,16 +187,16 @@ _TYPES: Any = {"object": dict, "array": list, "string": str, "number": (int, flo
 
 def _keep_to(rule: dict[str, Any], value: Any, at: str) -> None:
     """ValueError, with the place, unless a value keeps to its rule of schema.json."""
-    if "$ref" in rule:
-        rule = _schema()["$defs"][rule["$ref"].rpartition("/")[2]]
-    for choice in rule.get("oneOf", ()):
-        with suppress(ValueError):
-            _keep_to(choice, value, at)
-            return
-    types = [rule["type"]] if isinstance(rule.get("type"), str) else rule.get("type", [])
+    rule = _resolved(rule)
+    if "oneOf" in rule:
+        choices = [_resolved(each) for each in rule["oneOf"]]
+        *others, rule = [each for each in choices if _has_type(value, each)] or choices
+        for each in others:
+            with suppress(ValueError):
+                _keep_to(each, value, at)
+                return
     if (
-        "oneOf" in rule
-        or (types and (isinstance(value, bool) or not any(isinstance(value, _TYPES[each]) for each in types)))
+        not _has_type(value, rule)
         or ("const" in rule and (type(value), value) != (type(rule["const"]), rule["const"]))
         or ("enum" in rule and value not in rule["enum"])
         or ("pattern" in rule and not re.search(rule["pattern"], value))
@@ -215,6 +215,16 @@ def _keep_to(rule: dict[str, Any], value: Any, at: str) -> None:
             _keep_to(known.get(key, others), item, f"{at}.{key}")
 
 
+def _resolved(rule: dict[str, Any]) -> Any:
+    return _schema()["$defs"][rule["$ref"].rpartition("/")[2]] if "$ref" in rule else rule
+
+
+def _has_type(value: Any, rule: dict[str, Any]) -> bool:
+    types = [rule["type"]] if isinstance(rule.get("type"), str) else rule.get("type", [])
+    fits = any(isinstance(value, _TYPES[each]) for each in types) and not isinstance(value, bool)
+    return fits or not types
+
+
 def _vector(v: dict[str, Any], tier: str) -> Vector:
     theta = [array(leaf) for leaf in v["theta"]]
     case = Case(
@@ -231,6 +241,8 @@ def _vector(v: dict[str, Any], tier: str) -> Vector:
         tier=tier,
         flags=v["flags"],
     )
+    if len(v["scale"]) != len(theta) or not (finite(v["scale"]) > 0).all():
+        raise ValueError(f"{v['id']}: expected a scale above 0 for each array of theta")
     per_task = [{key: _trees(value, theta) for key, value in task.items()} for task in v["expected"]["tasks"]]
     return Vector(
         case=case,

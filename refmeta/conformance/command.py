@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def run_check(args: argparse.Namespace) -> int:
     if args.results:
         report = check_results(args.results, vectors)
     elif args.command_line:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # with it ends what it started
         report = check_command(args.command_line, vectors, args.timeout)
     else:
         function = _function(args.function)
@@ -59,7 +61,7 @@ def _function(name: str) -> Any:
     sys.path.insert(0, "")  # the caller's folder, as for `python -m`
     try:
         return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         said = f"{type(error).__name__}: {error}"
         raise ValueError(f"{name}: expected MODULE:FUNCTION that can be imported: {said}") from error
 

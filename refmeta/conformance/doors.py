@@ -18,8 +18,7 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from refmeta.conformance.checker import INSIDE, Answer, Report, judge, read_answ
 from refmeta.spec.trees import Theta
 
 VERSION = 1
-LONGEST = 1 << 24  # bytes of one answer's line
+LONGEST = 1 << 24  # bytes of one answer's line, and of a results file
 
 
 class DoorError(ValueError):
@@ -110,7 +109,11 @@ def check_results(path: str, vectors: Sequence[Vector]) -> Report:
     DoorError: the file cannot be read, is no JSON object, or has an id that does not exist.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
+        with open(path, "rb") as file:  # perhaps a pipe, whose size cannot be asked for
+            data = file.read(LONGEST + 1)
+        if len(data) > LONGEST:
+            raise ValueError(f"more than {LONGEST} bytes")
+        content = json.loads(data)
     except OSError as error:
         raise DoorError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -167,10 +170,9 @@ class Harness:
         except OSError as error:
             raise DoorError(f"{self.command[0]}: cannot be started: {error.strerror}") from error
         self.lines = queue.Queue(maxsize=4)
-        threading.Thread(target=_read_lines, args=(self.process.stdout, self.lines), daemon=True).start()
+        _aside(_read_lines, self.process.stdout, self.lines)
         self.errors = bytearray()
-        self.listener = threading.Thread(target=_keep_last, args=(self.process.stderr, self.errors), daemon=True)
-        self.listener.start()
+        self.listener = _aside(_keep_last, self.process.stderr, self.errors)
         reply, problem = self.say({"cmd": "start", "version": VERSION})
         if problem or not isinstance(reply, dict) or reply.get("version") != VERSION:
             said = problem or f"answered {str(reply)[:80]!r}"
@@ -202,9 +204,7 @@ class Harness:
     def say(self, message: dict[str, Any]) -> tuple[Any, str]:
         """One line out, one line back: (what it says, "") or (None, what went wrong)."""
         assert self.process and self.process.stdin
-        # The line is written by a thread of its own: a program that does not read must not block this one.
-        data = json.dumps(message).encode() + b"\n"
-        threading.Thread(target=_write, args=(self.process.stdin, data), daemon=True).start()
+        _aside(_write, self.process.stdin, json.dumps(message).encode() + b"\n")
         try:
             line = self.lines.get(timeout=self.timeout)
         except queue.Empty:
@@ -223,7 +223,7 @@ class Harness:
     def stop(self) -> None:
         """Ask it to end; a second later it is killed all the same."""
         if self.process and self.process.stdin:
-            _write(self.process.stdin, b'{"cmd": "stop"}\n')
+            _aside(_write, self.process.stdin, b'{"cmd": "stop"}\n')
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(1)
 
@@ -236,8 +236,7 @@ class Harness:
         self.process.wait()
         self.listener.join(1)
         # stdout and stderr are their readers' to close: a child that got away may hold them open while it lives.
-        with contextlib.suppress(OSError, ValueError):
-            self.process.stdin.close() if self.process.stdin else None
+        _aside(_close, self.process.stdin)
         self.process = None
 
     def stderr(self) -> str:
@@ -246,34 +245,38 @@ class Harness:
         return f" (stderr: {lines[-1][:160]})" if lines else ""
 
 
-def _keep_last(pipe: IO[bytes] | None, last: bytearray) -> None:
+def _aside(work: Callable[..., None], *arguments: Any) -> threading.Thread:
+    """Begin what a program that neither reads nor ends could block for ever."""
+    thread = threading.Thread(target=work, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _keep_last(pipe: IO[bytes], last: bytearray) -> None:
     """Read to the end, for a full pipe would block the program, and keep the last 2,000 bytes."""
-    with contextlib.suppress(OSError, ValueError):
-        while pipe and (more := os.read(pipe.fileno(), 1 << 16)):
+    with contextlib.suppress(OSError, ValueError), pipe:
+        while more := os.read(pipe.fileno(), 1 << 16):
             last += more
             del last[:-2000]
-        if pipe:
-            pipe.close()
 
 
-def _read_lines(pipe: IO[bytes] | None, lines: "queue.Queue[bytes | None]") -> None:
-    with contextlib.suppress(OSError, ValueError):
-        for line in _lines(pipe):
-            lines.put(line)
-        if pipe:
-            pipe.close()
-    lines.put(None)
-
-
-def _lines(pipe: IO[bytes] | None) -> Iterator[bytes]:
-    """Whole lines; one that is cut off or too long is the last."""
-    while pipe and (line := pipe.readline(LONGEST)):
-        yield line
-        if not line.endswith(b"\n"):
-            return
+def _read_lines(pipe: IO[bytes], lines: "queue.Queue[bytes | None]") -> None:
+    """Whole lines; one that is cut off or too long is the last, as is one more than a queue of unread ones takes."""
+    with contextlib.suppress(OSError, ValueError, queue.Full), pipe:
+        while line := pipe.readline(LONGEST):
+            lines.put_nowait(line)
+            if not line.endswith(b"\n"):
+                break
+    with contextlib.suppress(queue.Full):
+        lines.put_nowait(None)
 
 
 def _write(pipe: IO[bytes], data: bytes) -> None:
     with contextlib.suppress(OSError, ValueError):
         pipe.write(data)
         pipe.flush()
+
+
+def _close(pipe: IO[bytes]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        pipe.close()

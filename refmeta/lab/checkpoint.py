@@ -23,6 +23,7 @@ from refmeta.lab.training import State
 from refmeta.spec.trees import Array, Theta
 
 MAGIC, VERSION = b"refmeta-checkpoint", b"1"
+LONGEST = 1 << 20  # bytes of settings and history, which are some thousand
 
 
 class Keep(NamedTuple):
@@ -58,7 +59,9 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
 
     ValueError: no checkpoint, a damaged one, one of another version of refmeta, of other settings, or of other arrays.
     """
-    first, _, rest = path.read_bytes().partition(b"\n")
+    fixed = list(_leaves(list(like[:3])))
+    with open(path, "rb") as file:  # what is longer than any of these settings is as good as damaged
+        first, _, rest = file.read(sum(leaf.nbytes for leaf in fixed) + LONGEST).partition(b"\n")
     magic, _, more = first.partition(b" ")
     version, _, checksum = more.partition(b" ")
     if magic != MAGIC:
@@ -81,7 +84,6 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
         raise ValueError(f"{path}: its second line is not that of a checkpoint") from None
     if changed:
         raise ValueError(f"{path}: other settings: {'; '.join(changed)}")
-    fixed = list(_leaves(list(like[:3])))
     reports, over = divmod(len(raw) - sum(leaf.nbytes for leaf in fixed), 16)
     expected = [*map(_form, fixed), ["<i8", [reports]], ["<f8", [reports]]]
     if over or reports < 0 or forms != expected:

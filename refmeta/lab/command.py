@@ -122,17 +122,21 @@ def own_folder(args: argparse.Namespace, default: str, places: Collection[str]) 
     """
     if args.resume:
         folder = Path(args.resume)
-        found = checkpoints(folder)
+        try:
+            found = checkpoints(folder)
+        except OSError as error:
+            raise ValueError(f"--resume {args.resume:.99}: cannot be read: {error.strerror}") from error
         if not found:
             raise ValueError(f"--resume {folder}: there is no checkpoint; expected the folder of a command with some")
         for other in sorted(found - {folder / place / CHECKPOINT for place in places}):
-            raise ValueError(f"--resume {folder}: {other} is not of this command; expected its --method and --seeds")
+            raise ValueError(f"--resume {folder}: {other} is not of this command; expected its options")
         writable(folder)
     else:
         folder = new_folder(args.out, default)
     with locked(folder):
         for part in folder.rglob(PARTS):
-            part.unlink()
+            if not part.is_dir():
+                part.unlink()
         try:
             yield folder
         except KeyboardInterrupt as error:
@@ -226,12 +230,15 @@ def progress(total: int, title: str) -> Iterator[Callable[[int, str], None]]:
         yield move
 
 
+DIGITS = 18  # of a number that fits an index
+
+
 def whole(lowest: int) -> Callable[[str], int]:
     """A whole number of at least `lowest`, for argparse."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {lowest}, got {text!r}")
+        if not text.isdecimal() or len(text) > DIGITS or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {lowest}, got {text!r:.40}")
         return int(text)
 
     return parse

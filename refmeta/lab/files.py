@@ -40,7 +40,7 @@ def new_folder(wanted: str | None, default: str) -> Path:
 
 def checkpoints(folder: Path) -> set[Path]:
     """Those of a command's runs, in its folder and in the folders of each run there."""
-    return {*folder.glob(CHECKPOINT), *folder.glob(f"*/{CHECKPOINT}")}
+    return {path for place in (CHECKPOINT, f"*/{CHECKPOINT}") for path in folder.glob(place) if path.is_file()}
 
 
 @contextmanager

@@ -226,10 +226,12 @@ def _record(path: Path) -> dict[str, Any]:
         curve = [{key: inf if row[key] is None else row[key] for key in COLUMNS} for row in record["curve"]]
         settings: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"].items()}
         config = Config(**settings)
-        steps = [] if "diverged" in record else list(range(max(config.report_steps) + 1))
-        if name_of((config, record["seed"])) != path.stem or [row["steps"] for row in curve] != steps:
+        rows = 0 if "diverged" in record else max(config.report_steps) + 1
+        if name_of((config, record["seed"])) != path.stem or len(curve) != rows:
+            raise ValueError  # before a list of as many as it says
+        if [row["steps"] for row in curve] != list(range(rows)):
             raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: damaged, or not this job's; move it away, and the job runs again") from error
     return {**record, "config": config, "curve": curve}
 

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from cosmic_ray.work_db import use_db
 
@@ -40,9 +41,11 @@ NEAREST = [
     "Comparison(?!.*(_Eq_NotEq|NotEq_Eq|Is_IsNot|IsNot_Is|(Lt|Gt)_(Lt|Gt)E|(Lt|Gt)E_(Lt|Gt))$)",
     "Unary.*_USub_",
 ]
+TIMEOUT = 300  # seconds, ten times what the tests take
+OUT_OF_TIME = "out of time"
 CONFIG = """[cosmic-ray]
 module-path = {files}
-timeout = 300.0
+timeout = {timeout}
 excluded-modules = []
 test-command = "{command}"
 distributor.name = "local"
@@ -59,7 +62,9 @@ STEPS = [
 def mutants(target: str, command: list[str]) -> dict[str, dict[str, list[str]]]:
     """Of every file "function: what its changed lines became" of every mutant, and the outcomes of all that are so."""
     left_out = [f"core/Replace{name}" for name in (ALL if target == "spec" else NEAREST)]
-    Path("config").write_text(CONFIG.format(files=FILES[target], command=shlex.join(command), filter=left_out))
+    Path("config").write_text(
+        CONFIG.format(timeout=float(TIMEOUT), files=FILES[target], command=shlex.join(command), filter=left_out)
+    )
     for step in STEPS:
         program, *arguments = step.split()
         subprocess.run([Path(sys.executable).parent / program, *arguments], check=True)
@@ -70,7 +75,8 @@ def mutants(target: str, command: list[str]) -> dict[str, dict[str, list[str]]]:
                 (mutation,) = item.mutations
                 lines = [s[1:].strip() for s in result.diff.splitlines() if s[0] == "+" and s[:3] != "+++"]
                 name = f"{mutation.definition_name}: {' '.join(lines)}"
-                found.setdefault(str(mutation.module_path), {}).setdefault(name, []).append(result.test_outcome)
+                outcome = OUT_OF_TIME if result.output == "timeout" else result.test_outcome
+                found.setdefault(str(mutation.module_path), {}).setdefault(name, []).append(outcome)
     return found
 
 
@@ -82,8 +88,12 @@ def struck_out(path: Path, command: list[str]) -> Iterator[tuple[str, bool]]:
             lines = source.splitlines()
             lines[s.lineno - 1 : s.end_lineno] = [" " * s.col_offset + "pass"]
             path.write_text("\n".join(lines))
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=300)
-            yield f"{path}:{s.lineno}", done.returncode == 0
+            quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": TIMEOUT}
+            try:
+                passed = subprocess.run(command, **quiet).returncode == 0
+            except subprocess.TimeoutExpired:
+                passed = False
+            yield f"{path}:{s.lineno}", passed
     path.write_text(source)
 
 
@@ -93,7 +103,7 @@ def main(target: str) -> int:
     command = [sys.executable, "-m", "pytest", "-xq", "--assert=plain", "-p", "no:cacheprovider"]
     command += ["--hypothesis-profile=mutation", *shlex.split(TESTS[target])]
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    wrong = []
+    wrong, endless = [], []
     with TemporaryDirectory() as copy:
         for folder in ("refmeta", "tests"):
             shutil.copytree(ROOT / folder, f"{copy}/{folder}", ignore=shutil.ignore_patterns("__pycache__"))
@@ -102,7 +112,10 @@ def main(target: str) -> int:
         print("| file | mutants | killed | equivalent | survived |\n|---|--:|--:|--:|--:|")
         for file, found in sorted(mutants(target, command).items()):
             equivalent = {name for group in listed.get(file, []) for name in group["mutants"]}
-            outcomes = [(name, outcome == "killed") for name, several in found.items() for outcome in several]
+            outcomes = [
+                (name, outcome in ("killed", OUT_OF_TIME)) for name, several in found.items() for outcome in several
+            ]
+            endless += [f"{file}: {name}" for name, several in found.items() if OUT_OF_TIME in several]
             survived = [name for name, killed in outcomes if not killed]
             missed = [name for name in survived if name not in equivalent]
             stale = equivalent - set(survived) | {name for name, killed in outcomes if killed} & equivalent
@@ -110,6 +123,7 @@ def main(target: str) -> int:
             print(f"| {file} | {len(outcomes)} | {dead} | {len(survived) - len(missed)} | {len(missed)} |")
             wrong += [f"{file}: survived: {name}" for name in missed]
             wrong += [f"{file}: listed, but killed or gone: {name}" for name in stale]
+        print("\n".join([f"Killed by {TIMEOUT} seconds without an end: {name}" for name in endless]))
         if target == "spec":
             struck = [line for path in Path(*FILES[target]).glob("*.py") for line in struck_out(path, command)]
             missed = [f"{line}: struck out, and the tests pass" for line, passed in struck if passed]
