@@ -175,6 +175,17 @@ def test_divergence_of_the_joint_run_leaves_the_finished_method_alone(tmp_path, 
         assert maml["W1"].shape == (1, 40) and joint["W1"][0, 0] == 7
 
 
+def test_memory_that_does_not_suffice_is_said(tmp_path, monkeypatch, capsys):
+    from refmeta.lab import experiment
+
+    def run(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(experiment, "run", run)
+    assert main(["sine", "--quick", "--out", str(tmp_path / "out"), *FAST]) == 1
+    assert capsys.readouterr().err.endswith("refmeta sine: out of memory\n")
+
+
 def test_an_interrupt_saves_what_was_learned(tmp_path, monkeypatch, capsys):
     from refmeta.lab import experiment, sine
 

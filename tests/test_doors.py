@@ -172,6 +172,7 @@ def test_a_case_shows_a_program_no_answers():
         ("reply['gradient'] = [['one', 'two', 'three']]", "error", "no list of arrays"),
         ("reply['gradient'] = [[[1, 2], [3]]]", "error", "no list of arrays"),
         ("reply['gradient'] = [[10 ** 400]]", "error", "no list of arrays"),
+        ("reply['gradient'] = [['0.5'] * 3]", "error", "expected a hex float as '0x1.8p+0', got '0.5'"),
         ("reply['phi'] = 7", "error", "no list of arrays"),
         ("reply['gradient'] = []", "fail", "0 arrays, expected"),
         ("reply['gradient'] = [[1, 2, 3, 4, 5]]", "fail", "expected"),

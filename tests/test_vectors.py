@@ -55,6 +55,13 @@ def test_generating_them_again_leaves_no_difference():
         assert (FOLDER / name).read_bytes() == data, name
 
 
+def test_the_command_writes_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(generate, "files", lambda: [("a.json", b"12345"), ("b.json", b"")])
+    generate.main([str(tmp_path / "new")])
+    assert {p.name: p.read_bytes() for p in (tmp_path / "new").iterdir()} == {"a.json": b"12345", "b.json": b""}
+    assert capsys.readouterr().out == "a.json: 5 bytes\nb.json: 0 bytes\n"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_file_keeps_to_the_schema_and_the_schema_is_closed(path):
     jsonschema = pytest.importorskip("jsonschema", reason="extra test")
@@ -198,6 +205,39 @@ def test_quadratic_answers_are_small_dyadic_numbers(vector):
         assert Fraction(value).denominator <= 2**24 and abs(value) < 2**24
 
 
+def test_a_case_that_is_rounded_is_not_exact():
+    case = next(v.case for v in VECTORS if v.case.id == "maml-quadratic-k2-t2")
+    assert generate.is_exact(case) and generate.vector(case, True, "basic")
+    for rounded in (replace(case, alpha=0.1), replace(case, theta=[2.0**20 * leaf for leaf in case.theta])):
+        assert not generate.is_exact(rounded) and generate.vector(rounded, True, "basic") is None
+    with pytest.raises(OverflowError, match="not a power of two"):
+        generate.Bounded(1) / 3
+
+
+def test_a_case_that_tells_too_little_is_no_vector():
+    case = next(v.case for v in VECTORS if v.case.id == "maml-tanh-k1-t3")
+    assert generate.vector(case, False, "basic")
+    alike = replace(case, alpha=2.0**-20)  # first and second order differ, by less than can be told
+    assert generate.vector(alike, False, "basic") is None
+    flat = replace(case, theta=[0 * leaf for leaf in case.theta])  # no gradient but the last bias's
+    assert generate.vector(flat, False, "basic") is None
+
+
+def test_what_the_specification_does_not_agree_with_is_no_vector():
+    vector = VECTORS[0]
+    generate._agree(vector.case, vector.gradient, 0, vector.scale)
+    with pytest.raises(AssertionError, match=r"maml-canary: .* in float32 is off by 0\.5"):
+        generate._agree(
+            vector.case, [leaf + 0.5 for leaf in vector.gradient], 0, [leaf.size**0.5 for leaf in vector.gradient]
+        )
+
+
+def test_it_is_said_where_no_seed_gives_a_case(monkeypatch):
+    monkeypatch.setattr(generate, "vector", lambda *_: None)
+    with pytest.raises(RuntimeError, match="maml-scalar: no case found"):
+        generate.make(("maml", generate.scalar, 0, 0), "scalar", True, "basic")
+
+
 def test_a_wrong_number_in_a_vector_would_be_seen():
     vector = next(v for v in VECTORS if v.case.id == "maml-tanh-k3-t3")
     with pytest.raises(AssertionError):
@@ -240,6 +280,23 @@ def test_a_missing_file_is_refused(folder):
         load(folder)
 
 
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        (["canary.json"], "manifest.json: expected files, each with its sha256"),
+        ({"canary.json": {}}, "manifest.json: expected files, each with its sha256: KeyError"),
+        ({"../vectors/canary.json": {"sha256": ""}}, "which is not beside it"),
+        ({"\0": {"sha256": ""}}, "cannot be read: embedded null byte"),
+        ({"canary.json": {"sha256": 7}}, "has changed since the manifest was made"),
+    ],
+)
+def test_a_manifest_that_names_no_files_beside_it_is_refused(folder, files, message):
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+    with pytest.raises(VectorError, match=message):
+        load(folder)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "canary.json"])
 def test_a_truncated_file_is_refused(folder, name):
     data = (folder / name).read_bytes()
@@ -269,6 +326,16 @@ def test_a_format_of_the_future_is_refused(folder):
         lambda v: v.update(alpha="a quarter"),
         lambda v: v.update(alpha=None),
         lambda v: v.update(tasks=3),
+        lambda v: v.update(alpha=float("nan")),
+        lambda v: v.update(alpha="0.5"),
+        lambda v: v.update(head=True),
+        lambda v: v.update(scale=[0.0]),
+        lambda v: v.update(scale=[]),
+        lambda v: v.update(scale=[10**400]),
+        lambda v: v.update(id="mamI-canary"),
+        lambda v: v.update(model={"kind": "mlp", "widths": [0, 1], "activation": "tanh"}),
+        lambda v: v["conventions"].update(tasks="product"),
+        lambda v: v["theta"][0]["shape"].append(-1),
     ],
 )
 def test_what_does_not_keep_to_the_schema_is_refused(folder, spoil):

@@ -165,7 +165,7 @@ def _pooled(workers: int | None, todo: dict[str, Job], run: RunJob, keep: Any) -
     """
     failed: dict[str, Exception] = {}
     names, barren = list(todo), 0
-    for size in (workers or os.cpu_count() or 1, 1):
+    for size in (min(workers or os.cpu_count() or 1, len(todo)), 1):
         suspects: list[str] = []
         while names and barren < PATIENCE:
             with _pool(size) as pool:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -92,6 +92,8 @@ def working(commands: Sequence[list[str]], threads: int) -> Iterator[list[Worker
         yield workers
     finally:
         for worker in workers:
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.communicate(timeout=1)  # it ends with its input
             worker.process.kill()
             worker.process.communicate()
 
