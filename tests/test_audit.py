@@ -296,6 +296,28 @@ def test_a_loss_of_nan_vouches_for_no_gradient():
     assert not audit(lambda *_: np.nan, twice.grad, doubled, THETA, TASKS, ALPHA).passed
 
 
+def test_of_what_bends_faster_than_the_steps_of_its_differences_nothing_is_said_but_with_hvp():
+    def loss(theta, batch):
+        return (theta[0] ** 2 / 2 - np.cos(1e4 * theta[0]) / 1e4).sum()
+
+    def gradient(theta, batch):
+        return [theta[0] + np.sin(1e4 * theta[0])]
+
+    def product(theta, batch, v):
+        return [v[0] + 1e4 * np.cos(1e4 * theta[0]) * v[0]]
+
+    batch = np.zeros((1, 1)), np.zeros((1, 1))
+    problem = [np.array([0.3, 0.7, 0.5])], [([batch], batch)], 0.1
+    tools = Tools(gradient, product)
+
+    def meta_gradient(theta, tasks, alpha):
+        return add(answers(tools, [Setting(RULES["maml"], theta, s, q, alpha, (True,)) for s, q in tasks]))
+
+    (verdict,) = audit(loss, gradient, meta_gradient, *problem).verdicts
+    assert verdict.kind == "imprecise" and "Give `hvp`" in verdict.text
+    assert audit(loss, gradient, meta_gradient, *problem, hvp=product).passed
+
+
 # --- Arguments ---
 
 
