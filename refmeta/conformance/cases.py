@@ -241,7 +241,8 @@ def _vector(v: dict[str, Any], tier: str) -> Vector:
         tier=tier,
         flags=v["flags"],
     )
-    if len(v["scale"]) != len(theta) or not (finite(v["scale"]) > 0).all():
+    scale = finite(v["scale"])
+    if len(scale) != len(theta) or not (scale > 0).all():
         raise ValueError(f"{v['id']}: expected a scale above 0 for each array of theta")
     per_task = [{key: _trees(value, theta) for key, value in task.items()} for task in v["expected"]["tasks"]]
     return Vector(
@@ -250,7 +251,7 @@ def _vector(v: dict[str, Any], tier: str) -> Vector:
         per_task=per_task,
         suspects={s["id"]: [_tree(t, theta) for t in s["tasks"]] for s in v["suspects"]},
         tolerance=dict(zip(v["tolerance"], finite(list(v["tolerance"].values())).tolist(), strict=True)),
-        scale=finite(v["scale"]).tolist(),
+        scale=scale.tolist(),
         difficulty=v["difficulty"],
         provenance=v["provenance"],
     )
