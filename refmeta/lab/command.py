@@ -238,7 +238,8 @@ def whole(lowest: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not text.isdecimal() or len(text) > DIGITS or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {lowest}, got {text!r:.40}")
+            needed = f"at least {lowest}" if len(text) <= DIGITS else f"at most {DIGITS} digits"
+            raise argparse.ArgumentTypeError(f"expected a whole number of {needed}, got {text!r:.40}")
         return int(text)
 
     return parse
