@@ -100,13 +100,14 @@ def test_an_installed_copy_passes_its_own_check(installed, tmp_path):
 
 PROGRAM = """
 import numpy as np
+import numpy.typing
 from refmeta import anil, maml, recorded, stacked
 from refmeta.models import MLP, squared_error
 
 net = MLP((1, 8, 1))
 theta = net.init(np.random.default_rng(0))
 batch = np.zeros((2, 1)), np.ones((2, 1))
-leaves: list[np.ndarray] = maml(squared_error(net), theta, [([batch], batch)], ALPHA)
+leaves: list[np.typing.NDArray[np.float64]] = maml(squared_error(net), theta, [([batch], batch)], ALPHA)
 fast = recorded(stacked(anil))(squared_error(net), theta, [([batch], batch)], 0.1, head=2)
 """
 
@@ -118,4 +119,4 @@ def test_a_program_of_ones_own_is_type_checked_and_a_wrong_one_refused(installed
     options = ["--strict", "--python-executable", installed, "--cache-dir", tmp_path / "cache"]
     done = run(sys.executable, "-m", "mypy", *options, "right.py", "wrong.py", folder=tmp_path)
     (error, _) = done.stdout.splitlines()
-    assert error.startswith("wrong.py:9: error") and 'incompatible type "str"; expected "float"' in error
+    assert error.startswith("wrong.py:10: error") and 'incompatible type "str"; expected "float"' in error
