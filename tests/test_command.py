@@ -175,6 +175,12 @@ def test_divergence_of_the_joint_run_leaves_the_finished_method_alone(tmp_path, 
         assert maml["W1"].shape == (1, 40) and joint["W1"][0, 0] == 7
 
 
+def test_two_dashes_are_no_value(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["sine", "--seeds=--"])
+    assert stop.value.code == 2 and "argument --seeds: expected a value, got '--'" in capsys.readouterr().err
+
+
 def test_memory_that_does_not_suffice_is_said(tmp_path, monkeypatch, capsys):
     from refmeta.lab import experiment
 

@@ -508,6 +508,10 @@ def test_a_parametrised_test_fails_with_the_diagnosis():
         assert_case(wrong(["first_order"], "maml"), case)
 
 
+def test_a_case_is_called_by_its_id():
+    assert [str(v.case) for v in VECTORS] == [v.case.id for v in VECTORS]
+
+
 def test_a_case_shows_no_answers():
     seen = []
     check(lambda case: seen.append(case) or right(case), algorithms=["maml"], tiers=["canary"])

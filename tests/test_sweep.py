@@ -113,8 +113,10 @@ def test_the_pool_gives_the_same_with_one_thread_of_numpy_for_each_worker(tmp_pa
     assert "OPENBLAS_NUM_THREADS" not in os.environ
 
 
-def test_there_are_no_more_workers_than_jobs(tmp_path, capsys):
-    assert main(["sweep", *FAST, "--workers", "9" * 18, "--out", str(tmp_path / "out")]) == 0
+def test_there_are_no_more_workers_than_jobs(tmp_path):
+    out = tmp_path / "out"
+    assert main(["sweep", *FAST, "--method", "all", "--workers", "9" * 18, "--out", str(out)]) == 0
+    assert {name.partition("-")[0] for name in names(out)} == set(experiment.METHODS)
 
 
 def test_threads_take_turns_for_autograd_is_not_made_for_two(tmp_path):
