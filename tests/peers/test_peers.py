@@ -83,10 +83,11 @@ def test_a_benchmarks_worker_does_the_same_work(words):
 TITLE = "refmeta check torch_first_order:meta_gradient"
 
 
-@pytest.mark.parametrize("package, fence", [("torch", FENCES[0]), ("jax", FENCES[1])], ids=["torch", "jax"])
-def test_the_consumers_in_the_documentation_run_alone(package, fence, tmp_path):
+@pytest.mark.parametrize("package", ["torch", "jax"])
+def test_the_consumers_in_the_documentation_run_alone(package, tmp_path):
     pytest.importorskip(package, reason=f"{package} is not installed")
-    assert f"import {package}" in fence and "refmeta" not in fence and code_lines(fence) <= 15
+    fence = next(fence for fence in FENCES if f"import {package}" in fence and "refmeta" not in fence)
+    assert code_lines(fence) <= 15
     shutil.copy(Path(refmeta.__file__).parent / "vectors/quadratic.json", tmp_path)
 
     def run(source):
