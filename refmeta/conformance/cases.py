@@ -177,20 +177,45 @@ def _check_format(path: Path, content: Any) -> None:
         )
 
 
+_TYPES = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "number": (int, float),
+    "integer": (int,),
+    "null": (type(None),),
+}
+
+
 @cache
 def _schema() -> Any:
-    return json.loads((FOLDER / "schema.json").read_bytes())
+    """schema.json with its references followed, and for each "type" the classes of what json reads."""
+    schema = json.loads((FOLDER / "schema.json").read_bytes())
+
+    def followed(node: Any) -> Any:
+        if isinstance(node, list):
+            return [followed(each) for each in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return followed(schema["$defs"][node["$ref"].rpartition("/")[2]])
+        rule = {key: followed(each) for key, each in node.items() if key != "$defs"}
+        if "type" in rule:
+            names = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
+            rule["type"] = [each for name in names for each in _TYPES[name]]
+        return rule
+
+    return followed(schema)
 
 
-_TYPES: Any = {"object": dict, "array": list, "string": str, "number": (int, float), "integer": int, "null": type(None)}
+def _has_type(value: Any, rule: dict[str, Any]) -> bool:
+    return "type" not in rule or type(value) in rule["type"]  # type: a bool is an int, but no integer of JSON
 
 
 def _keep_to(rule: dict[str, Any], value: Any, at: str) -> None:
     """ValueError, with the place, unless a value keeps to its rule of schema.json."""
-    rule = _resolved(rule)
     if "oneOf" in rule:
-        choices = [_resolved(each) for each in rule["oneOf"]]
-        *others, rule = [each for each in choices if _has_type(value, each)] or choices
+        *others, rule = [each for each in rule["oneOf"] if _has_type(value, each)] or rule["oneOf"]
         for each in others:
             with suppress(ValueError):
                 _keep_to(each, value, at)
@@ -213,16 +238,6 @@ def _keep_to(rule: dict[str, Any], value: Any, at: str) -> None:
             raise ValueError(f"{at}: unknown fields {sorted(unknown)}, missing {sorted(missing)}")
         for key, item in value.items():
             _keep_to(known.get(key, others), item, f"{at}.{key}")
-
-
-def _resolved(rule: dict[str, Any]) -> Any:
-    return _schema()["$defs"][rule["$ref"].rpartition("/")[2]] if "$ref" in rule else rule
-
-
-def _has_type(value: Any, rule: dict[str, Any]) -> bool:
-    types = [rule["type"]] if isinstance(rule.get("type"), str) else rule.get("type", [])
-    fits = any(isinstance(value, _TYPES[each]) for each in types) and not isinstance(value, bool)
-    return fits or not types
 
 
 def _vector(v: dict[str, Any], tier: str) -> Vector:
