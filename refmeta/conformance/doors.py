@@ -155,7 +155,6 @@ class Harness:
         self.command, self.timeout = list(command), timeout
         self.process: subprocess.Popen[bytes] | None = None
         self.lines: queue.Queue[bytes | None] = queue.Queue()
-        self.errors = bytearray()
 
     def start(self) -> None:
         """Start the program and greet it."""
@@ -236,7 +235,8 @@ class Harness:
         self.process.wait()
         self.listener.join(1)
         # stdout and stderr are their readers' to close: a child that got away may hold them open while it lives.
-        _aside(_close, self.process.stdin)
+        assert self.process.stdin
+        _aside(self.process.stdin.close)
         self.process = None
 
     def stderr(self) -> str:
@@ -247,14 +247,19 @@ class Harness:
 
 def _aside(work: Callable[..., None], *arguments: Any) -> threading.Thread:
     """Begin what a program that neither reads nor ends could block for ever."""
-    thread = threading.Thread(target=work, args=arguments, daemon=True)
+
+    def quietly() -> None:
+        with contextlib.suppress(OSError, ValueError):  # the pipe is broken, or closed already
+            work(*arguments)
+
+    thread = threading.Thread(target=quietly, daemon=True)
     thread.start()
     return thread
 
 
 def _keep_last(pipe: IO[bytes], last: bytearray) -> None:
     """Read to the end, for a full pipe would block the program, and keep the last 2,000 bytes."""
-    with contextlib.suppress(OSError, ValueError), pipe:
+    with pipe:
         while more := os.read(pipe.fileno(), 1 << 16):
             last += more
             del last[:-2000]
@@ -272,11 +277,5 @@ def _read_lines(pipe: IO[bytes], lines: "queue.Queue[bytes | None]") -> None:
 
 
 def _write(pipe: IO[bytes], data: bytes) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        pipe.write(data)
-        pipe.flush()
-
-
-def _close(pipe: IO[bytes]) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        pipe.close()
+    pipe.write(data)
+    pipe.flush()
