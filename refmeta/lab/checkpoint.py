@@ -60,8 +60,9 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
     ValueError: no checkpoint, a damaged one, one of another version of refmeta, of other settings, or of other arrays.
     """
     fixed = list(_leaves(list(like[:3])))
+    size = sum(leaf.nbytes for leaf in fixed)
     with open(path, "rb") as file:  # what is longer than any of these settings is as good as damaged
-        first, _, rest = file.read(sum(leaf.nbytes for leaf in fixed) + LONGEST).partition(b"\n")
+        first, _, rest = file.read(size + LONGEST).partition(b"\n")
     magic, _, more = first.partition(b" ")
     version, _, checksum = more.partition(b" ")
     if magic != MAGIC:
@@ -84,7 +85,7 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
         raise ValueError(f"{path}: its second line is not that of a checkpoint") from None
     if changed:
         raise ValueError(f"{path}: other settings: {'; '.join(changed)}")
-    reports, over = divmod(len(raw) - sum(leaf.nbytes for leaf in fixed), 16)
+    reports, over = divmod(len(raw) - size, 16)
     expected = [*map(_form, fixed), ["<i8", [reports]], ["<f8", [reports]]]
     if over or reports < 0 or forms != expected:
         raise ValueError(f"{path}: its arrays are not those of these settings")

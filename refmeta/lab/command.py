@@ -68,7 +68,7 @@ def sine(args: argparse.Namespace) -> int:
                 with progress(config.iterations, f"{config.method}, seed {seed}") as move:
                     runs.append(experiment.run(config, seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep))
             except (Diverged, Interrupted) as error:
-                return stopped(f"sine: {config.method}", folder / place, names, error, to_go_on(folder))
+                return stopped(f"sine: {config.method}", folder, folder / place, names, error)
             _save(folder / place, runs[-1])
         curves = [(c.method, over_seeds([r.curve for r in runs if r.config == c])) for c in configs]
         if not sole or main == "all":
@@ -78,14 +78,19 @@ def sine(args: argparse.Namespace) -> int:
     return 0
 
 
-def stopped(what: str, folder: Path, names: list[str], error: Diverged | Interrupted, to_go_on: str = "") -> int:
-    """Training ended early: save what was learned, say where it is and how to go on; the exit code."""
-    folder.mkdir(exist_ok=True)
-    save_theta(folder / "theta.npz", names, error.theta)
-    diverged = isinstance(error, Diverged)  # and would diverge again
-    last = "the last good θ" if diverged else "θ"
-    print(f"refmeta {what}: {error}; {last} is in {folder}/theta.npz{'' if diverged else to_go_on}", file=sys.stderr)
-    return 1 if diverged else 130
+def stopped(what: str, folder: Path, place: Path, names: list[str], error: Diverged | Interrupted) -> int:
+    """A run of the folder's, in its place there, ended early: save what was learned, say where it is and how to go on.
+
+    Returns the exit code.
+    """
+    place.mkdir(exist_ok=True)
+    save_theta(place / "theta.npz", names, error.theta)
+    if isinstance(error, Diverged):  # and would diverge again
+        last, then, code = "the last good θ", "", 1
+    else:
+        last, then, code = "θ", to_go_on(folder), 130
+    print(f"refmeta {what}: {error}; {last} is in {place}/theta.npz{then}", file=sys.stderr)
+    return code
 
 
 def add_folder(parser: argparse.ArgumentParser, default: str) -> None:

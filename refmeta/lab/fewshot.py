@@ -1,6 +1,6 @@
 """Few-shot classification of characters: the settings, one run of one method, and what it is measured against."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from time import perf_counter
@@ -15,6 +15,7 @@ from refmeta.lab import images as sources
 from refmeta.lab.checkpoint import Keep, surviving
 from refmeta.lab.experiment import METHODS, Run, optimiser
 from refmeta.lab.images import Images, Task
+from refmeta.lab.optimisers import Step
 from refmeta.lab.training import Trajectory, summary, train
 from refmeta.models import MLP, ConvNet, cross_entropy
 from refmeta.spec import algorithms
@@ -133,9 +134,6 @@ def run(config: Config, images: Images, seed: int, report: Any, keep: Keep | Non
     check_images(config, images)
     _, loss = network(config)
     start, outer = initial(config, seed), optimiser(config.outer, config.iterations)
-    settings = {"experiment": "fewshot", "seed": seed, **asdict(config)}
-    if keep:
-        settings["images"] = sources.fingerprint(images)  # another folder's archives are other images
 
     def sample(rng: numpy.random.Generator) -> Tasks:
         return [_training_episode(rng, config, images) for _ in range(config.tasks)]
@@ -151,10 +149,18 @@ def run(config: Config, images: Images, seed: int, report: Any, keep: Keep | Non
         seed,
         report,
         recorded(inner_loop(config)),
-        **surviving(keep, settings, start, outer),
+        **surviving_on(images, keep, "fewshot", config, seed)(start, outer),
     )
     curve = accuracies(config, theta, test_episodes(config, images, seed))
     return Run(config, seed, theta, history, curve, perf_counter() - began, "fewshot")
+
+
+def surviving_on(
+    images: Images, keep: Keep | None, experiment: str, config: Config, seed: int
+) -> Callable[[Theta, Step], dict[str, Any]]:
+    """`surviving` for θ and the outer step of a training on these images: another folder's are other settings."""
+    settings = {"experiment": experiment, "seed": seed, **asdict(config)}
+    return partial(surviving, keep, {**settings, "images": sources.fingerprint(images)} if keep else settings)
 
 
 def _training_episode(rng: numpy.random.Generator, config: Config, images: Images) -> Task:

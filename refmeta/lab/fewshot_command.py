@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refmeta.lab import fewshot
-from refmeta.lab.command import add_folder, keeping, own_folder, plural, progress, seed_range, stopped, to_go_on, whole
+from refmeta.lab.command import add_folder, keeping, own_folder, plural, progress, seed_range, stopped, whole
 from refmeta.lab.experiment import METHODS, Run
 from refmeta.lab.fewshot import Config, baselines, check_images, configure, load, network
 from refmeta.lab.files import save_result, save_theta
@@ -85,7 +85,7 @@ def fewshot_command(args: argparse.Namespace) -> int:
                         fewshot.run(config, images, seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep)
                     )
             except (Diverged, Interrupted) as error:
-                return stopped(f"fewshot: {config.method}", place, names, error, to_go_on(folder))
+                return stopped(f"fewshot: {config.method}", folder, place, names, error)
             if seed not in beside:
                 beside[seed] = baselines(configs[0], images, seed)
             place.mkdir(exist_ok=True)

@@ -4,17 +4,16 @@ import argparse
 import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, cast
 
 from refmeta.lab import experiment, fewshot
-from refmeta.lab.checkpoint import Keep, surviving
-from refmeta.lab.command import add_folder, keeping, own_folder, plural, progress, seed_range, stopped, to_go_on, whole
+from refmeta.lab.checkpoint import Keep
+from refmeta.lab.command import add_folder, keeping, own_folder, plural, progress, seed_range, stopped, whole
 from refmeta.lab.files import save_result, save_theta
-from refmeta.lab.images import Images, fingerprint
+from refmeta.lab.images import Images
 from refmeta.lab.reuse import Net, Row, Score, between, frozen, moved, multiclass, regimes, similarity
 from refmeta.lab.training import Diverged, Interrupted
 from refmeta.models import ConvNet, accuracy
@@ -105,7 +104,7 @@ def reuse(args: argparse.Namespace) -> int:
                             study, name, seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep
                         )
                 except (Diverged, Interrupted) as error:
-                    return stopped(f"reuse: {name}, seed {seed}", place, study.net.names, error, to_go_on(folder))
+                    return stopped(f"reuse: {name}, seed {seed}", folder, place, study.net.names, error)
                 place.mkdir(exist_ok=True)
                 save_theta(place / "theta.npz", net.names, theta)
                 trained[seed][name] = net, theta
@@ -166,8 +165,7 @@ def _train(study: Study, name: str, seed: int, report: Any, keep: Keep | None) -
         config = study.configs["maml"]
         images = config.tasks * config.ways * (config.shots + config.queries)  # as many as the others see
         outer = experiment.optimiser(config.outer, config.iterations)
-        settings = {"experiment": name, "seed": seed, **asdict(config)}
-        survive = partial(surviving, keep, settings | {"images": fingerprint(study.images)} if keep else settings)
+        survive = fewshot.surviving_on(study.images, keep, name, config, seed)
         net = cast(ConvNet, study.net)
         wide = multiclass(net, study.images.train, images, config.iterations, outer, seed, report, survive)
         return *wide, {}

@@ -227,9 +227,8 @@ def _record(path: Path) -> dict[str, Any]:
         settings: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"].items()}
         config = Config(**settings)
         rows = 0 if "diverged" in record else max(config.report_steps) + 1
-        if name_of((config, record["seed"])) != path.stem or len(curve) != rows:
-            raise ValueError  # before a list of as many as it says
-        if [row["steps"] for row in curve] != list(range(rows)):
+        counted = len(curve) == rows and [row["steps"] for row in curve] == list(range(len(curve)))
+        if not counted or name_of((config, record["seed"])) != path.stem:
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: damaged, or not this job's; move it away, and the job runs again") from error
