@@ -23,13 +23,17 @@ def by(one_task):
     return lambda case: combined(case, [one_task(case, task) for task in case.tasks])
 
 
+def algorithm_of(case, module=refmeta):
+    """The module's function that the case is about, with its head."""
+    algorithm = getattr(module, case.algorithm)
+    return partial(algorithm, head=case.head) if case.algorithm == "anil" else algorithm
+
+
 def of(module, how=lambda algorithm: algorithm):
     def one_task(case, task):
         if not hasattr(module, case.algorithm):
             raise Skip("gradients of an objective alone")
-        head = {"head": case.head} if case.algorithm == "anil" else {}
-        derive = how(partial(getattr(module, case.algorithm), **head) if head else getattr(module, case.algorithm))
-        return derive(case.loss_fn, case.theta, [task], case.alpha)
+        return how(algorithm_of(case, module))(case.loss_fn, case.theta, [task], case.alpha)
 
     return by(one_task)
 
@@ -38,8 +42,7 @@ def together(case):
     """All tasks of a case in one call, their number of steps the same."""
     if len({len(supports) for supports, _ in case.tasks}) > 1:
         raise Skip("tasks with as many steps")
-    head = {"head": case.head} if case.algorithm == "anil" else {}
-    total = stacked(getattr(refmeta, case.algorithm))(case.loss_fn, case.theta, case.tasks, case.alpha, **head)
+    total = stacked(algorithm_of(case))(case.loss_fn, case.theta, case.tasks, case.alpha)
     scaled = combined(replace(case, tasks=case.tasks[:1]), [total])
     return [leaf / len(case.tasks) for leaf in scaled] if case.conventions["tasks"] == "mean" else scaled
 

@@ -6,13 +6,12 @@ import shutil
 import warnings
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from autograd import grad
-from derivations import ALGORITHMS, DERIVATIONS, digits
+from derivations import ALGORITHMS, DERIVATIONS, algorithm_of, digits
 from implementations import combined
 from kill_matrix import matrix
 from problems import assert_same
@@ -132,14 +131,10 @@ def within(vector, got):
 
 
 def derivations(case):
-    options = {"head": case.head} if case.algorithm == "anil" else {}
-    algorithm = partial(getattr(refmeta, case.algorithm), **options)
-    yield algorithm
-    yield lambda loss, theta, tasks, alpha: stacked(getattr(refmeta, case.algorithm))(
-        loss, theta, tasks, alpha, **options
-    )
+    yield algorithm_of(case)
+    yield stacked(algorithm_of(case))
     if case.algorithm in ("maml", "anil"):
-        yield partial(getattr(adjoint, case.algorithm), **options)
+        yield algorithm_of(case, adjoint)
 
 
 @each_vector
