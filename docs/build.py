@@ -32,7 +32,7 @@ TEST = re.compile(r"(\[`(test_\w+)`\]\([^()\s#]+\.py)(?=\))")
 
 API = {
     "refmeta": "trajectory adapt joint maml fomaml anil reptile stacked recorded",
-    "refmeta.spec.adjoint": "maml anil hvp",
+    "refmeta.adjoint": "maml anil hvp",
     "refmeta.models": "MLP ConvNet squared_error cross_entropy accuracy",
     "refmeta.conformance": "check assert_case parameters audit Case Skip Report Row Verdict",
     "refmeta.lab": "train evaluate adam sgd linear reptile_by trajectory_by Diverged Interrupted",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import refmeta
 from refmeta.conformance.command import add_check, add_vectors
-from refmeta.execution import keep_freed_memory
+from refmeta.fast import keep_freed_memory
 from refmeta.lab.bench.command import add_bench
 from refmeta.lab.command import add_sine
 from refmeta.lab.fewshot_command import add_fewshot

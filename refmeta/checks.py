@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from autograd.tracer import getval
 
-from refmeta.spec.trees import Array, Supports, Tasks, Theta
+from refmeta.trees import Array, Supports, Tasks, Theta
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,8 +35,8 @@ def checked(function: F, query: bool = True) -> F:
             given["tasks"] = check_tasks(given["tasks"], query)
         if "supports" in given:
             given["supports"] = _check_supports(given["supports"], "supports")
-        if "head" in given and not (given["head"] is None and "head" in optional):
-            _check_head(given["head"], len(given["theta"]))
+        if "head" in given :
+            check_head(given["head"], len(given["theta"]))
         return bound
 
     @wraps(function)
@@ -111,7 +111,8 @@ def _check_batch(batch: Any, where: str) -> None:
         _check_finite(_array(part, f"{where} {name}"), f"{where} {name}")
 
 
-def _check_head(head: Any, arrays: int) -> None:
+def check_head(head: Any, arrays: int) -> None:
+    """TypeError, ValueError unless `head` counts some of θ's arrays, none or all of them."""
     if isinstance(head, bool) or not isinstance(head, (int, np.integer)):
         raise TypeError(f"head: expected a number of arrays, got {_kind(head)}")
     if not 0 <= head <= arrays:

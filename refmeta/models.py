@@ -13,7 +13,7 @@ import numpy
 from autograd.extend import defvjp, primitive
 from autograd.tracer import getval
 
-from refmeta.spec.trees import Array, Batch, Loss, Theta
+from refmeta.trees import Array, Batch, Loss, Theta
 
 # --- Primitives, each with its derivative beside it -------------------------------------------------
 #

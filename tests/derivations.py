@@ -10,12 +10,11 @@ from implementations import combined
 from problems import flat, unflat
 
 import refmeta
-from refmeta import recorded, stacked
+from refmeta import adjoint, recorded, stacked
+from refmeta.algorithms import objective
 from refmeta.conformance import Skip, check, derivation, rules
 from refmeta.conformance.attribution import settings_of, tools_of
 from refmeta.conformance.generate import settings
-from refmeta.spec import adjoint
-from refmeta.spec.algorithms import objective
 
 
 def by(one_task):

@@ -3,7 +3,7 @@
 from refmeta.conformance import rules
 from refmeta.conformance.attribution import settings_of, tools_of
 from refmeta.conformance.suspects import with_mistakes
-from refmeta.spec.trees import add
+from refmeta.trees import add
 
 
 def combined(case, per_task):

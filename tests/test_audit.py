@@ -7,13 +7,13 @@ import pytest
 from autograd import grad
 
 import refmeta
+from refmeta.adjoint import hvp as exact_hvp
 from refmeta.conformance import audit
 from refmeta.conformance.attribution import moves
 from refmeta.conformance.rules import RULES, Setting, Tools, answers
 from refmeta.conformance.suspects import SUSPECTS, with_mistakes
 from refmeta.models import MLP, cross_entropy, squared_error
-from refmeta.spec.adjoint import hvp as exact_hvp
-from refmeta.spec.trees import add
+from refmeta.trees import add
 
 ALGORITHMS = ("maml", "fomaml", "anil", "reptile", "joint")
 NET = MLP((3, 4, 3), activation="tanh")

@@ -10,7 +10,7 @@ from problems import ALGORITHMS, assert_same
 
 import refmeta
 from refmeta.__main__ import main
-from refmeta.execution import copies, stack
+from refmeta.fast.stacked import copies, stack
 from refmeta.lab.bench import byhand, command, measure, workers
 from refmeta.lab.bench.cases import CASES, FOUR, MEASURED
 from refmeta.models import MLP, squared_error
@@ -195,4 +195,4 @@ def test_the_page_names_what_there_is():
     text = PAGE.read_text()
     for path in re.findall(r"`(tests/[\w/]+|refmeta/[\w/]+\.py)", text) + re.findall(r"python (tests/\S+\.py)", text):
         assert (PAGE.parent.parent / path).exists(), path
-    assert callable(refmeta.execution.keep_freed_memory) and set(FOUR) < set(dir(refmeta))
+    assert callable(refmeta.fast.keep_freed_memory) and set(FOUR) < set(dir(refmeta))

@@ -14,6 +14,7 @@ from implementations import combined, first, last, mean, wrong
 from problems import assert_same
 
 import refmeta
+from refmeta import adjoint
 from refmeta.conformance import Skip, assert_case, check, derivation, parameters, rules
 from refmeta.conformance.attribution import (
     PATTERNS,
@@ -33,7 +34,6 @@ from refmeta.conformance.cases import load
 from refmeta.conformance.checker import Answer, row_of
 from refmeta.conformance.harness import meta_gradient
 from refmeta.conformance.suspects import SUSPECTS
-from refmeta.spec import adjoint
 
 VECTORS = load()
 ALGORITHMS = ("maml", "fomaml", "anil", "reptile", "joint")

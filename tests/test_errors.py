@@ -6,7 +6,7 @@ from autograd import grad
 from problems import ALGORITHMS, assert_same
 
 from refmeta import adapt, anil, joint, maml, reptile, trajectory
-from refmeta.spec.trees import add, axpy, dot
+from refmeta.trees import add, axpy, dot
 
 
 def changed(example, **changes):

@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given
 from problems import ALGORITHMS, assert_same, flat, problems
 
-from refmeta import adapt, maml, reptile, stacked, trajectory
-from refmeta.execution import copies, stack
+from refmeta import adapt, adjoint, maml, reptile, stacked, trajectory
+from refmeta.fast.stacked import copies, stack
 from refmeta.lab import adam, reptile_by
 from refmeta.models import squared_error
-from refmeta.spec import adjoint
 
 
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, adjoint.maml, adjoint.anil, reptile_by(adam)])

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import assert_derivative, assert_same, assert_taylor, away_from_kinks, flat, problems, tame
 
-from refmeta import anil, maml, trajectory
-from refmeta.spec import adjoint
-from refmeta.spec.algorithms import objective
-from refmeta.spec.trees import add
+from refmeta import adjoint, anil, maml, trajectory
+from refmeta.algorithms import objective
+from refmeta.trees import add
 
 
 def heads(problem):

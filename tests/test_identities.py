@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from problems import ALGORITHMS, EXACT, assert_same, flat, problems
 
 from refmeta import anil, fomaml, joint, maml, reptile, trajectory
+from refmeta.adjoint import hvp
 from refmeta.lab import sgd, train
-from refmeta.spec.adjoint import hvp
-from refmeta.spec.trees import add, axpy, dot
+from refmeta.trees import add, axpy, dot
 
 
 def scaled(a, tree):

@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import assert_derivative, assert_same, flat
 
-from refmeta import maml, stacked
+from refmeta import adjoint, maml, stacked
 from refmeta import models as m
+from refmeta.algorithms import objective
 from refmeta.models import MLP, ConvNet, accuracy, cross_entropy, squared_error
-from refmeta.spec import adjoint
-from refmeta.spec.algorithms import objective
 
 RNG = np.random.default_rng(0)
 

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from problems import ALGORITHMS, EXACT, assert_same, flat
 
-from refmeta import adapt, anil, fomaml, joint, maml, recorded, reptile, stacked
+from refmeta import adapt, adjoint, anil, fomaml, joint, maml, recorded, reptile, stacked
 from refmeta.conformance import derivation, rules
 from refmeta.conformance.cases import Case
 from refmeta.conformance.generate import settings
-from refmeta.execution import _record
+from refmeta.fast.recorded import _record
 from refmeta.models import MLP, squared_error
-from refmeta.spec import adjoint
 
 SECOND = {maml: adjoint.maml, anil: adjoint.anil}
 

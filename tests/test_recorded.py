@@ -7,10 +7,9 @@ from autograd import grad
 from hypothesis import given, settings
 from problems import ALGORITHMS, flat, problems
 
-from refmeta import adapt, maml, recorded, reptile, stacked, trajectory
+from refmeta import adapt, adjoint, maml, recorded, reptile, stacked, trajectory
 from refmeta.lab import adam, reptile_by
 from refmeta.models import ConvNet, cross_entropy
-from refmeta.spec import adjoint
 
 
 def other(tree, rng):

@@ -173,7 +173,7 @@ def test_public_names_lead_to_their_page(browser, site):
     tab.goto((site / "specification.html").as_uri())
     tab.locator("article a[href='api.html#refmeta.stacked']").first.click()
     tab.wait_for_url("**/api.html#refmeta.stacked")
-    for name in ("refmeta.maml", "refmeta.spec.adjoint.hvp", "refmeta.conformance.check", "refmeta.models.MLP.init"):
+    for name in ("refmeta.maml", "refmeta.adjoint.hvp", "refmeta.conformance.check", "refmeta.models.MLP.init"):
         assert tab.locator(f"[id='{name}']").count() == 1
     source = tab.locator("dt[id='refmeta.maml'] a:has-text('source')").get_attribute("href")
     assert source == "source/refmeta/spec/algorithms.py.html#maml"

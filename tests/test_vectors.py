@@ -17,12 +17,11 @@ from kill_matrix import matrix
 from problems import assert_same
 
 import refmeta
-from refmeta import stacked
+from refmeta import adjoint, stacked
 from refmeta.conformance import check, generate, rules
 from refmeta.conformance.attribution import settings_of, tools_of
 from refmeta.conformance.cases import FOLDER, VectorError, load, parse
 from refmeta.conformance.suspects import SUSPECTS
-from refmeta.spec import adjoint
 
 VECTORS = load()
 EXACT = {tier for tier, (exact, *_) in generate.TIERS.items() if exact}

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from autograd import grad
 
+from refmeta.adjoint import hvp
 from refmeta.conformance.cases import Case, Vector
 from refmeta.conformance.rules import RULES, Setting, Tools, answers, flat
 from refmeta.conformance.suspects import SUSPECTS, with_mistakes
-from refmeta.spec.adjoint import hvp
-from refmeta.spec.trees import Theta
+from refmeta.trees import Theta
 
 RIGHT: tuple[str, ...] = ()  # no suspect: the gradient of every task is right
 

@@ -11,7 +11,7 @@ from refmeta.conformance.attribution import Explanation, matches, moves, scales,
 from refmeta.conformance.checker import Report, Row, Verdict, describe, read_array
 from refmeta.conformance.rules import RULES, Setting, Tools, answers, flat
 from refmeta.conformance.suspects import SUSPECTS, with_mistakes
-from refmeta.spec.trees import Batch, Loss, Tasks, Theta, axpy, dot
+from refmeta.trees import Batch, Loss, Tasks, Theta, axpy, dot
 
 AGREES = 1e-2  # a gradient that is right meets a difference quotient closer than this at some step, in float32 too
 STEPS = 10.0 ** -np.arange(1, 8)

@@ -16,7 +16,7 @@ import autograd.numpy as anp
 import numpy as np
 
 from refmeta.models import MLP, cross_entropy, squared_error
-from refmeta.spec.trees import Array, Batch, Loss, Tasks, Theta
+from refmeta.trees import Array, Batch, Loss, Tasks, Theta
 
 FOLDER = Path(__file__).parent.parent / "vectors"
 FORMAT, FORMAT_VERSION = "refmeta-vectors", 1

@@ -15,7 +15,7 @@ from refmeta.conformance.attribution import Explanation, explanations, pairs, sc
 from refmeta.conformance.cases import Case, Vector, load
 from refmeta.conformance.rules import flat
 from refmeta.conformance.suspects import SUSPECTS
-from refmeta.spec.trees import Theta
+from refmeta.trees import Theta
 
 MetaGradient = Callable[[Case], Any]
 INSIDE = ("phi", "inner_gradient", "adjoint")

@@ -15,7 +15,7 @@ import numpy as np
 
 from refmeta.conformance.cases import Case
 from refmeta.conformance.rules import Tools
-from refmeta.spec.trees import Batch, Theta
+from refmeta.trees import Batch, Theta
 
 DIGITS = 50
 

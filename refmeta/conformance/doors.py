@@ -25,7 +25,7 @@ import numpy as np
 
 from refmeta.conformance.cases import Case, Vector, load, number
 from refmeta.conformance.checker import INSIDE, Answer, Report, judge, read_answer
-from refmeta.spec.trees import Theta
+from refmeta.trees import Theta
 
 VERSION = 1
 LONGEST = 1 << 24  # bytes of one answer's line, and of a results file

@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from refmeta import adjoint, algorithms
 from refmeta.conformance import derivation, rules
 from refmeta.conformance.attribution import convention, settings_of
 from refmeta.conformance.cases import FOLDER, FORMAT, FORMAT_VERSION, Case
 from refmeta.conformance.rules import Setting
 from refmeta.conformance.suspects import SUSPECTS, with_mistakes
-from refmeta.execution import stacked
+from refmeta.fast import stacked
 from refmeta.models import MLP
-from refmeta.spec import adjoint, algorithms
-from refmeta.spec.trees import Theta, add
+from refmeta.trees import Theta, add
 
 VERSION = "1.0.0"
 UNIT = {"float32": 2.0**-24, "float64": 2.0**-53}

@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 import refmeta
 from refmeta.conformance.cases import Case, array, number
-from refmeta.spec.trees import Theta
+from refmeta.trees import Theta
 
 
 def meta_gradient(case: Case) -> Theta:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refmeta.spec.trees import Batch, Supports, Theta, axpy
+from refmeta.trees import Batch, Supports, Theta, axpy
 
 
 class Tools(NamedTuple):

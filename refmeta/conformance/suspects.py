@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refmeta.conformance.rules import Setting, Tools, fomaml, joint, kept, maml, path, points, pull, reptile
-from refmeta.spec.trees import Array, Theta, add, axpy
+from refmeta.trees import Array, Theta, add, axpy
 
 Change = Callable[[Setting], Setting | None]  # None: this mistake cannot be made here
 

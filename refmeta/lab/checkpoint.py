@@ -20,7 +20,7 @@ import numpy as np
 from refmeta.lab.files import replace, versions
 from refmeta.lab.optimisers import Step
 from refmeta.lab.training import State
-from refmeta.spec.trees import Array, Theta
+from refmeta.trees import Array, Theta
 
 MAGIC, VERSION = b"refmeta-checkpoint", b"1"
 LONGEST = 1 << 20  # bytes of settings and history, which are some thousand

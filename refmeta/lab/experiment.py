@@ -1,21 +1,20 @@
 """The sine experiment: its settings, the published presets, and one run of one method."""
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from refmeta import algorithms
 from refmeta.checks import check_alpha
-from refmeta.execution import recorded, stacked
+from refmeta.fast import recorded, stacked
 from refmeta.lab.checkpoint import Keep, surviving
 from refmeta.lab.optimisers import Step, adam, linear, sgd
 from refmeta.lab.sine import LAWS
-from refmeta.lab.training import Algorithm, Trajectory, evaluate, reptile_by, train, trajectory_by
+from refmeta.lab.training import Algorithm, Trajectory, evaluate, reptile_by, train, trajectory_by, trajectory_of_head
 from refmeta.models import MLP, squared_error
-from refmeta.spec import algorithms
-from refmeta.spec.trees import Loss, Tasks, Theta
+from refmeta.trees import Loss, Tasks, Theta
 
 METHODS: dict[str, Algorithm] = {
     name: getattr(algorithms, name) for name in ("maml", "fomaml", "anil", "reptile", "joint")
@@ -194,7 +193,7 @@ def inner_loop(config: Config) -> Trajectory:
     """How a method adapts, in training and in testing: ANIL moves the head alone, Reptile by any optimiser."""
     if config.inner != "sgd":
         return trajectory_by(INNER[config.inner])
-    return partial(algorithms.trajectory, head=2) if config.method == "anil" else algorithms.trajectory
+    return trajectory_of_head(2) if config.method == "anil" else algorithms.trajectory
 
 
 def unseen(config: Config, seed: int) -> Tasks:

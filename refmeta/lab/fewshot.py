@@ -9,17 +9,18 @@ from typing import Any
 import autograd.numpy as np
 import numpy
 
+from refmeta import algorithms
 from refmeta.checks import check_alpha
-from refmeta.execution import copies, recorded, stack, stacked
+from refmeta.fast import recorded, stacked
+from refmeta.fast.stacked import copies, stack
 from refmeta.lab import images as sources
 from refmeta.lab.checkpoint import Keep, surviving
 from refmeta.lab.experiment import METHODS, Run, optimiser
 from refmeta.lab.images import Images, Task
 from refmeta.lab.optimisers import Step
-from refmeta.lab.training import Trajectory, summary, train
+from refmeta.lab.training import Trajectory, summary, train, trajectory_of_head
 from refmeta.models import MLP, ConvNet, cross_entropy
-from refmeta.spec import algorithms
-from refmeta.spec.trees import Array, Loss, Tasks, Theta
+from refmeta.trees import Array, Loss, Tasks, Theta
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def network(config: Config) -> tuple[ConvNet | FlatMLP, Loss]:
 
 def inner_loop(config: Config) -> Trajectory:
     """How a method adapts, in training and in testing: ANIL moves the head alone."""
-    return partial(algorithms.trajectory, head=2) if config.method == "anil" else algorithms.trajectory
+    return trajectory_of_head(2) if config.method == "anil" else algorithms.trajectory
 
 
 def initial(config: Config, seed: int) -> Theta:

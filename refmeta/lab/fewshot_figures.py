@@ -12,7 +12,7 @@ from refmeta.lab.experiment import Run
 from refmeta.lab.fewshot import Config, inner_loop, network, test_episodes
 from refmeta.lab.figures import COLOURS, FAINT, INK, plain_axis
 from refmeta.lab.images import Images
-from refmeta.spec.trees import Array
+from refmeta.trees import Array
 
 WAYS, SHOTS = 10, 5  # of an episode are shown at most
 RIGHT, WRONG = COLOURS["reptile"], COLOURS["joint"]

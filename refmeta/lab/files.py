@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import refmeta
-from refmeta.spec.trees import Array, Theta
+from refmeta.trees import Array, Theta
 
 CHECKPOINT = "checkpoint"  # its name in the folder of each run
 PARTS = ".*.part"  # what a process that was killed had not finished writing

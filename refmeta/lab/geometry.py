@@ -14,9 +14,9 @@ import numpy as np
 from autograd import grad
 
 import refmeta
-from refmeta.execution import recorded
-from refmeta.spec.adjoint import hvp
-from refmeta.spec.trees import Array, Batch, Loss, Theta
+from refmeta.adjoint import hvp
+from refmeta.fast import recorded
+from refmeta.trees import Array, Batch, Loss, Theta
 
 METHODS = {
     "joint": refmeta.joint,

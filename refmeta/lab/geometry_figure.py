@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from refmeta import trajectory
 from refmeta.lab.figures import COLOURS, FAINT, INK
 from refmeta.lab.geometry import METHODS, START, TASKS, direction, fixed_point, labels, quadratic, subscript
-from refmeta.spec.trees import Array
+from refmeta.trees import Array
 
 CONTOUR = "#d9d6ce"
 RING = {"mfc": "none", "mew": 2.4, "ms": 10}

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refmeta.lab.files import save_arrays
-from refmeta.spec.trees import Array, Batch, Supports
+from refmeta.trees import Array, Batch, Supports
 
 Rng = np.random.Generator
 Task = tuple[Supports, Batch]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refmeta.spec.trees import Theta, axpy
+from refmeta.trees import Theta, axpy
 
 Rate = float | Callable[[int], float]  # constant, or a function of the number of steps done
 Step = Callable[..., tuple[Theta, Any]]

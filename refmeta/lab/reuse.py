@@ -6,20 +6,18 @@ A layer is two arrays of θ, its W and its b; the last layer is the head, the ot
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from math import nan
 from typing import Any
 
 import numpy as np
 
-import refmeta
-from refmeta.checks import check_alpha, check_tasks, check_theta
-from refmeta.execution import recorded
+from refmeta import algorithms
+from refmeta.checks import check_alpha, check_head, check_tasks, check_theta
+from refmeta.fast import recorded
 from refmeta.lab.optimisers import Step
-from refmeta.lab.training import summary, train
+from refmeta.lab.training import summary, train, trajectory_of_head
 from refmeta.models import MLP, ConvNet, cross_entropy, one_hot, softmax
-from refmeta.spec import algorithms
-from refmeta.spec.trees import Array, Batch, Loss, Supports, Tasks, Theta, axpy, dot
+from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, axpy, dot
 
 Net = MLP | ConvNet
 Task = tuple[Supports, Batch]
@@ -158,6 +156,7 @@ def moved(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | None
     Errors: as `frozen`. ValueError: a layer of norm 0.
     """
     theta, tasks, alpha = check_theta(theta), check_tasks(tasks), check_alpha(alpha)
+    check_head(len(theta) if head is None else head, len(theta))
     slices = [slice(2 * i, 2 * i + 2) for i in range(_layers(theta))]
     norms = [dot(theta[layer], theta[layer]) ** 0.5 for layer in slices]
     if 0 in norms:
@@ -239,10 +238,10 @@ def _layers(theta: Theta) -> int:
 
 def _adapted(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | None = None) -> Iterator[Theta | None]:
     """φ_K of every task; None where it is not finite."""
-    adapt = recorded(partial(refmeta.adapt, head=head))
+    adapt = recorded(trajectory_of_head(len(theta) if head is None else head))
     for supports, _ in tasks:
         with np.errstate(over="ignore", invalid="ignore"):
-            phi = adapt(loss, theta, supports, alpha) if supports and head != 0 else theta
+            phi = adapt(loss, theta, supports, alpha)[-1] if supports and head != 0 else theta
         yield phi if all(np.isfinite(leaf).all() for leaf in phi) else None
 
 

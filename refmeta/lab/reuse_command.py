@@ -17,7 +17,7 @@ from refmeta.lab.images import Images
 from refmeta.lab.reuse import Net, Row, Score, between, frozen, moved, multiclass, regimes, similarity
 from refmeta.lab.training import Diverged, Interrupted
 from refmeta.models import ConvNet, accuracy
-from refmeta.spec.trees import Loss, Tasks, Theta
+from refmeta.trees import Loss, Tasks, Theta
 
 # 15 queries of a class, as the papers have for MiniImageNet: CCA needs far more samples than channels.
 IMAGES: dict[str, Any] = {"test_queries": 15}

@@ -12,7 +12,7 @@ from math import pi, sin
 
 import numpy as np
 
-from refmeta.spec.trees import Array, Batch, Supports
+from refmeta.trees import Array, Batch, Supports
 
 Rng = np.random.Generator
 Wave = Callable[[Array], Array]

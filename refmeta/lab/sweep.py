@@ -30,7 +30,7 @@ from refmeta.lab.experiment import INNER, METHODS, Config, Run, configure
 from refmeta.lab.files import locked, plain, save_csv, save_result, save_theta, versions, writable
 from refmeta.lab.sine import LAWS
 from refmeta.lab.training import Diverged, over_seeds
-from refmeta.spec.trees import Theta
+from refmeta.trees import Theta
 
 Job = tuple[Config, int]  # the settings and the seed
 RunJob = Callable[[Config, int, Any], Run]

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from autograd import grad
 
+from refmeta import algorithms
 from refmeta.checks import check_alpha, check_like, check_tasks, check_theta
-from refmeta.execution import by_shape, copies, stack, why_not_stackable
+from refmeta.fast.stacked import by_shape, copies, stack, why_not_stackable
 from refmeta.lab.optimisers import Step, adam
-from refmeta.spec import algorithms
-from refmeta.spec.trees import Batch, Loss, Supports, Tasks, Theta, add, axpy, dot
+from refmeta.trees import Batch, Loss, Supports, Tasks, Theta, add, axpy, dot, holding, split
 
 Algorithm = Callable[[Loss, Theta, Tasks, float], Theta]
 Trajectory = Callable[[Loss, Theta, Supports, float], list[Theta]]
@@ -106,6 +106,16 @@ def train(
             keep(state)
         raise Interrupted(state.iteration, state.theta) from None
     return state.theta, state.history
+
+
+def trajectory_of_head(head: int) -> Trajectory:
+    """`refmeta.trajectory` in which the last `head` arrays of θ move and the others stay: how ANIL adapts."""
+
+    def trajectory(loss: Loss, theta: Theta, supports: Supports, alpha: float) -> list[Theta]:
+        body, h = split(theta, head)
+        return [body + h for h in algorithms.trajectory(holding(body, loss), h, supports, alpha)]
+
+    return trajectory
 
 
 def adapted_loss(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajectory: Trajectory) -> float:

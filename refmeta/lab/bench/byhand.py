@@ -6,7 +6,7 @@ someone would write who needed nothing else: neither to be read nor to be truste
 
 import numpy as np
 
-from refmeta.spec.trees import Array, Batch, Supports, Theta, axpy
+from refmeta.trees import Array, Batch, Supports, Theta, axpy
 
 
 def _forward(theta: Theta, x: Array) -> list[Array]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refmeta.models import MLP, ConvNet
-from refmeta.spec.trees import Theta
+from refmeta.trees import Theta
 
 
 class Case(NamedTuple):

@@ -19,7 +19,7 @@ import numpy as np
 
 import refmeta
 from refmeta.lab.bench.cases import CASES, Case, write
-from refmeta.spec.trees import Theta
+from refmeta.trees import Theta
 
 Row = dict[str, Any]
 OWN = {f"refmeta {way}": [sys.executable, "-m", "refmeta.lab.bench.workers", way] for way in ("recorded", "byhand")}

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 import refmeta
-from refmeta import execution
-from refmeta.execution import copies, keep_freed_memory, stack
+from refmeta import adjoint, algorithms, fast
+from refmeta.fast import keep_freed_memory
+from refmeta.fast.stacked import copies, stack
 from refmeta.lab import adam, train
 from refmeta.lab.bench import byhand, serving
 from refmeta.lab.bench.cases import CASES, write
+from refmeta.lab.training import trajectory_of_head
 from refmeta.models import MLP, ConvNet, cross_entropy, squared_error
-from refmeta.spec import adjoint, algorithms
-from refmeta.spec.trees import Array, Batch, Loss, Supports, Tasks, Theta
+from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta
 
 
 def loss_of(case: Any) -> Loss:
@@ -125,11 +126,12 @@ def adaptation(case: Any, rounds: int = 100) -> dict[str, float]:
     loss, theta = loss_of(case), copies(theta_of(case), case.tasks)
     supports, _ = stack(tasks_of(case, serving.by_task(case, case.data)))
     supports = supports[:1] * case.steps if case.repeated else supports
-    adapt, times = refmeta.recorded(algorithms.adapt), {"maml": [0.0], "anil": [0.0]}
+    heads, times = {"maml": len(theta), "anil": case.head}, {"maml": [0.0], "anil": [0.0]}
+    loops = {name: refmeta.recorded(trajectory_of_head(head)) for name, head in heads.items()}
     for _ in range(rounds):
-        for name, head in (("maml", None), ("anil", case.head)):
+        for name, adapt in loops.items():
             start = perf_counter()
-            adapt(loss, theta, supports, case.alpha, head)
+            adapt(loss, theta, supports, case.alpha)
             times[name].append((perf_counter() - start) * 1e3)
     return {name: median(ms[2:]) for name, ms in times.items()}  # the first of each was the recording
 
@@ -138,9 +140,9 @@ def profile(case: Any, rounds: int = 200) -> list[tuple[str, int, float]]:
     """Where a replay spends its time: (function, calls, microseconds per replay), the most expensive first."""
     loss, algorithm = loss_of(case), refmeta.stacked(getattr(refmeta, case.algorithm))
     arguments = theta_of(case), tasks_of(case, serving.by_task(case, case.data))
-    form, arrays = execution._form(arguments)
-    replay = execution._compiled(
-        *execution._record(lambda *a: algorithm(loss, *execution._fill(form, a), case.alpha), arrays)
+    form, arrays = fast._form(arguments)
+    replay = fast._compiled(
+        *fast._record(lambda *a: algorithm(loss, *fast._fill(form, a), case.alpha), arrays)
     )
     head, *lines, last = str(replay.__doc__).splitlines()
     timed = [f"    start = clock()\n{line}\n    spent[{i}] += clock() - start" for i, line in enumerate(lines)]

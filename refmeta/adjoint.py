@@ -10,15 +10,14 @@ Only φ_0 … φ_K are kept: beside them memory does not grow with the number of
 """
 
 from autograd import grad
-from autograd import numpy as np
 
-from refmeta.spec.algorithms import trajectory
-from refmeta.spec.trees import Batch, Loss, Supports, Tasks, Theta, add, axpy, dot, split
+from refmeta.algorithms import trajectory
+from refmeta.trees import Batch, Loss, Supports, Tasks, Theta, add, axpy, dot, holding, split
 
 
 def maml(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
     """Σ_i (I − αH_{i,0}) ⋯ (I − αH_{i,K−1}) ∇L(φ_{i,K}; Q_i): `refmeta.maml`, derived by hand."""
-    return add(task_gradient(loss, theta, *task, alpha, None) for task in tasks)
+    return anil(loss, theta, tasks, alpha, len(theta))
 
 
 def anil(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int = 2) -> Theta:
@@ -26,21 +25,17 @@ def anil(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int = 2) ->
     return add(task_gradient(loss, theta, *task, alpha, head) for task in tasks)
 
 
-def task_gradient(loss: Loss, theta: Theta, supports: Supports, query: Batch, alpha: float, head: int | None) -> Theta:
+def task_gradient(loss: Loss, theta: Theta, supports: Supports, query: Batch, alpha: float, head: int) -> Theta:
     """v_0 of one task, by the recursion above."""
-    *phis, last = trajectory(loss, theta, supports, alpha, head)
-    v = grad(loss)(last, query)
+    body, h = split(theta, head)
+    *phis, last = [body + h for h in trajectory(holding(body, loss), h, supports, alpha)]
+    v = list(grad(loss)(last, query))
     for phi, support in zip(reversed(phis), reversed(supports), strict=True):
-        v = axpy(-alpha, hvp(loss, phi, support, project(v, head)), v)
-    return list(v)
+        still, moving = split(v, head)
+        v = axpy(-alpha, hvp(loss, phi, support, [0 * leaf for leaf in still] + moving), v)
+    return v
 
 
 def hvp(loss: Loss, phi: Theta, batch: Batch, v: Theta) -> Theta:
     """The Hessian-vector product ∇²L(φ; B) v = ∇_φ ⟨∇L(φ; B), v⟩."""
     return list(grad(lambda phi: dot(grad(loss)(phi, batch), v))(phi))
-
-
-def project(v: Theta, head: int | None) -> Theta:
-    """P v: the body's part set to zero."""
-    body, kept = split(v, head)
-    return [np.zeros_like(b) for b in body] + kept

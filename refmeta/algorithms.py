@@ -13,35 +13,29 @@ Arguments are as the types say; `refmeta` exports the same functions with their 
 
 from autograd import grad
 
-from refmeta.spec.trees import Array, Loss, Supports, Tasks, Theta, add, axpy, split
+from refmeta.trees import Array, Loss, Supports, Tasks, Theta, add, axpy, holding, split
 
 
-def trajectory(loss: Loss, theta: Theta, supports: Supports, alpha: float, head: int | None = None) -> list[Theta]:
+def trajectory(loss: Loss, theta: Theta, supports: Supports, alpha: float) -> list[Theta]:
     """The parameters before, between and after the inner steps: [φ_0, …, φ_K].
 
         φ_0     = θ
-        φ_{k+1} = φ_k − α ∇L(φ_k; S_k)              Finn et al. 2017, §2.2
-
-    With `head`, only the last `head` arrays of θ move and ∇ is taken in them alone.
+        φ_{k+1} = φ_k − α ∇L(φ_k; S_k)               Finn et al. 2017, §2.2
     """
-    body, phi = split(theta, head)
-    phis = [body + phi]
+    phis = [list(theta)]
     for support in supports:
-        # list(h): autograd loses the outer derivative when a plain list meets a traced one.
-        g = grad(lambda h: loss(body + list(h), support))(phi)
-        phi = axpy(-alpha, g, phi)
-        phis.append(body + phi)
+        phis.append(axpy(-alpha, grad(loss)(phis[-1], support), phis[-1]))
     return phis
 
 
-def adapt(loss: Loss, theta: Theta, supports: Supports, alpha: float, head: int | None = None) -> Theta:
+def adapt(loss: Loss, theta: Theta, supports: Supports, alpha: float) -> Theta:
     """The parameters after all inner steps: φ_K, the last of the `trajectory`."""
-    return trajectory(loss, theta, supports, alpha, head)[-1]
+    return trajectory(loss, theta, supports, alpha)[-1]
 
 
-def objective(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | None = None) -> Array:
+def objective(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Array:
     """F(θ) = Σ_i L(φ_i(θ); Q_i): the query loss once each task has adapted to its supports."""
-    return sum(loss(adapt(loss, theta, supports, alpha, head), query) for supports, query in tasks)
+    return sum(loss(adapt(loss, theta, S, alpha), Q) for S, Q in tasks)
 
 
 def joint(loss: Loss, theta: Theta, tasks: Tasks, alpha: float | None = None) -> Theta:
@@ -51,7 +45,7 @@ def joint(loss: Loss, theta: Theta, tasks: Tasks, alpha: float | None = None) ->
 
     The supports and α are unused. It is MAML with no inner steps, and 1/α times Reptile with one step on Q.
     """
-    return add(grad(loss)(theta, query) for _, query in tasks)
+    return add(grad(loss)(theta, Q) for _, Q in tasks)
 
 
 def maml(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
@@ -59,7 +53,7 @@ def maml(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
 
         ∇_θ Σ_i L(φ_i(θ); Q_i)                       Finn et al. 2017, eq. 1
 
-    Each inner step is a factor I − α∇²L of the derivative: `refmeta.spec.adjoint` multiplies them out.
+    Each inner step is a factor I − α∇²L of the derivative: `refmeta.adjoint` multiplies them out.
     """
     return list(grad(objective, 1)(loss, theta, tasks, alpha))
 
@@ -71,7 +65,7 @@ def fomaml(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
 
     In general it is not the gradient of any function of θ: finite differences cannot certify it.
     """
-    return add(grad(loss)(adapt(loss, theta, supports, alpha), query) for supports, query in tasks)
+    return add(grad(loss)(adapt(loss, theta, S, alpha), Q) for S, Q in tasks)
 
 
 def anil(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int = 2) -> Theta:
@@ -81,7 +75,12 @@ def anil(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int = 2) ->
 
     The body b keeps a gradient through the adapted heads, for h_i depends on b.
     """
-    return list(grad(objective, 1)(loss, theta, tasks, alpha, head))
+
+    def adapted(theta: Theta) -> Array:
+        b, h = split(theta, head)
+        return objective(holding(b, loss), h, tasks, alpha)
+
+    return list(grad(adapted)(theta))
 
 
 def reptile(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
@@ -91,4 +90,4 @@ def reptile(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
 
     The paper's step is θ ← θ − (ε/n) Σ_i (θ − φ_i). The queries are unused and may be None.
     """
-    return add(axpy(-1, adapt(loss, theta, supports, alpha), theta) for supports, _ in tasks)
+    return add(axpy(-1, adapt(loss, theta, S, alpha), theta) for S, _ in tasks)

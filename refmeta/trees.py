@@ -28,7 +28,12 @@ def dot(x: Theta, y: Theta) -> Any:
     return sum(np.sum(xi * yi) for xi, yi in zip(x, y, strict=True))
 
 
-def split(theta: Theta, head: int | None) -> tuple[Theta, Theta]:
-    """θ = body + head: all but the last `head` arrays, and those. None: all of θ is head."""
-    cut = 0 if head is None else len(theta) - head
-    return list(theta)[:cut], list(theta)[cut:]
+def split(theta: Theta, head: int) -> tuple[Theta, Theta]:
+    """θ = body + head: all but the last `head` arrays, and those."""
+    return list(theta)[: len(theta) - head], list(theta)[len(theta) - head :]
+
+
+def holding(body: Theta, loss: Loss) -> Loss:
+    """The loss of the head alone: (h, B) ↦ L(body + h; B)."""
+    # list(h): autograd loses the outer derivative when a plain list meets a traced one.
+    return lambda h, batch: loss(body + list(h), batch)

@@ -1,137 +1,17 @@
-"""Two ways to run the specification fast: `stacked` and `recorded`. It is called, never rewritten."""
+"""A function of arrays, traced once and replayed as a straight list of NumPy calls."""
 
-import ctypes
-import inspect
-import os
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import wraps
 from typing import Any, NamedTuple
 
-import autograd.numpy as np
 import numpy
 from autograd.builtins import SequenceVSpace, container_take, container_untake
 from autograd.core import SparseObject, VSpace, sparse_add
-from autograd.extend import primitive
-from autograd.tracer import Node, getval, isbox, new_box, trace_stack
+from autograd.tracer import Node, isbox, new_box, trace_stack
 from autograd.util import subvals
 
-from refmeta.spec.trees import Array, Batch, Loss, Supports, Tasks, Theta, add
-
-
-def stacked(algorithm: Callable[..., Theta]) -> Callable[..., Theta]:
-    """The same algorithm, its tasks in one trace: equal up to rounding, and many times faster.
-
-        Σ over the task axis of algorithm(loss, copies of θ, [the stacked tasks], …)
-
-    θ is copied once for each task and the tasks are stacked along a new leading axis. Tasks do not interact,
-    so the gradient in the copies holds each task's own gradient. Ragged tasks go in groups of equal shapes.
-    `loss` must return the *sum* of the tasks' losses when θ and the batch have a task axis, as the losses of
-    `refmeta.models` do. ValueError: it does not, as tried on two of the tasks. TypeError: not an algorithm.
-    """
-    if not callable(algorithm) or "tasks" not in inspect.signature(algorithm).parameters:
-        raise TypeError(f"stacked: expected an algorithm of (loss, theta, tasks, alpha), got {algorithm!r:.60}")
-
-    check = getattr(algorithm, "check", lambda *args, **kwargs: inspect.signature(algorithm).bind(*args, **kwargs))
-    raw = inspect.unwrap(algorithm)  # a public name is checked once, before its tasks are stacked
-
-    @wraps(algorithm)
-    def all_at_once(*args: Any, **kwargs: Any) -> Theta:
-        given = check(*args, **kwargs).arguments
-        loss, theta, tasks = (given.pop(name) for name in ("loss", "theta", "tasks"))
-
-        def together(group: Tasks) -> Theta:
-            if len(group) > 1 and (reason := why_not_stackable(loss, theta, group)):
-                raise ValueError(f"stacked: {reason}")
-            per_task = raw(loss, copies(theta, len(group)), [stack(group)], **given)
-            return [_total(leaf) for leaf in per_task]
-
-        return add(together(group) for group in in_cache(theta, tasks))
-
-    return all_at_once
-
-
-def copies(theta: Theta, n: int) -> Theta:
-    """θ with a leading task axis: n times the same."""
-    return [np.broadcast_to(leaf, (n, *leaf.shape)) for leaf in theta]
-
-
-def stack(tasks: Tasks) -> tuple[Supports, Batch]:
-    """Tasks of equal shapes as one task whose arrays have a leading task axis."""
-    supports, queries = zip(*tasks, strict=True)
-    query = None if queries[0] is None else _stack(queries)
-    return [_stack(batches) for batches in zip(*supports, strict=True)], query  # type: ignore[return-value]
-
-
-def by_shape(tasks: Tasks) -> list[Tasks]:
-    """The tasks in groups of equal shapes, in order of first appearance."""
-    groups: dict[Any, Tasks] = {}
-    for supports, query in tasks:
-        shapes = [None if b is None else tuple(map(np.shape, b)) for b in [*supports, query]]
-        groups.setdefault(tuple(shapes), []).append((supports, query))
-    return list(groups.values())
-
-
-# Of θ's copies and the tasks' data together. With what is computed from them that fits in a core's cache:
-# 1,000 tasks of a small network are 1.3 times faster in parts than at once (docs/performance.md).
-CACHE = 2**19  # bytes
-
-
-def in_cache(theta: Theta, tasks: Tasks) -> list[Tasks]:
-    """The groups of `by_shape`, the large ones in equal parts that fit in CACHE."""
-    own = sum(getval(leaf).nbytes for leaf in theta)
-    parts = []
-    for group in by_shape(tasks):
-        supports, query = group[0]
-        data = {id(array): getval(array).nbytes for batch in [*supports, query] if batch for array in batch}
-        n = -(-len(group) * (own + sum(data.values())) // CACHE)
-        size = -(-len(group) // n)
-        parts += [group[i : i + size] for i in range(0, len(group), size)]
-    return parts
-
-
-def _stack(batches: Any) -> Batch:
-    x, y = zip(*batches, strict=True)
-    return _joined(*x), _joined(*y)
-
-
-@primitive
-def _joined(*arrays: Array) -> Array:
-    """numpy.stack, faster. Data: not differentiated, but one call of a recording."""
-    return numpy.concatenate(arrays, axis=None).reshape(len(arrays), *arrays[0].shape)
-
-
-@primitive
-def _total(a: Array) -> Array:
-    """The sum over the task axis."""
-    return numpy.add.reduce(a)
-
-
-def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
-    """Empty if the loss sums over a task axis, as tried on the first and the last task; else the reason."""
-    batches = [(supports or [query])[0] for supports, query in (group[0], group[-1])]
-    if batches[0] is None:
-        return ""  # neither supports nor queries: the loss is never called
-    batches = [tuple(map(getval, batch)) for batch in batches]  # values: this is no part of a recording
-    theta = [getval(leaf) for leaf in theta]
-    thetas = [theta, [1.1 * leaf + 0.01 for leaf in theta]]
-    apart = sum(loss(phi, batch) for phi, batch in zip(thetas, batches, strict=True))
-    try:
-        at_once = loss([np.stack(leaves) for leaves in zip(*thetas, strict=True)], _stack(batches))
-    except Exception as error:
-        return f"this loss takes no leading task axis: {error}"
-    if not np.isfinite(apart):
-        return ""  # where the loss has overflowed, nothing can be told, and nothing is lost
-    tolerance = 1e-4 if theta[0].dtype.itemsize < 8 else 1e-9
-    if np.shape(at_once) != () or not abs(at_once - apart) <= tolerance * abs(apart):
-        return (
-            "with a leading task axis the loss must return the sum over the tasks; "
-            f"on two tasks it returned {at_once}, and they sum to {apart}"
-        )
-    return ""
-
-
-# --- recorded ---------------------------------------------------------------------------------------
+from refmeta.trees import Array
 
 
 def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -472,19 +352,3 @@ def _compiled(inputs: list[_Call], calls: list[_Call], result: Any) -> Callable[
     replay: Callable[..., Any] = constants["replay"]
     replay.__doc__ = "\n".join(source)
     return replay
-
-
-# --- Memory -----------------------------------------------------------------------------------------
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, from here to the end of the process; elsewhere nothing happens.
-
-    By itself it gives large temporaries back to the system, whose pages then fault in again at every operation.
-    The commands of refmeta begin with this. A program of your own can, or be started with
-    MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483647 in its environment.
-    """
-    if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

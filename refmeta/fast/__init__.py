@@ -1,0 +1,22 @@
+"""The specification's own functions, run fast: all tasks at once, and without tracing them again."""
+
+import ctypes
+import os
+
+from refmeta.fast.recorded import recorded
+from refmeta.fast.stacked import stacked
+
+__all__ = ["keep_freed_memory", "recorded", "stacked"]
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, from here to the end of the process; elsewhere nothing happens.
+
+    By itself it gives large temporaries back to the system, whose pages then fault in again at every operation.
+    The commands of refmeta begin with this. A program of your own can, or be started with
+    MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483647 in its environment.
+    """
+    if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

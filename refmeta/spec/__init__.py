@@ -1,1 +1,0 @@
-"""The specification: `algorithms`, on one page, and `adjoint`, the second derivation."""
