@@ -6,6 +6,7 @@ it then returns the sum over the tasks of each task's loss, which is what `refme
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise, product
 from typing import Any
 
 import autograd.numpy as np
@@ -112,63 +113,41 @@ defvjp(relu, lambda y, x: lambda g: g * (x > 0))
 
 
 @primitive
-def patches(x: Array, stride: int) -> Array:
-    """The 3×3 patches of an image, 0 beyond its border: (…, n, h, w, c) to (…, n·⌈h/stride⌉·⌈w/stride⌉, 9·c)."""
+def patches(x: Array) -> Array:
+    """The 3×3 patches around every second pixel, 0 beyond the border: (…, n, h, w, c) to (…, n·⌈h/2⌉·⌈w/2⌉, 9·c)."""
     *lead, n, h, w, c = x.shape
     padded = numpy.zeros((*lead, n, h + 2, w + 2, c), x.dtype)
     padded[..., 1 : h + 1, 1 : w + 1, :] = x
     windows = numpy.lib.stride_tricks.sliding_window_view(padded, (3, 3, c), axis=(-3, -2, -1))
-    return windows[..., ::stride, ::stride, 0, :, :, :].reshape(*lead, -1, 9 * c)
+    return windows[..., ::2, ::2, 0, :, :, :].reshape(*lead, -1, 9 * c)
 
 
 @primitive
-def unpatches(p: Array, shape: tuple[int, ...], stride: int) -> Array:
+def unpatches(p: Array, shape: tuple[int, ...]) -> Array:
     """The adjoint of `patches`: an image of this shape, each patch added where it came from."""
     *lead, h, w, c = shape
-    parts = p.reshape(*lead, -(-h // stride), -(-w // stride), 3, 3, c)
+    parts = p.reshape(*lead, (h + 1) // 2, (w + 1) // 2, 3, 3, c)
     image = numpy.empty(shape, p.dtype)
-    for i, from_row, to_row in _sources(h, stride):
-        for j, from_column, to_column in _sources(w, stride):
-            part, place = parts[..., from_row, from_column, i, j, :], image[..., to_row, to_column, :]
-            if min(i, j) >= 1 and max(i, j) <= stride:
-                place[...] = part  # the first to come there
-            else:
-                place += part
+    for (i, from_row, to_row), (j, from_column, to_column) in product(_taps(h), _taps(w)):
+        part, place = parts[..., from_row, from_column, i, j, :], image[..., to_row, to_column, :]
+        if i and j:
+            place[...] = part  # the first to come there
+        else:
+            place += part
     return image
 
 
-def _sources(n: int, stride: int) -> list[tuple[int, slice, slice]]:
+def _taps(n: int) -> list[tuple[int, slice, slice]]:
     """For the middle, the last and the first of three taps: which patches have it inside, and at which pixels."""
-    last = -(-n // stride) - 1
     return [
-        (1, slice(None), slice(0, n, stride)),
-        (2, slice(0, -(-(n - 1) // stride)), slice(1, n, stride)),
-        (0, slice(1, None), slice(stride - 1, stride * last, stride)),
+        (1, slice(None), slice(0, n, 2)),
+        (2, slice(0, n // 2), slice(1, n, 2)),
+        (0, slice(1, None), slice(1, 2 * ((n - 1) // 2), 2)),
     ]
 
 
-defvjp(patches, lambda y, x, stride: lambda g: unpatches(g, x.shape, stride))
-defvjp(unpatches, lambda y, p, shape, stride: lambda g: patches(g, stride))
-
-
-@primitive
-def pool(x: Array) -> Array:
-    """The means of 2×2 pixels: (…, h, w, c) to (…, ⌊h/2⌋, ⌊w/2⌋, c)."""
-    *lead, h, w, c = x.shape
-    return x[..., : h // 2 * 2, : w // 2 * 2, :].reshape(*lead, h // 2, 2, w // 2, 2, c).mean((-4, -2))
-
-
-@primitive
-def unpool(g: Array, shape: tuple[int, ...]) -> Array:
-    """The adjoint of `pool`: a quarter to each of the four pixels."""
-    *_, h, w, _ = shape
-    x = numpy.zeros(shape, g.dtype)
-    x[..., : h // 2 * 2, : w // 2 * 2, :] = (g / 4).repeat(2, -3).repeat(2, -2)
-    return x
-
-
-defvjp(pool, lambda y, x: lambda g: unpool(g, x.shape))
-defvjp(unpool, lambda y, g, shape: lambda h: pool(h))
+defvjp(patches, lambda y, x: lambda g: unpatches(g, x.shape))
+defvjp(unpatches, lambda y, p, shape: lambda g: patches(g))
 
 
 @primitive
@@ -193,14 +172,14 @@ def one_hot(labels: Array, classes: int) -> Array:
 
 
 @primitive
-def surprise(z: Array, labels: Array) -> Array:
+def negative_log_likelihood(z: Array, labels: Array) -> Array:
     """Σ −log softmax(z)[label], over all examples."""
     z = z - z.max(-1, keepdims=True)
     return (numpy.log(numpy.exp(z).sum(-1)) - numpy.take_along_axis(z, labels[..., None], -1)[..., 0]).sum()
 
 
 defvjp(softmax, lambda y, z: lambda g: y * (g - np.sum(g * y, axis=-1, keepdims=True)))
-defvjp(surprise, lambda y, z, labels: lambda g: g * (softmax(z) - one_hot(labels, z.shape[-1])))
+defvjp(negative_log_likelihood, lambda y, z, labels: lambda g: g * (softmax(z) - one_hot(labels, z.shape[-1])))
 
 
 # --- Networks ---------------------------------------------------------------------------------------
@@ -233,8 +212,57 @@ def _nichol2018(rng: numpy.random.Generator, n: int, m: int) -> tuple[Array, Arr
 INITIALISATIONS = {"he": _he, "glorot": _glorot, "finn2017": _finn2017, "nichol2018": _nichol2018}
 
 
+class _Network:
+    """What MLP and ConvNet share: layers of two arrays, W and b, of these `shapes`."""
+
+    activation: str
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each array of θ."""
+        raise NotImplementedError
+
+    def layers(self, theta: Theta, x: Array) -> list[Array]:
+        """What each layer gives, activation included; the last is the output."""
+        raise NotImplementedError
+
+    @property
+    def names(self) -> list[str]:
+        """W1, b1, W2, b2, …: what each array of θ is."""
+        return [f"{kind}{layer + 1}" for layer in range(len(self.shapes) // 2) for kind in "Wb"]
+
+    def init(self, rng: numpy.random.Generator, scheme: str | None = None, dtype: Any = numpy.float64) -> Theta:
+        """A fresh θ. Schemes (default: he for relu, glorot for tanh), for a layer of n inputs, m outputs:
+
+        he          W ~ N(0, 2/n)                            b = 0       He et al. 2015
+        glorot      W ~ U(±√(6/(n+m)))                       b = 0       Glorot & Bengio 2010
+        finn2017    W ~ N(0, 0.01²) cut at ±0.02             b = 0       github.com/cbfinn/maml
+        nichol2018  W ~ U(±1/√n)                             b as W      PyTorch's nn.Linear
+        """
+        scheme = scheme or {"relu": "he", "tanh": "glorot"}[self.activation]
+        draw = _choose("scheme", scheme, INITIALISATIONS)
+        layers = [draw(rng, *shape) for shape in self.shapes[::2]]
+        return [array.astype(dtype) for layer in layers for array in layer]
+
+    def __call__(self, theta: Theta, x: Array) -> Array:
+        return self.layers(theta, x)[-1]
+
+    def _check_shapes(self, what: str, theta: Theta, x: Array, example: tuple[int, ...]) -> None:
+        """ValueError unless θ has the network's shapes and x is (n, *example), after the same task axes."""
+        if len(theta) != len(self.shapes):
+            raise ValueError(f"theta has {len(theta)} arrays; {what} has {len(self.shapes)}: {self.names}")
+        lead = np.shape(theta[0])[:-2]
+        for name, leaf, shape in zip(self.names, theta, self.shapes, strict=True):
+            if np.shape(leaf) != lead + shape:
+                raise ValueError(f"{name} of theta has shape {np.shape(leaf)}; {what} needs {lead + shape}")
+        given = np.shape(x)
+        if given[: len(lead)] != lead or given[len(lead) + 1 :] != example:
+            needed = ", ".join(map(str, (*lead, "n", *example)))
+            raise ValueError(f"x has shape {given}; expected ({needed})")
+
+
 @dataclass(frozen=True)
-class MLP:
+class MLP(_Network):
     """A fully connected network: x ↦ affine, activation, affine, …, affine.
 
         net = MLP((1, 40, 40, 1), activation="tanh")
@@ -253,27 +281,8 @@ class MLP:
             raise ValueError(f"widths: expected two or more positive integers, got {self.widths!r}")
         _choose("activation", self.activation, ACTIVATIONS)
 
-    def init(
-        self: "MLP | ConvNet", rng: numpy.random.Generator, scheme: str | None = None, dtype: Any = numpy.float64
-    ) -> Theta:
-        """A fresh θ. Schemes (default: he for relu, glorot for tanh), for a layer of n inputs, m outputs:
-
-        he          W ~ N(0, 2/n)                            b = 0       He et al. 2015
-        glorot      W ~ U(±√(6/(n+m)))                       b = 0       Glorot & Bengio 2010
-        finn2017    W ~ N(0, 0.01²) cut at ±0.02             b = 0       github.com/cbfinn/maml
-        nichol2018  W ~ U(±1/√n)                             b as W      PyTorch's nn.Linear
-        """
-        scheme = scheme or {"relu": "he", "tanh": "glorot"}[self.activation]
-        draw = _choose("scheme", scheme, INITIALISATIONS)
-        layers = [draw(rng, *shape) for shape in self.shapes[::2]]
-        return [array.astype(dtype) for layer in layers for array in layer]
-
-    def __call__(self, theta: Theta, x: Array) -> Array:
-        return self.layers(theta, x)[-1]
-
     def layers(self, theta: Theta, x: Array) -> list[Array]:
-        """What each layer gives, activation included; the last is the output."""
-        _check_shapes(self, f"an MLP of widths {self.widths}", theta, x, self.widths[:1])
+        self._check_shapes(f"an MLP of widths {self.widths}", theta, x, self.widths[:1])
         values, activation = [], ACTIVATIONS[self.activation]
         for layer in range(0, len(theta), 2):
             x = affine(x, theta[layer], theta[layer + 1])
@@ -283,38 +292,29 @@ class MLP:
         return values
 
     @property
-    def names(self) -> list[str]:
-        """W1, b1, W2, b2, …: what each array of θ is."""
-        return [f"{kind}{layer}" for layer in range(1, len(self.widths)) for kind in "Wb"]
-
-    @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shape of each array of θ."""
-        pairs = zip(self.widths[:-1], self.widths[1:], strict=True)
-        return [shape for n, m in pairs for shape in ((n, m), (m,))]
+        return [shape for n, m in pairwise(self.widths) for shape in ((n, m), (m,))]
 
 
 @dataclass(frozen=True)
-class ConvNet:
+class ConvNet(_Network):
     """A convolutional network: x ↦ 3×3 convolution, activation, …, affine; each convolution halves the image.
 
         net = ConvNet((28, 28, 1), filters=(16, 16), classes=5)
         theta = net.init(rng)        [W1, b1, …],  W (9·c, filters), b (filters,); the head last, as an MLP's
         net(theta, x)                x (n, h, w, c) to (n, classes); or (tasks, n, h, w, c) with a task axis on all of θ
 
-    A convolution is an affine map of the patches around every second pixel (stride 2: ⌈h/2⌉ × ⌈w/2⌉ are left), or
-    around every pixel, followed by 2×2 means (stride 1: ⌊h/2⌋ × ⌊w/2⌋). Beyond the border all is 0; row (i, j,
-    channel) of W belongs to the pixel i, j of a patch. There is no batch normalisation: it makes a prediction depend
-    on the batch it is in (at test on the other queries), and its averages are state that no gradient step sees.
-    ValueError: unknown activation or stride, sizes that are not positive integers or too small to be halved so
-    often, arrays of θ or an x that do not fit.
+    A convolution is an affine map of the 3×3 patches around every second pixel (stride 2): ⌈h/2⌉ × ⌈w/2⌉ are left.
+    Beyond the border all is 0; row (i, j, channel) of W belongs to the pixel i, j of a patch. There is no batch
+    normalisation: it makes a prediction depend on the batch it is in (at test on the other queries), and its averages
+    are state that no gradient step sees.
+    ValueError: unknown activation, sizes that are not positive integers, arrays of θ or an x that do not fit.
     """
 
     image: tuple[int, int, int]
     filters: tuple[int, ...]
     classes: int
     activation: str = "relu"
-    stride: int = 2
 
     def __post_init__(self) -> None:
         sizes = (*self.image, *self.filters, self.classes)
@@ -323,59 +323,28 @@ class ConvNet:
                 "ConvNet: expected image (h, w, channels), filters (f, …) and classes, all positive integers; "
                 f"got {self.image!r}, {self.filters!r}, {self.classes!r}"
             )
-        if self.stride not in (1, 2):
-            raise ValueError(f"stride: expected 2, or 1 with a 2×2 mean behind, got {self.stride!r}")
-        if 0 in self.shapes[-2]:
-            raise ValueError(f"ConvNet: an image of {self.image[:2]} pixels cannot be halved {len(self.filters)} times")
         _choose("activation", self.activation, ACTIVATIONS)
-
-    init = MLP.init
-
-    def __call__(self, theta: Theta, x: Array) -> Array:
-        return self.layers(theta, x)[-1]
 
     def layers(self, theta: Theta, x: Array) -> list[Array]:
         """What each layer gives, activation included: images (…, n, h, w, filters), then the output."""
-        _check_shapes(self, str(self), theta, x, self.image)
+        self._check_shapes(str(self), theta, x, self.image)
         values, activation = [], ACTIVATIONS[self.activation]
         *hidden, last = range(0, len(theta), 2)
         for layer in hidden:
             *lead, h, w, _ = x.shape
             W, b = theta[layer], theta[layer + 1]
-            rows = activation(affine(patches(x, self.stride), W, b))
-            x = np.reshape(rows, (*lead, *(-(-size // self.stride) for size in (h, w)), b.shape[-1]))
-            x = pool(x) if self.stride == 1 else x
+            rows = activation(affine(patches(x), W, b))
+            x = np.reshape(rows, (*lead, (h + 1) // 2, (w + 1) // 2, b.shape[-1]))
             values.append(x)
         return [*values, affine(np.reshape(x, (*x.shape[:-3], -1)), theta[last], theta[last + 1])]
 
     @property
-    def names(self) -> list[str]:
-        """W1, b1, W2, b2, …: what each array of θ is."""
-        return [f"{kind}{layer}" for layer in range(1, len(self.filters) + 2) for kind in "Wb"]
-
-    @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shape of each array of θ."""
         h, w, c = self.image
         for _ in self.filters:
-            h, w = (h // 2, w // 2) if self.stride == 1 else ((h + 1) // 2, (w + 1) // 2)
+            h, w = (h + 1) // 2, (w + 1) // 2
         inputs = [*(9 * n for n in (c, *self.filters[:-1])), h * w * self.filters[-1]]
         return [shape for n, m in zip(inputs, (*self.filters, self.classes), strict=True) for shape in ((n, m), (m,))]
-
-
-def _check_shapes(net: MLP | ConvNet, what: str, theta: Theta, x: Array, example: tuple[int, ...]) -> None:
-    """ValueError unless θ has the network's shapes and x the shape (n, *example), after the same task axes."""
-    names, shapes = net.names, net.shapes
-    if len(theta) != len(shapes):
-        raise ValueError(f"theta has {len(theta)} arrays; {what} has {len(shapes)}: {names}")
-    lead = np.shape(theta[0])[:-2]
-    for name, leaf, shape in zip(names, theta, shapes, strict=True):
-        if np.shape(leaf) != lead + shape:
-            raise ValueError(f"{name} of theta has shape {np.shape(leaf)}; {what} needs {lead + shape}")
-    given = np.shape(x)
-    if given[: len(lead)] != lead or given[len(lead) + 1 :] != example:
-        needed = ", ".join(map(str, (*lead, "n", *example)))
-        raise ValueError(f"x has shape {given}; expected ({needed})")
 
 
 def _choose(what: str, name: str, options: dict[str, Any]) -> Any:
@@ -416,7 +385,7 @@ def cross_entropy(net: Callable[[Theta, Array], Array]) -> Loss:
         x, labels = batch
         logits = net(theta, x)
         _check_labels(labels, logits.shape)
-        return surprise(logits, labels) * (1 / _some(logits.shape)[0])
+        return negative_log_likelihood(logits, labels) * (1 / _some(logits.shape)[0])
 
     return loss
 

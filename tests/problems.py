@@ -6,8 +6,10 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from refmeta import anil, fomaml, joint, maml, reptile, trajectory
+from refmeta import anil, fomaml, joint, maml, reptile
+from refmeta.algorithms import trajectory
 from refmeta.models import ACTIVATIONS, MLP, affine, cross_entropy, squared_error
+from refmeta.trees import holding, split
 
 ALGORITHMS = [maml, fomaml, anil, reptile, joint]
 EXACT = [maml, anil]  # the gradients of an objective; the others are defined by their formulas
@@ -56,11 +58,22 @@ def problems(draw, activations=("tanh", "relu"), dtypes=("float64",), steps=(0, 
     return Problem(loss, [leaf.astype(dtype) for leaf in theta], tasks, alpha, net)
 
 
+def trajectory_of(loss, theta, supports, alpha, head=None):
+    """[φ_0 … φ_K] when the last `head` arrays of θ move, or all: the specification's, the loss holding the body."""
+    body, h = split(theta, len(theta) if head is None else head)
+    return [body + h for h in trajectory(holding(body, loss), h, supports, alpha)]
+
+
+def objective_of(loss, theta, tasks, alpha, head=None):
+    """Σ L(φ_i; Q_i), φ_i the ends of `trajectory_of`: what MAML, or ANIL, is the gradient of."""
+    return sum(loss(trajectory_of(loss, theta, supports, alpha, head)[-1], query) for supports, query in tasks)
+
+
 def away_from_kinks(problem, head=None, margin=5e-3):
     """Only problems where no pre-activation of a relu comes near 0 on the way, and nothing blows up."""
     if problem.net.activation == "relu":
         for supports, query in problem.tasks:
-            phis = trajectory(problem.loss, problem.theta, supports, problem.alpha, head)
+            phis = trajectory_of(problem.loss, problem.theta, supports, problem.alpha, head)
             for phi, (x, _) in zip(phis, [*supports, query], strict=True):
                 for layer in range(0, len(phi) - 2, 2):
                     z = affine(x, phi[layer], phi[layer + 1])

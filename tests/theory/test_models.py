@@ -1,5 +1,6 @@
 """Networks and losses: right values, right derivatives, and the numeric traps that are not ours."""
 
+import warnings
 from dataclasses import FrozenInstanceError
 
 import autograd.numpy as anp
@@ -37,18 +38,12 @@ def draw(*shape):
         (m.tanh, [(4, 2)]),
         (m.tanh_slope, [(4, 2), (4, 2)]),
         (m.relu, [(4, 2)]),
-        (m.relu_slope, [(4, 2), (4, 2)]),
-        (lambda x: m.patches(x, 2), [(2, 3, 4, 2)]),
-        (lambda x: m.patches(x, 1), [(2, 3, 4, 2)]),
-        (lambda p: m.unpatches(p, (*p.shape[:-2], 2, 3, 5, 2), 2), [(12, 18)]),
-        (lambda p: m.unpatches(p, (*p.shape[:-2], 2, 3, 5, 2), 1), [(30, 18)]),
-        (m.pool, [(2, 3, 4, 2)]),
-        (lambda g: m.unpool(g, (*g.shape[:-4], 2, 5, 4, 3)), [(2, 2, 2, 3)]),
+        (m.patches, [(2, 3, 4, 2)]),
+        (lambda p: m.unpatches(p, (*p.shape[:-2], 2, 3, 5, 2)), [(12, 18)]),
         (m.tanh_bend, [(4, 2), (4, 2), (4, 2)]),
-        (lambda a, b: m.twice_difference(np.array(0.7), a, b), [(4, 2), (4, 2)]),
         (m.squared_distance, [(4, 2), (4, 2)]),
         (m.softmax, [(4, 3)]),
-        (lambda z: m.surprise(z, np.broadcast_to([0, 2, 1, 2], z.shape[:-1])), [(4, 3)]),
+        (lambda z: m.negative_log_likelihood(z, np.broadcast_to([0, 2, 1, 2], z.shape[:-1])), [(4, 3)]),
     ],
 )
 def test_every_primitive_has_the_right_first_and_second_derivative(primitive, shapes, lead):
@@ -58,11 +53,11 @@ def test_every_primitive_has_the_right_first_and_second_derivative(primitive, sh
 
 def test_what_has_a_derivative_of_its_own_is_one_node_of_the_graph():
     functions = [f for f in vars(m).values() if callable(f) and f in primitive_vjps]
-    assert len(functions) > 15 and all(hasattr(f, "fun") for f in functions)
+    assert len(functions) > 10 and all(hasattr(f, "fun") for f in functions)
 
 
 def test_no_images_have_a_derivative_too():
-    assert m.unpatches(np.zeros((0, 18)), (0, 3, 5, 2), 2).shape == (0, 3, 5, 2)
+    assert m.unpatches(np.zeros((0, 18)), (0, 3, 5, 2)).shape == (0, 3, 5, 2)
 
 
 @pytest.mark.parametrize("activation, stock", [("tanh", anp.tanh), ("relu", lambda z: anp.maximum(z, 0))])
@@ -99,7 +94,9 @@ def test_tanh_has_finite_derivatives_where_stock_autograd_has_nan(order, dtype):
 def test_relu_has_slope_zero_at_its_kink_where_stock_autograd_has_a_half():
     at_the_kink = np.zeros(3)
     assert not elementwise_grad(m.relu)(at_the_kink).any()
-    assert not derivative(m.relu, 2)(at_the_kink).any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # autograd: the slope does not depend on z
+        assert not derivative(m.relu, 2)(at_the_kink).any()
     assert (elementwise_grad(lambda z: anp.maximum(z, 0))(at_the_kink) == 0.5).all()
 
 
@@ -221,8 +218,12 @@ def test_what_does_not_fit_is_refused_with_what_was_expected(make, message):
         make()
 
 
-def test_each_layer_halves_the_image_unless_said_otherwise():
-    assert ConvNet((8, 8, 1), (2, 2), 3) == ConvNet((8, 8, 1), (2, 2), 3, "relu", 2)
+def test_each_layer_halves_the_image():
+    assert [shape for shape in ConvNet((8, 7, 1), (2, 2), 3).shapes if len(shape) == 2] == [
+        (9, 2),
+        (18, 2),
+        (2 * 2 * 2, 3),
+    ]
 
 
 @pytest.mark.parametrize("net", [MLP((2, 3, 1)), ConvNet((4, 4, 1), (2,), 3)], ids=["MLP", "ConvNet"])
@@ -240,24 +241,20 @@ def naive(net, theta, x):
     """The network by loops over every pixel and tap."""
     for W, b in zip(theta[:-2:2], theta[1:-2:2], strict=True):
         n, h, w, c = x.shape
-        filters, half = W.shape[1], [-(-size // net.stride) for size in (h, w)]
+        filters, half = W.shape[1], [-(-size // 2) for size in (h, w)]
         out = np.zeros((n, *half, filters))
         for row, column in np.ndindex(*half):
             for i, j in np.ndindex(3, 3):
-                r, s = row * net.stride + i - 1, column * net.stride + j - 1
+                r, s = 2 * row + i - 1, 2 * column + j - 1
                 if 0 <= r < h and 0 <= s < w:
                     out[:, row, column] += x[:, r, s] @ W.reshape(3, 3, c, filters)[i, j]
         x = np.maximum(out + b, 0)
-        if net.stride == 1:
-            cut = x[:, : h // 2 * 2, : w // 2 * 2]
-            x = (cut[:, ::2, ::2] + cut[:, 1::2, ::2] + cut[:, ::2, 1::2] + cut[:, 1::2, 1::2]) / 4
     return x.reshape(len(x), -1) @ theta[-2] + theta[-1]
 
 
-@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("image", [(4, 4, 1), (5, 4, 2), (7, 6, 3), (8, 9, 1)])
-def test_a_convolutional_network_is_what_loops_make_of_it(image, stride):
-    net = ConvNet(image, (3, 2), 4, stride=stride)
+def test_a_convolutional_network_is_what_loops_make_of_it(image):
+    net = ConvNet(image, (3, 2), 4)
     theta = [leaf + 0.1 * draw(*leaf.shape) for leaf in net.init(RNG)]
     x = draw(5, *image)
     assert_same([net(theta, x)], [naive(net, theta, x)], digits=13)
@@ -268,10 +265,9 @@ def test_a_convolutional_network_is_what_loops_make_of_it(image, stride):
     assert [leaf.shape for leaf in theta] == net.shapes and len(net.names) == len(theta) == 6
 
 
-@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_the_meta_gradient_of_a_convolutional_network_is_right(activation, stride):
-    net = ConvNet((4, 5, 2), (3, 2), 3, activation, stride)
+def test_the_meta_gradient_of_a_convolutional_network_is_right(activation):
+    net = ConvNet((4, 5, 2), (3, 2), 3, activation)
     theta = [leaf + 0.1 * draw(*leaf.shape) for leaf in net.init(RNG)]
     tasks = [([(draw(4, 4, 5, 2), RNG.integers(0, 3, 4)) for _ in range(2)], (draw(5, 4, 5, 2), RNG.integers(0, 3, 5)))]
     tasks *= 2
@@ -291,8 +287,6 @@ def test_the_meta_gradient_of_a_convolutional_network_is_right(activation, strid
         (lambda: ConvNet((4, 4, 1), (2.0,), 3), "expected image"),
         (lambda: ConvNet((4, 4, 1), (2,), 0), "expected image"),
         (lambda: ConvNet((4, 4, 1), (2,), 3, "sigmoid"), "activation: expected one of"),
-        (lambda: ConvNet((4, 4, 1), (2,), 3, stride=3), "stride: expected"),
-        (lambda: ConvNet((4, 4, 1), (2, 2, 2), 3, stride=1), r"image of \(4, 4\) pixels cannot be halved 3 times"),
         (lambda: CONV(CONV.init(RNG), draw(5, 4, 4)), r"x has shape \(5, 4, 4\); expected \(n, 4, 4, 1\)"),
         (lambda: CONV(CONV.init(RNG)[:3], draw(5, 4, 4, 1)), "theta has 3 arrays"),
         (lambda: CONV(CONV.init(RNG)[2:] * 2, draw(5, 4, 4, 1)), "W1 of theta has shape"),

@@ -9,10 +9,19 @@ import pytest
 from autograd import grad
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import assert_derivative, assert_same, assert_taylor, away_from_kinks, flat, problems, tame
+from problems import (
+    assert_derivative,
+    assert_same,
+    assert_taylor,
+    away_from_kinks,
+    flat,
+    objective_of,
+    problems,
+    tame,
+    trajectory_of,
+)
 
-from refmeta import adjoint, anil, maml, trajectory
-from refmeta.algorithms import objective
+from refmeta import adjoint, anil, maml
 from refmeta.trees import add
 
 
@@ -27,7 +36,7 @@ def gradient_and_function(problem, head):
         away_from_kinks(problem, head)
         g = maml(*problem.arguments) if head is None else anil(*problem.arguments, head=head)
         tame(g)
-    return g, lambda theta: objective(loss, theta, tasks, alpha, head)
+    return g, lambda theta: objective_of(loss, theta, tasks, alpha, head)
 
 
 @given(st.data(), problems())
@@ -84,8 +93,10 @@ def head(request):
 def wrong(example, head):
     """A first-order gradient, the function that it is not the derivative of, and the right derivations."""
     loss, theta, tasks, alpha = example
-    ends = [(trajectory(loss, theta, supports, alpha, head)[-1], query) for supports, query in tasks]
-    return add(grad(loss)(phi, query) for phi, query in ends), lambda theta: objective(loss, theta, tasks, alpha, head)
+    ends = [(trajectory_of(loss, theta, supports, alpha, head)[-1], query) for supports, query in tasks]
+    return add(grad(loss)(phi, query) for phi, query in ends), lambda theta: objective_of(
+        loss, theta, tasks, alpha, head
+    )
 
 
 def test_finite_differences_refuse_a_wrong_gradient(example, wrong):
