@@ -31,7 +31,7 @@ LINK = re.compile(r"(?P<code>^```.*?^```$)|(\]\()([^()\s#:]+)((?:#[^()\s]*)?\))"
 TEST = re.compile(r"(\[`(test_\w+)`\]\([^()\s#]+\.py)(?=\))")
 
 API = {
-    "refmeta": "trajectory adapt joint maml fomaml anil reptile stacked recorded",
+    "refmeta": "trajectory adapt objective joint maml fomaml anil reptile stacked recorded",
     "refmeta.adjoint": "maml anil hvp",
     "refmeta.models": "MLP ConvNet squared_error cross_entropy accuracy",
     "refmeta.conformance": "check assert_case parameters audit Case Skip Report Row Verdict",
