@@ -71,6 +71,7 @@ def _lines(source: str) -> list[str]:
 def _without_docstring(lines: list[str], node: ast.FunctionDef) -> str:
     first = node.body[0]
     end = first.end_lineno if ast.get_docstring(node) else first.lineno - 1
+    end += not lines[end].strip()  # the blank line that parts a docstring from a function within
     return "".join(lines[_first_line(node) - 1 : first.lineno - 1] + lines[end : node.end_lineno])
 
 

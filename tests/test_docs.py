@@ -59,14 +59,14 @@ def test_code_that_has_drifted_is_put_right_and_what_is_gone_is_named():
     assert len(build.CODE.findall(page)) == page.count("<!-- code: ") >= 7
     assert build.with_code(page.replace("phi = axpy(-alpha, g, phi)", "phi = axpy(alpha, g, phi)")) == page
     with pytest.raises(ValueError, match="algorithms.py: expected the functions mamel"):
-        build.with_code("<!-- code: refmeta/spec/algorithms.py: maml, mamel -->\n```python\n```")
+        build.with_code("<!-- code: refmeta/algorithms.py: maml, mamel -->\n```python\n```")
 
 
 def test_a_taken_function_is_whole_but_for_its_docstring():
-    taken = build.functions(ROOT / "refmeta/spec/adjoint.py", ["hvp", "project"])
-    source = (ROOT / "refmeta/spec/adjoint.py").read_text()
+    taken = build.functions(ROOT / "refmeta/adjoint.py", ["task_gradient", "hvp"])
+    source = (ROOT / "refmeta/adjoint.py").read_text()
     assert [line for line in taken.splitlines() if line] == [
-        line for line in source[source.index("def hvp") :].splitlines() if line and '"""' not in line
+        line for line in source[source.index("def task_gradient") :].splitlines() if line and '"""' not in line
     ]
 
 

@@ -95,7 +95,7 @@ def pages(site):
 
 
 def test_no_page_has_a_fault(tab, site):
-    listings = [site / f"source/{name}.py.html" for name in ("refmeta/spec/algorithms", "tests/test_identities")]
+    listings = [site / f"source/{name}.py.html" for name in ("refmeta/algorithms", "tests/theory/test_identities")]
     found = {path.name: wrong for path in [*pages(site), *listings] if (wrong := faults(tab, path))}
     assert not found
 
@@ -176,5 +176,5 @@ def test_public_names_lead_to_their_page(browser, site):
     for name in ("refmeta.maml", "refmeta.adjoint.hvp", "refmeta.conformance.check", "refmeta.models.MLP.init"):
         assert tab.locator(f"[id='{name}']").count() == 1
     source = tab.locator("dt[id='refmeta.maml'] a:has-text('source')").get_attribute("href")
-    assert source == "source/refmeta/spec/algorithms.py.html#maml"
+    assert source == "source/refmeta/algorithms.py.html#maml"
     tab.close()
