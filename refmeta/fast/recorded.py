@@ -12,11 +12,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import wraps
-from typing import Any, NamedTuple
+from math import isfinite
+from operator import iadd
+from typing import Any
 
 import numpy
 from autograd.builtins import container_take, container_untake
-from autograd.core import VSpace, sparse_add
+from autograd.core import SparseObject, VSpace, sparse_add
 from autograd.tracer import Node, getval, isbox, new_box, trace_stack
 from autograd.util import subvals, toposort
 
@@ -66,7 +68,9 @@ def _found(replays: dict[Any, Callable[..., Any]], key: Any) -> Callable[..., An
     try:
         return replays.get(key)
     except TypeError as error:
-        raise TypeError(f"recorded: expected arrays, lists and tuples of them, or hashable constants: {error}") from None
+        raise TypeError(
+            f"recorded: expected arrays, lists and tuples of them, or hashable constants: {error}"
+        ) from None
 
 
 def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
@@ -76,8 +80,7 @@ def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
     so what is done to it twice can be done once. No recursion: a thousand tasks are thousands of nodes.
     """
     form: list[Any] = []
-    arrays: dict[int, Array] = {}
-    numbers: dict[int, int] = {}
+    numbered: dict[int, tuple[int, Array]] = {}
     waiting = [tree]
     while waiting:
         tree = waiting.pop()
@@ -86,11 +89,10 @@ def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
             form += kind, len(tree)
             waiting += tree
         elif kind is numpy.ndarray or isbox(tree):
-            form.append(numbers.setdefault(id(tree), len(numbers)))
-            arrays[id(tree)] = tree
+            form.append(numbered.setdefault(id(tree), (len(numbered), tree))[0])
         else:
             form.append((kind, tree))
-    return tuple(form), list(arrays.values())
+    return tuple(form), [array for _, array in numbered.values()]
 
 
 def refilled(tree: Any, arrays: Sequence[Array], new: Sequence[Any]) -> Any:
@@ -113,67 +115,48 @@ def replay_of(function: Callable[..., Any], arrays: Sequence[Array]) -> Callable
 # --- Record -----------------------------------------------------------------------------------------
 
 
-class Kind(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: Any
-
-
 class Call(Node):  # type: ignore[misc]
     """fun(*args, **kwargs), an argument that varies being the Call that it comes from; an input has no fun.
 
-    A Call stands for its value in autograd's functions of lists: an element can be taken, and sums make Calls.
+    Where autograd's functions of lists run on Calls, what they do to an element becomes another Call.
     """
 
     __slots__ = ("args", "fun", "kind", "kwargs")
 
     def __init__(self, value: Any, fun: Any, args: Any, kwargs: Any, places: Any, parents: Any):
-        self.initialize_root(fun.fun, subvals(args, zip(places, parents, strict=True)), kwargs, kind_of(value))
+        self.initialize_root(fun.fun, subvals(args, zip(places, parents, strict=True)), kind_of(value), kwargs)
 
-    def initialize_root(self, fun: Any, args: Any = (), kwargs: Any = None, kind: Kind | None = None) -> None:
-        self.fun, self.args, self.kwargs, self.kind = fun, args, kwargs or {}, kind
+    def initialize_root(self, fun: Any, args: Any, kind: Any = None, kwargs: Any = None) -> None:
+        self.fun, self.args, self.kind, self.kwargs = fun, args, kind, kwargs or {}
 
     def __getitem__(self, index: Any) -> "Call":
-        return _call(container_take.fun, (self, index))
+        return make(container_take.fun, (self, index))
 
-    def __add__(self, other: Any) -> "Call":
-        return _call(numpy.add, (self, other), {}, self.kind if alike(self, other) else None)
+    def __add__(self, b: Any) -> "Call":
+        return make(numpy.add, (self, b), self.kind if alike(self, b) else None)
 
-    def __radd__(self, other: Any) -> "Call":
-        return _call(numpy.add, (other, self), {}, self.kind if alike(self, other) else None)
+    def __iadd__(self, b: Any) -> "Call":
+        return self + b if alike(self, b) else make(_added, (self, b), self.kind)
 
-    def __iadd__(self, other: Any) -> "Call":
-        return self + other if alike(self, other) else _call(_added, (self, other), {}, self.kind)
-
-    def __array_ufunc__(self, ufunc: Any, method: str, a: Array, b: "Call", out: Any = ()) -> "Call":
-        return b.__radd__(a) if alike(a, b) or not out else _call(_added, (a, b), {}, kind_of(a))
-
-    def mut_add(self, a: Any) -> "Call":
-        """What autograd's sparse object does to a gradient: to a copy of it."""
-        return _call(_scattered, (a, self), {}, kind_of(a))
+    def mut_add(self, a: "Call") -> "Call":  # where this is one of autograd's sparse objects
+        return make(_added, (a, self), a.kind)
 
 
-_call = Call.new_root
+make: Callable[..., Call] = Call.new_root
 
 
 def _added(a: Any, b: Any) -> Any:
-    """a += b on a copy: of the shape and dtype of a, whatever b's."""
-    a = copy(a)
-    a += b
-    return a
+    """a += b, but on a copy, for no call of a recording changes an argument; b may be a sparse object."""
+    return b.mut_add(copy(a)) if isinstance(b, SparseObject) else iadd(copy(a), b)  # type: ignore[no-untyped-call]
 
 
-def _scattered(a: Any, sparse: Any) -> Any:
-    return sparse.mut_add(copy(a))
-
-
-def kind_of(value: Any) -> Kind | None:
-    """Shape and dtype of an array, a number, or what a Call stands for; None where it is something else."""
+def kind_of(value: Any) -> Any:
+    """The shape and dtype of an array or number, or of the one that a Call gives; None for anything else."""
     value = getval(value)
     if isinstance(value, Call):
         return value.kind
-    if isinstance(value, numpy.ndarray | numpy.generic | float | int):
-        return Kind(numpy.shape(value), numpy.asarray(value).dtype)
-    return None
+    numeric = isinstance(value, numpy.ndarray | numpy.generic | float | int)
+    return (numpy.shape(value), numpy.asarray(value).dtype) if numeric else None
 
 
 def alike(a: Any, b: Any) -> bool:
@@ -182,16 +165,40 @@ def alike(a: Any, b: Any) -> bool:
 
 def record(function: Callable[..., Any], arrays: Sequence[Array]) -> tuple[list[Call], Any]:
     """The inputs, and the function's result in terms of the calls that it made."""
-    inputs = [_call(None, kind=kind_of(array)) for array in arrays]
+    inputs = [make(None, (), kind_of(array)) for array in arrays]
     with trace_stack.new_trace() as level:
         try:
             return inputs, function(*[new_box(a, level, call) for a, call in zip(arrays, inputs, strict=True)])
         except TypeError as error:
             if "Can't differentiate w.r.t. type" not in str(error):
                 raise
-            raise TypeError(
-                f"recorded: the function takes a value out of its arrays, or decides by one: {error}"
-            ) from error
+            message = f"recorded: the function takes a value out of its arrays, or decides by one: {error}"
+            raise TypeError(message) from error
+
+
+def in_order(result: Any) -> list[Call]:
+    """The calls that the result needs, each after those that it needs itself; inputs are none."""
+    from_last = toposort(make(None, (result,)), lambda call: _calls((call.args, call.kwargs)))
+    return [call for call in from_last if call.fun][::-1]
+
+
+def _calls(tree: Any) -> list[Call]:
+    return [leaf for leaf in _leaves(tree) if isinstance(leaf, Call)]
+
+
+def _leaves(tree: Any) -> list[Any]:
+    found: list[Any] = []
+    _each(found.append, tree)
+    return found
+
+
+def _each(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Nested containers with the function of every leaf in its place; a box is the Call that it stands for."""
+    if type(tree) is dict:
+        return {key: _each(function, item) for key, item in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)([_each(function, item) for item in tree])
+    return function(tree._node if isbox(tree) else tree)
 
 
 # --- Simplify ---------------------------------------------------------------------------------------
@@ -199,95 +206,60 @@ def record(function: Callable[..., Any], arrays: Sequence[Array]) -> tuple[list[
 
 def simplify(result: Any) -> Any:
     """The same result by fewer calls."""
-    for rule in (on_elements, without_idle_calls, each_once()):
+    for rule in (on_elements, without_idle, each_once()):
         result = _rewritten(rule, result)
     return _returned(result)
 
 
 def on_elements(call: Call) -> Any:
-    """autograd's functions of lists run here, on Calls as on arrays: what remains are calls on their elements."""
-    if call.fun in (sparse_add.fun, VSpace.mut_add.fun) and call.args[1] is None:
-        space, _, x = call.args
-        return call.fun(space, _map(lambda zero: _call(numpy.zeros, kind_of(zero), {}, kind_of(zero)), space.zeros()), x)
-    if call.fun in (container_take.fun, container_untake.fun, sparse_add.fun, VSpace.mut_add.fun, VSpace.add.fun):
+    """Run autograd's functions of lists, on lists of Calls: calls on their elements remain."""
+    if call.fun in (container_take.fun, container_untake.fun):
         return call.fun(*call.args)
-    return call
+    if call.fun not in (VSpace.add.fun, VSpace.mut_add.fun, sparse_add.fun):
+        return call
+    space, a, b = call.args
+    if a is None:
+        return call.fun(space, _each(lambda zero: make(numpy.zeros, kind_of(zero), kind_of(zero)), space.zeros()), b)
+    return call.fun(space, _each(lambda x: x if isinstance(x, Call) else make(copy, (x,), kind_of(x)), a), b)
 
 
-def without_idle_calls(call: Call) -> Any:
-    """0 + b is b; a sum that undoes a broadcast is its argument if nothing was broadcast."""
-    if call.fun is numpy.add and isinstance(call.args[0], Call) and call.args[0].fun is numpy.zeros and alike(*call.args):
+def without_idle(call: Call) -> Any:
+    """0 + b is b, and a sum that undoes a broadcast is its argument where nothing was broadcast."""
+    x = call.args[0] if call.args else None
+    if call.fun is numpy.add and isinstance(x, Call) and x.fun is numpy.zeros and alike(*call.args):
         return call.args[1]
-    if call.fun is numpy.sum and call.kwargs.keys() == {"axis", "keepdims"} and alike(call, call.args[0]):
-        return call.args[0]
+    if call.fun is numpy.sum and call.kwargs.keys() == {"axis", "keepdims"} and alike(call, x):
+        return x
     return call
 
 
 def each_once() -> Callable[[Call], Call]:
-    """A rule that gives the first of the calls that are the same. None of them changes its arguments."""
-    known: dict[Any, Call] = {}
-    return lambda call: known.setdefault((call.fun, _identity(call.args), _identity(call.kwargs)), call)
-
-
-def _identity(value: Any) -> Any:
-    """Equal for two arguments that cannot be told apart; −0.0 is not 0.0, nor 1 1.0."""
-    if isinstance(value, list | tuple):
-        return type(value), *map(_identity, value)
-    if isinstance(value, dict):
-        return _identity([*value.items()])
-    if isinstance(value, int | float | str | slice | None):
-        return type(value), repr(value)
-    return id(value)
+    """A rule that gives the first of the calls of the same function on the same arguments."""
+    first: dict[str, Call] = {}
+    return lambda call: first.setdefault(_source((call.fun, call.args, call.kwargs), lambda x: f"v{id(x)}"), call)
 
 
 def _rewritten(rule: Callable[[Call], Any], result: Any) -> Any:
-    """The result with `rule(call)` in the place of every call; the rule sees its arguments rewritten."""
-    new: dict[Call, Any] = {}
+    """The result with rule(call) in the place of every call, whose arguments are rewritten before."""
+    new: dict[Any, Any] = {}
 
-    def renewed(value: Any) -> Any:
-        value = value._node if isbox(value) else value
-        return new.get(value, value) if isinstance(value, Call) else _map(renewed, value)
+    def renewed(tree: Any) -> Any:
+        return _each(lambda leaf: new.get(leaf, leaf) if isinstance(leaf, Call) else leaf, tree)
 
     for call in in_order(result):
-        new[call] = rule(_call(call.fun, renewed(call.args), renewed(call.kwargs), call.kind))
+        new[call] = rule(make(call.fun, renewed(call.args), call.kind, renewed(call.kwargs)))
     return renewed(result)
 
 
 def _returned(value: Any) -> Any:
-    """The result; a constant in it is copied, a fresh one every time."""
+    """The result with its constants copied, so that the caller gets fresh ones every time."""
     if isinstance(value, list | tuple):
-        return _map(_returned, value)
+        return type(value)(map(_returned, value))
     if isinstance(value, numpy.ndarray):
-        return _call(numpy.copy, (value,))
+        return make(numpy.copy, (value,))
     if not isinstance(value, Call | numpy.generic | float | int | None):
         raise TypeError(f"recorded: the result must be arrays, lists and tuples; it has {type(value).__name__}")
     return value
-
-
-def _map(function: Callable[[Any], Any], value: Any) -> Any:
-    """The function of every element of a container, or of what is none."""
-    if isinstance(value, dict):
-        return {key: function(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return getattr(value, "_make", type(value))(map(function, value))
-    return value
-
-
-def _calls(value: Any) -> Iterator[Call]:
-    """The calls in nested containers."""
-    value = value._node if isbox(value) else value
-    if isinstance(value, Call):
-        yield value
-    elif isinstance(value, list | tuple | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _calls(item)
-
-
-def in_order(result: Any) -> list[Call]:
-    """The calls that the result needs, each after those that it needs itself; inputs are none."""
-    end = _call(None, (result,))
-    calls = list(toposort(end, lambda call: [*_calls((call.args, call.kwargs))]))
-    return [call for call in reversed(calls) if call.fun]
 
 
 # --- Free, compile ----------------------------------------------------------------------------------
@@ -304,31 +276,41 @@ def with_lifetimes(inputs: list[Call], result: Any) -> list[tuple[Call, list[Cal
 
 
 def compiled(inputs: list[Call], steps: list[tuple[Call, list[Call]]], result: Any) -> Callable[..., Any]:
-    """The steps as a Python function of the inputs, a line for each call."""
+    """The steps as a Python function of the inputs, a line for each call; its source is its docstring."""
     names = {call: f"x{i}" for i, call in enumerate(inputs)} | {call: f"v{i}" for i, (call, _) in enumerate(steps)}
-    scope: dict[str, Any] = {}
+    leaves = _leaves([result, *((call.fun, call.args, call.kwargs) for call, _ in steps)])
+    scope = {f"c{id(leaf)}": leaf for leaf in leaves}
 
-    def text(value: Any) -> str:
-        if isinstance(value, Call):
-            return names[value]
-        if isinstance(value, dict):
-            return f"dict({text(list(value.items()))})"
-        if isinstance(value, list | tuple):
-            inside = "".join(f"{text(item)}, " for item in value)
-            return f"[{inside}]" if isinstance(value, list) else f"({inside})"
-        scope[f"c{id(value)}"] = value
-        return f"c{id(value)}"
+    def source(value: Any) -> str:
+        return _source(value, names.__getitem__)
 
-    source = [f"def replay({', '.join(names[call] for call in inputs)}):"]
+    lines = [f"def replay({', '.join(map(source, inputs))}):"]
     for call, dead in steps:
-        arguments = [text(a) for a in call.args] + [f"{key}={text(value)}" for key, value in call.kwargs.items()]
-        source.append(f"    {names[call]} = {text(call.fun)}({', '.join(arguments)})")
-        source += [f"    del {', '.join(map(text, dead))}"] if dead else []
-    source.append(f"    return {text(result)}")
-    exec("\n".join(source), scope)
-    replay: Callable[..., Any] = scope["replay"]
-    replay.__doc__ = "\n".join(source)
-    return replay
+        arguments = [*map(source, call.args), *(f"{key}={source(value)}" for key, value in call.kwargs.items())]
+        lines.append(f"    {source(call)} = {source(call.fun)}({', '.join(arguments)})")
+        lines += [f"    del {', '.join(map(source, dead))}"] if dead else []
+    lines.append(f"    return {source(result)}")
+    exec("\n".join(lines), scope)
+    scope["replay"].__doc__ = "\n".join(lines)
+    return scope["replay"]  # type: ignore[no-any-return]
+
+
+def _source(value: Any, name: Callable[[Call], str]) -> str:
+    """The value as Python; what has no literal is a constant, named by its identity."""
+    if isinstance(value, Call):
+        return name(value)
+    if type(value) is dict:
+        return f"dict({_source([*value.items()], name)})"
+    if type(value) in (list, tuple):
+        inside = "".join(f"{_source(item, name)}, " for item in value)
+        return f"[{inside}]" if type(value) is list else f"({inside})"
+    return repr(value) if _literal(value) else f"c{id(value)}"
+
+
+def _literal(value: Any) -> bool:
+    if isinstance(value, slice):
+        return all(map(_literal, (value.start, value.stop, value.step)))
+    return value is None or type(value) in (int, bool, str) or (type(value) is float and isfinite(value))
 
 
 # --- Prove ------------------------------------------------------------------------------------------
