@@ -12,6 +12,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import wraps
+from itertools import count
 from math import isfinite
 from operator import iadd
 from typing import Any
@@ -20,7 +21,7 @@ import numpy
 from autograd.builtins import container_take, container_untake
 from autograd.core import SparseObject, VSpace, sparse_add
 from autograd.tracer import Node, getval, isbox, new_box, trace_stack
-from autograd.util import subvals, toposort
+from autograd.util import subvals
 
 from refmeta.trees import Array
 
@@ -121,13 +122,14 @@ class Call(Node):  # type: ignore[misc]
     Where autograd's functions of lists run on Calls, what they do to an element becomes another Call.
     """
 
-    __slots__ = ("args", "fun", "kind", "kwargs")
+    __slots__ = ("args", "fun", "kind", "kwargs", "number")
+    made = count()
 
     def __init__(self, value: Any, fun: Any, args: Any, kwargs: Any, places: Any, parents: Any):
         self.initialize_root(fun.fun, subvals(args, zip(places, parents, strict=True)), kind_of(value), kwargs)
 
     def initialize_root(self, fun: Any, args: Any, kind: Any = None, kwargs: Any = None) -> None:
-        self.fun, self.args, self.kind, self.kwargs = fun, args, kind, kwargs or {}
+        self.fun, self.args, self.kind, self.kwargs, self.number = fun, args, kind, kwargs or {}, next(Call.made)
 
     def __getitem__(self, index: Any) -> "Call":
         return make(container_take.fun, (self, index))
@@ -177,9 +179,15 @@ def record(function: Callable[..., Any], arrays: Sequence[Array]) -> tuple[list[
 
 
 def in_order(result: Any) -> list[Call]:
-    """The calls that the result needs, each after those that it needs itself; inputs are none."""
-    from_last = toposort(make(None, (result,)), lambda call: _calls((call.args, call.kwargs)))
-    return [call for call in from_last if call.fun][::-1]
+    """The calls that the result needs, in the order in which they were made; inputs are none."""
+    found: set[Call] = set()
+    waiting = _calls(result)
+    while waiting:
+        call = waiting.pop()
+        if call not in found:
+            found.add(call)
+            waiting += _calls((call.args, call.kwargs))
+    return sorted((call for call in found if call.fun), key=lambda call: call.number)
 
 
 def _calls(tree: Any) -> list[Call]:
