@@ -1,11 +1,13 @@
 """A function of arrays, traced once and then replayed as a straight list of NumPy calls.
 
-record     trace the function: the calls that it makes, with their arguments
-simplify   run autograd's functions of lists now, drop calls that change nothing, make equal calls once:
-           a third of a small gradient's calls
-free       find each value's last use: memory that is given back is in the cache when it is needed again
-compile    write the calls as one Python function, the replay: NumPy's time is all that is left
-prove      run it beside the function on other arrays: a trace does not see branches, nor what changes outside
+    record     trace the function: the calls that it makes, with their arguments
+    simplify   run autograd's functions of lists now, drop calls that change nothing, make equal calls once:
+               a third of MAML's calls is gone
+    free       find each value's last use: what large tasks need stays in the cache
+    compile    write the calls as one Python function, the replay: NumPy's time is all that is left
+    prove      run it beside the function on other arrays: a trace sees no branch, and no array that changes outside
+
+`replay_of` is that pipeline, `recorded` a function that keeps what it returns.
 """
 
 from collections.abc import Callable, Iterator, Sequence
