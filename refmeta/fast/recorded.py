@@ -59,7 +59,7 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
 
             replay = proved(replay_of(flat, arrays), flat, arrays)
             if len(replays) == KEPT:
-                del replays[next(iter(replays))]
+                replays.pop(next(iter(replays)), None)
             replays[key] = replay
         return replay(*arrays)
 
@@ -241,7 +241,7 @@ def _constant(value: Any) -> Call:
 def without_idle(call: Call) -> Any:
     """0 + b is b, and a sum that undoes a broadcast is its argument where nothing was broadcast."""
     fun, args = call.fun, call.args
-    if fun is numpy.add and getattr(args[0], "fun", None) is numpy.zeros and alike(*args):
+    if fun is numpy.add and not call.kwargs and getattr(args[0], "fun", None) is numpy.zeros and alike(*args):
         return args[1]
     if fun is numpy.sum and call.kwargs.keys() == {"axis", "keepdims"} and alike(call, args[0]):
         return args[0]
@@ -266,15 +266,21 @@ def _rewritten(rule: Callable[[Call], Any], result: Any) -> Any:
     return renewed(result)
 
 
-def _returned(value: Any) -> Any:
-    """The result with its constants copied, so that the caller gets fresh ones every time."""
-    if isinstance(value, list | tuple):
-        return type(value)(map(_returned, value))
-    if isinstance(value, numpy.ndarray):
-        return make(numpy.copy, (value,))
-    if not isinstance(value, Call | numpy.generic | float | int | None):
-        raise TypeError(f"recorded: the result must be arrays, lists and tuples; it has {type(value).__name__}")
-    return value
+def _returned(result: Any) -> Any:
+    """The result, its arrays fresh every time: a constant is copied, and what is in it already."""
+    seen: set[Call] = set()
+
+    def fresh(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(map(fresh, value))
+        if isinstance(value, numpy.ndarray) or (isinstance(value, Call) and value in seen):
+            return make(copy, (value,))
+        if not isinstance(value, Call | numpy.generic | float | int | None):
+            raise TypeError(f"recorded: the result must be arrays, lists and tuples; it has {type(value).__name__}")
+        seen.update(_calls(value))
+        return value
+
+    return fresh(result)
 
 
 # --- Free, compile ----------------------------------------------------------------------------------
@@ -294,7 +300,7 @@ def compiled(inputs: list[Call], steps: list[tuple[Call, list[Call]]], result: A
     """The steps as a Python function of the inputs, a line for each call; its source is its docstring."""
     names = {call: f"x{i}" for i, call in enumerate(inputs)} | {call: f"v{i}" for i, (call, _) in enumerate(steps)}
     leaves = _leaves([result, *((call.fun, call.args, call.kwargs) for call, _ in steps)])
-    scope = {f"c{id(leaf)}": leaf for leaf in leaves}
+    scope = {f"c{id(leaf)}": leaf for leaf in leaves if not isinstance(leaf, Call)}
 
     def source(value: Any) -> str:
         return _source(value, names.__getitem__)
