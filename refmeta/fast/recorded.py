@@ -148,7 +148,7 @@ make: Callable[..., Call] = Call.new_root
 
 
 def _added(a: Any, b: Any) -> Any:
-    """a += b, but on a copy, for no call of a recording changes an argument; b may be a sparse object."""
+    """a += b on a copy, because no call of a recording may change an argument; b can be a sparse object."""
     return b.mut_add(copy(a)) if isinstance(b, SparseObject) else iadd(copy(a), b)  # type: ignore[no-untyped-call]
 
 
