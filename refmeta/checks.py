@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from autograd.tracer import getval
 
-from refmeta.trees import Array, Supports, Tasks, Theta
+from refmeta.trees import Supports, Tasks, Theta
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,22 +20,22 @@ def checked(function: F, query: bool = True) -> F:
     TypeError: an argument of the wrong kind. ValueError: one of the right kind with an impossible value.
     """
     signature = inspect.signature(function)
-    optional = {name for name, p in signature.parameters.items() if p.default is None}
+    optional_alpha = signature.parameters["alpha"].default is None
 
     def check(*args: Any, **kwargs: Any) -> inspect.BoundArguments:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
         if not callable(given["loss"]):
-            raise TypeError(f"loss: expected a function of (theta, batch), got {_kind(given['loss'])}")
+            raise TypeError(f"loss: expected a function of (theta, batch), got {_described(given['loss'])}")
         given["theta"] = check_theta(given["theta"])
-        if given["alpha"] is not None or "alpha" not in optional:
+        if given["alpha"] is not None or not optional_alpha:
             given["alpha"] = check_alpha(given["alpha"])
         if "tasks" in given:
             given["tasks"] = check_tasks(given["tasks"], query)
         if "supports" in given:
             given["supports"] = _check_supports(given["supports"], "supports")
-        if "head" in given :
+        if "head" in given:
             check_head(given["head"], len(given["theta"]))
         return bound
 
@@ -53,12 +53,9 @@ def check_theta(theta: Any, name: str = "theta") -> Theta:
     if not leaves:
         raise ValueError(f"{name}: expected a list of arrays, got an empty one")
     for i, leaf in enumerate(leaves):
-        value = _array(leaf, f"{name}[{i}]")
-        if not np.issubdtype(value.dtype, np.floating):
-            raise TypeError(f"{name}[{i}]: expected floating-point numbers, got {value.dtype}")
-        _check_finite(value, f"{name}[{i}]")
-        if not value.dtype.isnative:
-            leaves[i] = leaf.astype(value.dtype.newbyteorder("="))
+        dtype = _numbers(leaf, f"{name}[{i}]", "f", "floating-point numbers").dtype
+        if not dtype.isnative:
+            leaves[i] = leaf.astype(dtype.newbyteorder("="))
     return leaves
 
 
@@ -74,7 +71,7 @@ def check_like(gradient: Theta, theta: Theta) -> None:
 def check_alpha(alpha: Any) -> float:
     """α as a Python float: a NumPy scalar would turn float32 into float64."""
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float, np.integer, np.floating)):
-        raise TypeError(f"alpha: expected one number, got {_kind(alpha)}")
+        raise TypeError(f"alpha: expected one number, got {_described(alpha)}")
     if not 0 <= alpha < 1e308:
         raise ValueError(f"alpha: expected a finite number of at least 0, got {alpha}")
     return float(alpha)
@@ -86,17 +83,13 @@ def check_tasks(tasks: Any, queries_needed: bool = True) -> Tasks:
     if not given:
         raise ValueError("tasks: expected at least one task (supports, query), got an empty list")
     for i, task in enumerate(given):
-        _check_task(task, f"tasks[{i}]", queries_needed)
+        supports, query = _pair(task, f"tasks[{i}]", "(supports, query)")
+        _check_supports(supports, f"tasks[{i}] supports")
+        if query is not None:
+            _check_batch(query, f"tasks[{i}] query")
+        elif queries_needed:
+            raise ValueError(f"tasks[{i}] query: expected a batch (x, y), got None; only reptile needs no query")
     return given
-
-
-def _check_task(task: Any, where: str, query_needed: bool) -> None:
-    supports, query = _pair(task, where, "(supports, query)")
-    _check_supports(supports, f"{where} supports")
-    if query is not None:
-        _check_batch(query, f"{where} query")
-    elif query_needed:
-        raise ValueError(f"{where} query: expected a batch (x, y), got None; only reptile needs no query")
 
 
 def _check_supports(supports: Any, where: str) -> Supports:
@@ -108,46 +101,43 @@ def _check_supports(supports: Any, where: str) -> Supports:
 
 def _check_batch(batch: Any, where: str) -> None:
     for name, part in zip("xy", _pair(batch, where, "(x, y)"), strict=True):
-        _check_finite(_array(part, f"{where} {name}"), f"{where} {name}")
+        _numbers(part, f"{where} {name}")
 
 
 def check_head(head: Any, arrays: int) -> None:
     """TypeError, ValueError unless `head` counts some of θ's arrays, none or all of them."""
     if isinstance(head, bool) or not isinstance(head, (int, np.integer)):
-        raise TypeError(f"head: expected a number of arrays, got {_kind(head)}")
+        raise TypeError(f"head: expected a number of arrays, got {_described(head)}")
     if not 0 <= head <= arrays:
         raise ValueError(f"head: theta has {arrays} arrays, so 0 … {arrays} of them can adapt; got {head}")
 
 
 def _sequence(value: Any, where: str, expected: str) -> list[Any]:
     if isinstance(getval(value), (str, np.ndarray)) or not isinstance(getval(value), Sequence):
-        raise TypeError(f"{where}: expected {expected}, got {_kind(value)}")
+        raise TypeError(f"{where}: expected {expected}, got {_described(value)}")
     return list(value)
 
 
 def _pair(value: Any, where: str, expected: str) -> Any:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"{where}: expected a pair {expected}, got {_kind(value)}")
+        raise TypeError(f"{where}: expected a pair {expected}, got {_described(value)}")
     return value
 
 
-def _array(value: Array, where: str) -> Any:
-    """The array's value. No subclass: a mask or a matrix gives * and @ other meanings, and may do so in silence."""
+def _numbers(value: Any, where: str, kinds: str = "fiub", expected: str = "numbers") -> Any:
+    """An array's value, of finite numbers. No subclass: a mask or a matrix gives * and @ other meanings in silence."""
     value = getval(value)
     if type(value) is not np.ndarray and not isinstance(value, np.generic):
         plain = "NumPy array itself, no subclass" if isinstance(value, np.ndarray) else "NumPy array"
-        raise TypeError(f"{where}: expected a {plain}, got {_kind(value)}")
+        raise TypeError(f"{where}: expected a {plain}, got {_described(value)}")
+    if value.dtype.kind not in kinds:
+        raise TypeError(f"{where}: expected {expected}, got {value.dtype}")
+    if not np.isfinite(value).all():
+        raise ValueError(f"{where}: expected finite numbers, got {'NaN' if np.isnan(value).any() else 'inf'}")
     return value
 
 
-def _check_finite(value: Any, where: str) -> None:
-    if value.dtype.kind not in "fiub":
-        raise TypeError(f"{where}: expected numbers, got {value.dtype}")
-    if not np.isfinite(value).all():
-        raise ValueError(f"{where}: expected finite numbers, got {'NaN' if np.isnan(value).any() else 'inf'}")
-
-
-def _kind(value: Any) -> str:
+def _described(value: Any) -> str:
     value = getval(value)
     if isinstance(value, np.ndarray):
         return f"{'an array' if type(value) is np.ndarray else f'a {type(value).__name__}'} of shape {value.shape}"

@@ -7,19 +7,20 @@ from typing import Any
 
 import autograd.numpy as np
 import numpy
-from autograd.extend import primitive
+from autograd.extend import defvjp, primitive
 from autograd.tracer import getval
 
 from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, add
 
 
-def stacked(algorithm: Callable[..., Theta]) -> Callable[..., Theta]:
+def stacked(algorithm: Callable[..., Any]) -> Callable[..., Any]:
     """The same algorithm, its tasks in one trace: equal up to rounding, and many times faster.
 
         Σ over the task axis of algorithm(loss, copies of θ, [the stacked tasks], …)
 
     θ is copied once for each task and the tasks are stacked along a new leading axis. Tasks do not interact,
-    so the gradient in the copies holds each task's own gradient. Ragged tasks go in groups of equal shapes.
+    so the gradient in the copies holds each task's own gradient; a number, `refmeta.objective`'s, is the sum over
+    the tasks already. Ragged tasks go in groups of equal shapes.
     `loss` must return the *sum* of the tasks' losses when θ and the batch have a task axis, as the losses of
     `refmeta.models` do. ValueError: it does not, as tried on two of the tasks. TypeError: not an algorithm.
     """
@@ -30,24 +31,25 @@ def stacked(algorithm: Callable[..., Theta]) -> Callable[..., Theta]:
     raw = inspect.unwrap(algorithm)  # a public name is checked once, before its tasks are stacked
 
     @wraps(algorithm)
-    def all_at_once(*args: Any, **kwargs: Any) -> Theta:
+    def all_at_once(*args: Any, **kwargs: Any) -> Any:
         given = check(*args, **kwargs).arguments
         loss, theta, tasks = (given.pop(name) for name in ("loss", "theta", "tasks"))
 
-        def together(group: Tasks) -> Theta:
+        def together(group: Tasks) -> Any:
             if len(group) > 1 and (reason := why_not_stackable(loss, theta, group)):
                 raise ValueError(f"stacked: {reason}")
-            per_task = raw(loss, copies(theta, len(group)), [stack(group)], **given)
-            return [_total(leaf) for leaf in per_task]
+            result = raw(loss, copies(theta, len(group)), [stack(group)], **given)
+            return result if getattr(result, "shape", None) == () else [_total(leaf) for leaf in result]
 
-        return add(together(group) for group in in_cache(theta, tasks))
+        parts = [together(group) for group in in_cache(theta, tasks)]
+        return add(parts) if isinstance(parts[0], list) else sum(parts)
 
     return all_at_once
 
 
 def copies(theta: Theta, n: int) -> Theta:
     """θ with a leading task axis: n times the same."""
-    return [np.broadcast_to(leaf, (n, *leaf.shape)) for leaf in theta]
+    return [_copied(leaf, n) for leaf in theta]
 
 
 def stack(tasks: Tasks) -> tuple[Supports, Batch]:
@@ -96,9 +98,18 @@ def _joined(*arrays: Array) -> Array:
 
 
 @primitive
+def _copied(a: Array, n: int) -> Array:
+    return numpy.broadcast_to(a, (n, *a.shape))
+
+
+@primitive
 def _total(a: Array) -> Array:
     """The sum over the task axis."""
     return numpy.add.reduce(a)
+
+
+defvjp(_copied, lambda y, a, n: lambda g: _total(g))
+defvjp(_total, lambda y, a: lambda g: _copied(g, len(a)))
 
 
 def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
@@ -107,8 +118,7 @@ def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
     if batches[0] is None:
         return ""  # neither supports nor queries: the loss is never called
     batches = [tuple(map(getval, batch)) for batch in batches]  # values: this is no part of a recording
-    theta = [getval(leaf) for leaf in theta]
-    thetas = [theta, [1.1 * leaf + 0.01 for leaf in theta]]
+    thetas = [[scale * getval(leaf) + shift for leaf in theta] for scale, shift in ((1, 0), (1.1, 0.01))]
     apart = sum(loss(phi, batch) for phi, batch in zip(thetas, batches, strict=True))
     try:
         at_once = loss([np.stack(leaves) for leaves in zip(*thetas, strict=True)], _stack(batches))
@@ -116,7 +126,7 @@ def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
         return f"this loss takes no leading task axis: {error}"
     if not np.isfinite(apart):
         return ""  # where the loss has overflowed, nothing can be told, and nothing is lost
-    tolerance = 1e-4 if theta[0].dtype.itemsize < 8 else 1e-9
+    tolerance = 1e-4 if thetas[0][0].dtype.itemsize < 8 else 1e-9
     if np.shape(at_once) != () or not abs(at_once - apart) <= tolerance * abs(apart):
         return (
             "with a leading task axis the loss must return the sum over the tasks; "

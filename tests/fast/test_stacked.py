@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+from autograd import grad
 from hypothesis import given
 from problems import ALGORITHMS, assert_same, flat, problems
 
-from refmeta import adapt, adjoint, maml, reptile, stacked, trajectory
+from refmeta import adapt, adjoint, maml, objective, reptile, stacked, trajectory
 from refmeta.fast.stacked import copies, stack
 from refmeta.lab import adam, reptile_by
 from refmeta.models import squared_error
+from refmeta.trees import dot
 
 
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, adjoint.maml, adjoint.anil, reptile_by(adam)])
@@ -21,6 +23,24 @@ def test_stacked_is_the_same_function(algorithm, problem):
 @given(problem=problems(dtypes=["float32"]))
 def test_stacked_float32_stays_float32(algorithm, problem):
     assert {leaf.dtype for leaf in stacked(algorithm)(*problem.arguments)} == {np.dtype("float32")}
+
+
+@given(problem=problems())
+def test_the_stacked_objective_is_the_same_number_and_has_mamls_gradient(problem):
+    loss, theta, tasks, alpha = problem.arguments
+    value = stacked(objective)(*problem.arguments)
+    assert np.shape(value) == ()
+    assert_same([value], [objective(*problem.arguments)])
+    assert_same(grad(stacked(objective), 1)(*problem.arguments), maml(*problem.arguments))
+
+
+def test_a_stacked_algorithm_can_be_differentiated(example):
+    loss, theta, tasks, alpha = example
+    curvature = [
+        grad(lambda theta: dot(g := algorithm(loss, theta, tasks, alpha), g))(theta)
+        for algorithm in (maml, stacked(maml))
+    ]
+    assert_same(*curvature)
 
 
 def test_a_wrong_gradient_is_not_the_same(example):

@@ -3,7 +3,7 @@
 import autograd.numpy as anp
 import numpy as np
 import pytest
-from autograd import grad
+from autograd import grad, make_vjp
 from hypothesis import given, settings
 from problems import ALGORITHMS, flat, problems
 
@@ -127,6 +127,36 @@ def test_arguments_stay_as_they_are_and_a_constant_result_is_fresh(example):
     constant = recorded(lambda x: [np.zeros(2) + 1.0, x])
     constant(np.ones(1))[0][:] = 7
     assert constant(np.ones(1))[0].tolist() == [1, 1]
+
+
+def test_equal_results_are_arrays_of_their_own():
+    for function in (lambda x: [0 * x, 0 * x], lambda x: grad(lambda t: anp.sum(t[0]))([x, 1 * x, 2 * x])[1:]):
+        m, v = recorded(function)(np.ones(2))
+        m += 1
+        assert v.tolist() == [0, 0]
+
+
+def test_no_call_writes_into_an_argument():
+    """autograd adds the gradient of a[0] in place, to an array that may be the caller's."""
+    pulled = recorded(lambda x, g: make_vjp(lambda a: a + a[0])(x)[0](g))
+    x, g = np.array([1.0, 2.0, 3.0]), np.ones(3)
+    for _ in range(3):
+        assert pulled(x, g).tolist() == [4, 1, 1] and g.tolist() == [1, 1, 1]
+
+
+def test_gradients_in_nested_lists_tuples_and_dicts(example):
+    def of(tree):
+        (a, b), c, d = tree
+        return anp.sum(a * b) + anp.sum(c["w"] * a) + anp.sum(d * d * b)
+
+    def gradient(a, b, c, d):
+        (ga, gb), gc, gd = grad(of)([(a, b), {"w": c}, d])
+        return [ga, gb, gc["w"], gd]
+
+    rng, fast = np.random.default_rng(0), recorded(gradient)
+    for _ in range(3):
+        arrays = rng.normal(size=(4, 3))
+        assert bits(fast(*arrays)) == bits(gradient(*arrays))
 
 
 def test_stock_autograd_too():
