@@ -20,8 +20,8 @@ import numpy as np
 from refmeta import adjoint, algorithms
 from refmeta.conformance import derivation, rules
 from refmeta.conformance.cases import FOLDER, FORMAT, FORMAT_VERSION, Case
-from refmeta.conformance.rules import Setting
 from refmeta.conformance.mistakes import MISTAKES, with_mistakes
+from refmeta.conformance.rules import Setting
 from refmeta.fast import stacked
 from refmeta.models import MLP
 from refmeta.trees import Theta, add
