@@ -10,7 +10,7 @@ import pytest
 from autograd import grad
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from implementations import combined, first, last, mean, wrong
+from implementations import first, last, mean, wrong
 from problems import assert_same
 
 import refmeta
@@ -33,7 +33,7 @@ from refmeta.conformance.attribution import (
 from refmeta.conformance.cases import load
 from refmeta.conformance.checker import Answer, row_of
 from refmeta.conformance.harness import meta_gradient
-from refmeta.conformance.suspects import SUSPECTS
+from refmeta.conformance.mistakes import MISTAKES
 
 VECTORS = load()
 ALGORITHMS = ("maml", "fomaml", "anil", "reptile", "joint")
@@ -110,7 +110,7 @@ def test_an_explanation_may_be_off_by_the_limit_and_no_more():
 )
 def test_the_right_answer_of_a_vector_is_explained_by_no_mistake(id):
     vector = next(v for v in VECTORS if v.case.id == id)
-    unseen = {Explanation((name,)) for name in SUSPECTS if name not in vector.suspects}
+    unseen = {Explanation((name,)) for name in MISTAKES if name not in vector.suspects}
     assert explanations(vector, vector.gradient, 1e-9) == {Explanation(), *unseen}
 
 
@@ -143,12 +143,12 @@ def test_what_a_setting_says_of_the_model():
 
 def test_the_derivatives_of_a_quadratic_loss_by_hand_are_its_derivatives():
     case = next(v.case for v in VECTORS if v.case.tier == "quadratic" and len(v.case.theta) > 1)
-    tools, batch, v = tools_of(case), case.tasks[0][1], [leaf + 1 for leaf in case.theta]
+    tools, batch, v = case.derivatives, case.tasks[0][1], [leaf + 1 for leaf in case.theta]
     assert_same(tools.grad(case.theta, batch), grad(case.loss_fn)(case.theta, batch))
     assert_same(tools.hvp(case.theta, batch, v), adjoint.hvp(case.loss_fn, case.theta, batch, v))
 
 
-A, B, C = list(SUSPECTS)[:3]
+A, B, C = list(MISTAKES)[:3]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def by_adjoint(case):
     derive = getattr(adjoint, case.algorithm)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return combined(case, [derive(case.loss_fn, case.theta, [t], case.alpha, **options) for t in case.tasks])
+        return case.combine([derive(case.loss_fn, case.theta, [t], case.alpha, **options) for t in case.tasks])
 
 
 def stacked(case):
@@ -246,16 +246,16 @@ def flattened(case):
         return [p.reshape(leaf.shape) for p, leaf in zip(np.split(t, ends), case.theta, strict=True)]
 
     def tools(t):
-        return rules.Tools(
+        return rules.Derivatives(
             lambda phi, batch: [rules.flat(t.grad(parts(phi[0]), batch))],
             lambda phi, batch, v: [rules.flat(t.hvp(parts(phi[0]), batch, parts(v[0])))],
         )
 
     if case.algorithm == "anil":
         return right(case)
-    flat = [s._replace(theta=[rules.flat(s.theta)], moves=(True,)) for s in settings_of(case)]
-    per_task = rules.answers(tools(tools_of(case)), flat)
-    return combined(case, [parts(g[0]) for g in per_task])
+    flat = [s._replace(theta=[rules.flat(s.theta)], moves=(True,)) for s in case.settings]
+    per_task = rules.gradients(tools(case.derivatives), flat)
+    return case.combine([parts(g[0]) for g in per_task])
 
 
 def forward_over_reverse(case):
@@ -266,9 +266,9 @@ def forward_over_reverse(case):
             supports=[_objects(b) for b in s.supports],
             query=_objects(s.query),
         )
-        for s in settings_of(case)
+        for s in case.settings
     ]
-    return [np.asarray(leaf, float) for leaf in combined(case, rules.answers(derivation.tools(case), ways))]
+    return [np.asarray(leaf, float) for leaf in case.combine(rules.gradients(derivation.derivatives(case), ways))]
 
 
 def _objects(batch):
@@ -319,7 +319,7 @@ def test_more_noise_than_rounding_fails_and_still_names_no_mistake(algorithm, si
 # --- Known mistakes come back under their own names ---
 
 
-@pytest.mark.parametrize("name", SUSPECTS)
+@pytest.mark.parametrize("name", MISTAKES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_mistake_fed_blind_comes_back_under_its_name(name, algorithm):
     visible = [v for v in VECTORS if v.case.algorithm == algorithm and name in v.suspects]
@@ -328,7 +328,7 @@ def test_every_mistake_fed_blind_comes_back_under_its_name(name, algorithm):
     found = verdict(wrong([name], algorithm), algorithm)
     assert found.kind == "bug"
     assert found.explanations == (Explanation((name,)),)
-    assert SUSPECTS[name].title in found.text and SUSPECTS[name].ledger in found.text
+    assert MISTAKES[name].title in found.text and MISTAKES[name].ledger in found.text
 
 
 @pytest.mark.parametrize(
@@ -425,8 +425,8 @@ def test_a_roundabout_way_is_told_from_a_mistake():
 
 
 def inside(case):
-    ways = settings_of(case)
-    tools = tools_of(case)
+    ways = case.settings
+    tools = case.derivatives
     return {
         "gradient": right(case),
         "phi": [rules.path(tools, s) for s in ways],
