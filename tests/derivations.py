@@ -77,7 +77,9 @@ DERIVATIONS = {
     "the same, all tasks stacked": together,
     "the same, recorded and replayed": of(refmeta, recorded),
     "adjoints: a Hessian times a vector each step": of(adjoint),
-    "the rules, with autograd's derivatives of a loss": lambda case: case.combine(rules.gradients(case.derivatives, case.settings)),
+    "the rules, with autograd's derivatives of a loss": lambda case: case.combine(
+        rules.gradients(case.derivatives, case.settings)
+    ),
     "the rules, with derivatives by hand and dual numbers, in floats": in_floats,
     "complex steps of an objective by hand": by(complex_steps),
     "differences of fourth order": by(differences),
