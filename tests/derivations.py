@@ -6,20 +6,18 @@ from functools import partial
 
 import byhand
 import numpy as np
-from implementations import combined
 from problems import flat, unflat
 
 import refmeta
 from refmeta import adjoint, recorded, stacked
 from refmeta.algorithms import objective
 from refmeta.conformance import Skip, check, derivation, rules
-from refmeta.conformance.attribution import settings_of, tools_of
 from refmeta.conformance.generate import settings
 
 
 def by(one_task):
     """A harness from one_task(case, task): its gradient."""
-    return lambda case: combined(case, [one_task(case, task) for task in case.tasks])
+    return lambda case: case.combine([one_task(case, task) for task in case.tasks])
 
 
 def algorithm_of(case, module=refmeta):
@@ -42,7 +40,7 @@ def together(case):
     if len({len(supports) for supports, _ in case.tasks}) > 1:
         raise Skip("tasks with as many steps")
     total = stacked(algorithm_of(case))(case.loss_fn, case.theta, case.tasks, case.alpha)
-    scaled = combined(replace(case, tasks=case.tasks[:1]), [total])
+    scaled = replace(case, tasks=case.tasks[:1]).combine([total])
     return [leaf / len(case.tasks) for leaf in scaled] if case.conventions["tasks"] == "mean" else scaled
 
 
@@ -70,7 +68,7 @@ def differences(case, task, h=1e-3):
 
 
 def in_floats(case):
-    leaves = combined(case, rules.answers(derivation.tools(case), settings(case, float)))
+    leaves = case.combine(rules.gradients(derivation.derivatives(case), settings(case, float)))
     return [np.asarray(leaf, float) for leaf in leaves]
 
 
@@ -79,8 +77,8 @@ DERIVATIONS = {
     "the same, all tasks stacked": together,
     "the same, recorded and replayed": of(refmeta, recorded),
     "adjoints: a Hessian times a vector each step": of(adjoint),
-    "the rules, with autograd's derivatives of a loss": lambda case: combined(
-        case, rules.answers(tools_of(case), settings_of(case))
+    "the rules, with autograd's derivatives of a loss": lambda case: case.combine(
+        rules.gradients(case.derivatives, case.settings)
     ),
     "the rules, with derivatives by hand and dual numbers, in floats": in_floats,
     "complex steps of an objective by hand": by(complex_steps),

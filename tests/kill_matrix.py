@@ -1,7 +1,7 @@
 """Writes the kill matrix: `python tests/kill_matrix.py > docs/kill_matrix.md`."""
 
 from refmeta.conformance.cases import load
-from refmeta.conformance.suspects import SUSPECTS
+from refmeta.conformance.mistakes import MISTAKES
 
 HEAD = """# Which vector catches which mistake
 
@@ -18,12 +18,12 @@ def matrix() -> str:
     """The page."""
     tiers = list(dict.fromkeys(v.case.tier for v in load()))
     lines = [f"| mistake | {' | '.join(tiers)} | all |", "|---" + "|--:" * (len(tiers) + 1) + "|"]
-    for name in SUSPECTS:
+    for name in MISTAKES:
         caught = [v.case.tier for v in load() if name in v.suspects]
         counts = [str(caught.count(tier) or "") for tier in tiers]
         lines.append(f"| [{name}](#{name}) | {' | '.join(counts)} | {len(caught)} |")
     lines += ["", "## The mistakes", ""]
-    for s in SUSPECTS.values():
+    for s in MISTAKES.values():
         lines += [
             f"### {s.id}",
             "",

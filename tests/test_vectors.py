@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 from autograd import grad
 from derivations import ALGORITHMS, DERIVATIONS, algorithm_of, digits
-from implementations import combined
 from kill_matrix import matrix
 from problems import assert_same
 
 import refmeta
 from refmeta import adjoint, stacked
 from refmeta.conformance import check, generate, rules
-from refmeta.conformance.attribution import settings_of, tools_of
 from refmeta.conformance.cases import FOLDER, VectorError, load, parse
-from refmeta.conformance.suspects import SUSPECTS
+from refmeta.conformance.mistakes import MISTAKES
 
 VECTORS = load()
 EXACT = {tier for tier, (exact, *_) in generate.TIERS.items() if exact}
@@ -141,7 +139,7 @@ def test_the_specification_stacked_or_not_and_its_adjoint_give_the_expected_grad
     case = vector.case
     for derive in derivations(case):
         per_task = [without_warnings(derive, case.loss_fn, case.theta, [task], case.alpha) for task in case.tasks]
-        within(vector, combined(case, per_task))
+        within(vector, case.combine(per_task))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -162,13 +160,13 @@ def test_a_derivation_of_another_algorithm_has_no_digits():
 
 @each_vector
 def test_the_rules_from_a_losss_derivatives_give_the_expected_gradient(vector):
-    within(vector, combined(vector.case, rules.answers(tools_of(vector.case), settings_of(vector.case))))
+    within(vector, vector.case.combine(rules.gradients(vector.case.derivatives, vector.case.settings)))
 
 
 @each_vector
 def test_the_rules_give_the_intermediate_values_too(vector):
-    tools = tools_of(vector.case)
-    for setting, task in zip(settings_of(vector.case), vector.per_task, strict=True):
+    tools = vector.case.derivatives
+    for setting, task in zip(vector.case.settings, vector.per_task, strict=True):
         for got, expected in zip(rules.path(tools, setting), task["phi"], strict=True):
             assert_same(got, expected, digits=12)
         if "adjoint" in task:
@@ -250,7 +248,7 @@ def test_every_suspect_of_a_vector_is_far_from_the_truth(vector):
         assert max(distances) > 100 * vector.tolerance["float32"]
 
 
-@pytest.mark.parametrize("name", SUSPECTS)
+@pytest.mark.parametrize("name", MISTAKES)
 def test_every_suspect_is_caught_by_two_vectors_of_two_tiers(name):
     caught = [v for v in VECTORS if name in v.suspects]
     assert len(caught) >= 2 and len({v.case.tier for v in caught}) >= 2
