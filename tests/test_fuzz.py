@@ -33,7 +33,6 @@ from refmeta.conformance.cases import FOLDER, VectorError, load, parse
 from refmeta.conformance.checker import Report, select
 from refmeta.conformance.doors import DoorError, check_command, check_results
 from refmeta.lab import checkpoint, command, fewshot, geometry, sweep_command
-from refmeta.lab.bench import measure
 from refmeta.lab.experiment import Config
 from refmeta.lab.files import new_folder
 from refmeta.lab.images import glyphs, omniglot
@@ -420,7 +419,7 @@ def options_of(name):
     return [(option, action.nargs == 0) for action in seen[name]._actions for option in action.option_strings]
 
 
-COMMANDS = ["sine", "fewshot", "geometry", "reuse", "sweep", "check", "vectors", "bench"]
+COMMANDS = ["sine", "fewshot", "geometry", "reuse", "sweep", "check", "vectors"]
 
 
 @st.composite
@@ -453,7 +452,7 @@ def test_a_command_line_is_refused_with_2_or_taken(name, data):
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr(command, "new_folder", work)
 
-        for module, function in ((geometry, "recorded"), (sweep_command, "sweep"), (measure, "side_by_side")):
+        for module, function in ((geometry, "recorded"), (sweep_command, "sweep")):
             patch.setattr(module, function, work)
         for function in ("check", "check_command"):
             patch.setattr(check_line, function, work)
