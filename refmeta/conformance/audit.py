@@ -1,16 +1,16 @@
 """Check a meta-gradient on your own network, in your own framework, from its loss and gradient alone."""
 
 from collections.abc import Callable
-from math import log10
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refmeta.checks import check_alpha, check_tasks, check_theta
-from refmeta.conformance.attribution import Explanation, matches, moves, scales, simplest
-from refmeta.conformance.checker import Report, Row, Verdict, describe, read_array
-from refmeta.conformance.rules import RULES, Setting, Tools, answers, flat
-from refmeta.conformance.suspects import SUSPECTS, with_mistakes
+from refmeta.conformance.check import correct_digits, read_array
+from refmeta.conformance.explain import ZERO, Explanation, Factor, factors, matches, simplest, telling
+from refmeta.conformance.mistakes import MISTAKES, with_mistakes
+from refmeta.conformance.report import Report, Row, Verdict, describe
+from refmeta.conformance.rules import RULES, Derivatives, Setting, flat, gradients, moves
 from refmeta.trees import Batch, Loss, Tasks, Theta, axpy, dot
 
 AGREES = 1e-2  # a gradient that is right meets a difference quotient closer than this at some step, in float32 too
@@ -41,100 +41,105 @@ def audit(
         raise ValueError(f"algorithm: expected one of {', '.join(RULES)}; got {algorithm!r}")
     theta, alpha = check_theta(theta), check_alpha(alpha)
     tasks = check_tasks(tasks, queries_needed=algorithm != "reptile")
-    head = (2 if head is None else head) if algorithm == "anil" else None
+    adapting = moves(len(theta), (2 if head is None else head) if algorithm == "anil" else None)
+    some = tasks[0][0][0] if tasks[0][0] else tasks[0][1]
+    single = any(read_array(leaf).dtype.itemsize < 8 for leaf in grad(theta, some))
+    own = _remember(lambda phi, batch: _arrays(grad(_like(phi, theta), batch), theta, "grad"))
+    given = hvp and (lambda phi, batch, v: _arrays(hvp(_like(phi, theta), batch, _like(v, theta)), theta, "hvp"))
+    finding = _against_loss(loss, own, theta, some)
+    if not finding:
+        settings = [_setting(algorithm, theta, *task, alpha, adapting) for task in tasks]
+        fine, coarse = (Derivatives(own, given or _differences(own, h * (3e-2 if single else 3e-5))) for h in (1, 2))
+        network = Network(fine, coarse, settings, factors(len(tasks), alpha, len(tasks[0][0]), algorithm))
+        rounding = (1e-5, float(np.finfo(np.float32).eps)) if single else (1e-10, float(np.finfo(float).eps))
+        # A displacement θ − φ keeps the rounding of θ, however short it is.
+        kept = 4 * rounding[1] * (algorithm == "reptile") * float(np.linalg.norm(flat(theta)))
+        got = flat(_arrays(meta_gradient(theta, tasks, alpha), theta, "meta_gradient"))
+        finding = _judge(network, got, rounding[0], kept)
+    row = Row("your network", algorithm, "audit", "pass" if finding.kind == "pass" else "fail", finding.digits, "")
+    row = row._replace(message=f"{finding.digits:.1f} correct digits")
+    return Report([row], [Verdict(algorithm, finding.kind, finding.text, tuple(finding.found))], "refmeta audit")
 
-    def arrays(tree: Any, what: str) -> Theta:
-        leaves = [read_array(leaf) for leaf in tree]
-        if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in theta]:
-            got, expected = [leaf.shape for leaf in leaves], [leaf.shape for leaf in theta]
-            raise ValueError(f"{what} returned arrays of shapes {got}; theta has {expected}")
-        return [leaf.astype(float) for leaf in leaves]
 
-    def report(kind: str, text: str, passed: bool, digits: float, found: Any = ()) -> Report:
-        row = Row(
-            "your network", algorithm, "audit", "pass" if passed else "fail", digits, f"{digits:.1f} correct digits"
-        )
-        return Report([row], [Verdict(algorithm, kind, text, tuple(found))], "refmeta audit")
+class Finding(NamedTuple):
+    """A verdict on the caller's network, and the number of correct digits."""
 
-    single = any(np.asarray(g).dtype.itemsize < 8 for g in grad(theta, _some_batch(tasks)))
-    remembered = _remember(lambda phi, batch: arrays(grad(_like(phi, theta), batch), "grad"))
-    worst, where = _against_loss(loss, remembered, theta, _some_batch(tasks))
-    if worst > AGREES:
-        return report(
-            "grad",
-            f"grad is not the gradient of loss: they differ in array {where} by {worst:.0%} at every step size tried; "
-            "the meta-gradient is not judged.",
-            False,
-            0,
-        )
+    kind: str
+    text: str
+    digits: float = 0
+    found: list[Explanation] = []
 
-    def setting(supports: Any, query: Any) -> Setting:
-        x, y = supports[0] if supports else (np.zeros(0), np.zeros(0))
-        outputs = 1 if y.dtype.kind == "f" and y.shape[1:] == (1,) else None
-        start = [leaf.astype(float) for leaf in theta]
-        return Setting(
-            RULES[algorithm], start, supports, query, alpha, moves(len(theta), head), len(x) or None, outputs
-        )
 
-    settings = [setting(*task) for task in tasks]
-    given = hvp and (lambda phi, batch, v: arrays(hvp(_like(phi, theta), batch, _like(v, theta)), "hvp"))
-    step = 3e-2 if single else 3e-5
-    fine, coarse = (Tools(remembered, given or _differences(remembered, h)) for h in (step, 2 * step))
-    truth = np.array([flat(g) for g in answers(fine, settings)])
-    check = truth if hvp else np.array([flat(g) for g in answers(coarse, settings)])
-    got = flat(arrays(meta_gradient(theta, tasks, alpha), "meta_gradient"))
-    size = max(float(np.linalg.norm(truth.sum(0))), float(np.linalg.norm(truth, axis=1).max()), 1e-300)
-    rounding, start = 1e-5 if single else 1e-10, float(np.linalg.norm(flat(theta)))
-    # A displacement θ − φ keeps the rounding of θ, however short it is.
-    rounding += 4 * float(np.finfo(np.float32 if single else float).eps) * (algorithm == "reptile") * start / size
-    precision = max(rounding, 4 * float(np.linalg.norm((truth - check).sum(0))) / size)
+class Network(NamedTuple):
+    """What is rebuilt of the caller's network: its derivatives, by differences of two step sizes, and its tasks."""
+
+    fine: Derivatives
+    coarse: Derivatives
+    settings: list[Setting]
+    known: dict[Factor, float]
+
+    def per_task(self, *mistakes: str) -> tuple[np.ndarray, float]:
+        """The gradient of every task with these mistakes in it, and how far their sum may be off."""
+        settings = with_mistakes(mistakes, self.settings)
+        fine, coarse = (np.array([flat(g) for g in gradients(d, settings)]) for d in (self.fine, self.coarse))
+        return fine, 4 * float(np.linalg.norm((fine - coarse).sum(0)))
+
+
+def _judge(network: Network, got: np.ndarray, rounding: float, kept: float) -> Finding:
+    """The verdict on a meta-gradient. rounding: relative to the gradient's size; kept: absolute."""
+    truth, off = network.per_task()
+    size = max(_size(truth, truth.sum(0)), 1e-300)
+    precision = max(rounding + kept / size, off / size)
     known = f"This verdict is precise to {precision:.0e} of the gradient's size."
     if precision > COARSEST:
-        return report("imprecise", f"no verdict: {known} Give `hvp`, or compute in float64.", False, 0)
+        return Finding("imprecise", f"no verdict: {known} Give `hvp`, or compute in float64.")
     if not np.isfinite(got).all():
-        return report("form", "the meta-gradient has NaN or infinity.", False, 0)
+        return Finding("form", "the meta-gradient has NaN or infinity.")
     error = float(np.linalg.norm(got - truth.sum(0))) / size
-    digits = max(0.0, min(16.0, -log10(max(error, 1e-16))))
+    digits = correct_digits(error)
     if error <= precision:
-        return report("pass", f"pass; {digits:.1f} digits. {known}", True, digits)
-    found = _explain(
-        got, truth, (fine, coarse), settings, precision, scales(len(tasks), alpha, len(tasks[0][0]), algorithm)
-    )
+        return Finding("pass", f"pass; {digits:.1f} digits. {known}", digits)
+    found = _explain(network, got, truth, precision)
     if not found:
         text = f"wrong ({digits:.1f} digits), and no known mistake explains it; no guess is made. {known}"
-        return report("unexplained", text, False, digits)
-    convention = not found[0].suspects and found[0].tasks == "all" and not found[0].scale.startswith("-")
-    kind = "convention" if convention else "bug"
-    return report(kind, f"{describe(found)}\n{known}", False, digits, found)
+        return Finding("unexplained", text, digits)
+    return Finding("convention" if found[0].convention else "bug", f"{describe(found)}\n{known}", digits, found)
 
 
-def _explain(
-    got: np.ndarray,
-    truth: Any,
-    tools: tuple[Tools, Tools],
-    settings: list[Setting],
-    precision: float,
-    named: dict[str, float],
-) -> list[Explanation]:
-    """The simplest mistakes that give this answer, and would be seen: a suspect near the truth explains nothing."""
+def _explain(network: Network, got: np.ndarray, truth: np.ndarray, precision: float) -> list[Explanation]:
+    """The simplest mistakes that give this answer, and would be seen: one near the truth explains nothing."""
     if not got.any():
-        return [Explanation(("zero",))]
-    (fine, coarse), found = tools, set[Explanation]()
-    for name in (None, *SUSPECTS):
-        ways = settings if name is None else with_mistakes([name], settings)
-        trees, again = (np.array([flat(g) for g in answers(t, ways)]) for t in (fine, coarse))
-        size = float(max(np.linalg.norm(got), np.linalg.norm(trees, axis=1).max()))
-        limit = 3 * max(precision * size, 4 * float(np.linalg.norm((trees - again).sum(0))))
-        if name is None or np.linalg.norm((trees - truth).sum(0)) > 10 * limit:
-            found |= {Explanation((name,) if name else (), *fit) for fit in matches(got, trees, named, limit)}
-    if got.size < 3:  # one or two numbers fit any factor
-        found = {e for e in found if e.scale in named}
-    return simplest(found - {Explanation()}) if found else []
+        return [ZERO]
+    found: set[Explanation] = set()
+    for mistakes in ((), *((name,) for name in MISTAKES)):
+        trees, off = network.per_task(*mistakes)
+        limit = 3 * max(precision * _size(trees, got), off)
+        if not mistakes or np.linalg.norm((trees - truth).sum(0)) > 10 * limit:
+            found |= {Explanation(mistakes, *fit) for fit in matches(got, trees, network.known, limit)}
+    return simplest(telling(found, got.size))
 
 
-def _some_batch(tasks: Tasks) -> Batch:
-    supports, query = tasks[0]
-    return supports[0] if supports else query
+def _size(per_task: np.ndarray, total: np.ndarray) -> float:
+    """The largest of the tasks' gradients and a sum of them."""
+    return float(max(np.linalg.norm(total), np.linalg.norm(per_task, axis=1).max()))
+
+
+def _setting(
+    algorithm: str, theta: Theta, supports: Any, query: Any, alpha: float, adapting: tuple[bool, ...]
+) -> Setting:
+    x, y = supports[0] if supports else (np.zeros(0), np.zeros(0))
+    outputs = 1 if y.dtype.kind == "f" and y.shape[1:] == (1,) else None
+    start = [leaf.astype(float) for leaf in theta]
+    return Setting(RULES[algorithm], start, supports, query, alpha, adapting, len(x) or None, outputs)
+
+
+def _arrays(tree: Any, theta: Theta, what: str) -> Theta:
+    """The arrays that a function of the caller's returned. ValueError: they are not shaped like θ."""
+    leaves = [read_array(leaf) for leaf in tree]
+    got, expected = [leaf.shape for leaf in leaves], [leaf.shape for leaf in theta]
+    if got != expected:
+        raise ValueError(f"{what} returned arrays of shapes {got}; theta has {expected}")
+    return [leaf.astype(float) for leaf in leaves]
 
 
 def _like(phi: Theta, theta: Theta) -> Theta:
@@ -143,7 +148,7 @@ def _like(phi: Theta, theta: Theta) -> Theta:
 
 
 def _remember(grad: Callable[[Theta, Batch], Theta]) -> Callable[[Theta, Batch], Theta]:
-    """The same function; what it was asked before it does not compute again, for suspects share most of their path."""
+    """The same function; what it was asked before it does not compute again, for mistakes share most of their path."""
     known: dict[Any, Theta] = {}
 
     def remembered(phi: Theta, batch: Batch) -> Theta:
@@ -168,23 +173,30 @@ def _differences(grad: Callable[[Theta, Batch], Theta], h: float) -> Callable[[T
     return hvp
 
 
-def _against_loss(loss: Loss, grad: Callable[[Theta, Batch], Theta], theta: Theta, batch: Batch) -> tuple[float, int]:
-    """The worst array's disagreement of `grad` with difference quotients of `loss`, at the best step, and its index."""
+def _against_loss(loss: Loss, grad: Callable[[Theta, Batch], Theta], theta: Theta, batch: Batch) -> Finding | None:
+    """The finding that `grad` disagrees with difference quotients of `loss` at every step, in which array most."""
     random, g = np.random.default_rng(0), grad(theta, batch)
-    size = float(dot(g, g)) ** 0.5
-    worst = (0.0, 0)
+    smallest = max(1e-3 * float(dot(g, g)) ** 0.5, 1e-300)
+
+    def error(i: int, d: Any, slope: float, h: float) -> float:
+        ahead, behind = (float(loss(_moved(theta, i, sign * h * d), batch)) for sign in (1, -1))
+        quotient = (ahead - behind) / (2 * h)
+        found = abs(quotient - slope) / max(abs(quotient), abs(slope), smallest)
+        return found if np.isfinite(found) else np.inf  # NaN would pass through min and max
+
+    worst, where = 0.0, 0
     for i, leaf in enumerate(g):
         # Along the gradient the signal is largest; a random direction sees what the gradient left out.
-        for d in (leaf / (np.linalg.norm(leaf) or 1), _unit(random.normal(size=leaf.shape))):
+        for d in (_unit(leaf), _unit(random.normal(size=leaf.shape))):
             slope = float(np.sum(leaf * d))
-            errors = []
-            for h in STEPS:
-                ahead, behind = (float(loss(_moved(theta, i, sign * h * d), batch)) for sign in (1, -1))
-                quotient = (ahead - behind) / (2 * h)
-                error = abs(quotient - slope) / max(abs(quotient), abs(slope), 1e-3 * size, 1e-300)
-                errors.append(error if np.isfinite(error) else np.inf)  # NaN would pass through min and max
-            worst = max(worst, (min(errors), i))
-    return worst
+            worst, where = max((worst, where), (min(error(i, d, slope, h) for h in STEPS), i))
+    if worst <= AGREES:
+        return None
+    return Finding(
+        "grad",
+        f"grad is not the gradient of loss: they differ in array {where} by {worst:.0%} at every step size tried; the "
+        "meta-gradient is not judged.",
+    )
 
 
 def _unit(d: Any) -> Any:

@@ -1,12 +1,10 @@
-"""Reading the vectors: from JSON to cases, with nothing taken on trust."""
+"""A case is a question, a vector is a case with its answers. Both are read from JSON with nothing taken on trust."""
 
 import hashlib
 import json
-import re
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from math import isfinite
 from operator import index
 from pathlib import Path
@@ -14,12 +12,28 @@ from typing import Any
 
 import autograd.numpy as anp
 import numpy as np
+from autograd import grad
 
+from refmeta.adjoint import hvp
+from refmeta.conformance.rules import RULES, Derivatives, Setting, flat, moves, unflat
 from refmeta.models import MLP, cross_entropy, squared_error
-from refmeta.trees import Array, Batch, Loss, Tasks, Theta
+from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, add
 
 FOLDER = Path(__file__).parent.parent / "vectors"
 FORMAT, FORMAT_VERSION = "refmeta-vectors", 1
+DTYPES = ("float32", "float64")
+PLAIN = ("id", "algorithm", "model", "loss", "alpha", "head", "conventions")  # fields that JSON has as they are
+UNREAD = ("flags", "difficulty", "provenance")  # of a vector: for those who look into the files
+CONVENTIONS = {
+    "tasks": ("sum", "mean"),
+    "examples": ("mean", "sum"),
+    "reptile": ("displacement", "over_alpha", "over_alpha_k"),
+}
+
+
+def plain(a: Array) -> dict[str, Any]:
+    """An array as JSON: its shape, and its numbers row by row."""
+    return {"shape": list(a.shape), "data": a.ravel().tolist()}
 
 
 @dataclass(frozen=True)
@@ -53,25 +67,99 @@ class Case:
     @property
     def loss_fn(self) -> Loss:
         """The case's loss as a refmeta callable of (θ, batch)."""
-        return loss_of(self.model["kind"], tuple(self.model.get("widths", ())), *_reduction(self))
+        widths = tuple(self.model.get("widths", ()))
+        return loss_of(self.model["kind"], widths, self.loss["kind"], self.conventions["examples"])
+
+    @property
+    def derivatives(self) -> Derivatives:
+        """The derivatives of the case's loss."""
+        if self.model["kind"] == "quadratic":  # by hand: a thousand pairs of mistakes are tried on these first
+            return Derivatives(
+                lambda phi, batch: unflat(batch[0] @ flat(phi) - batch[1], phi),
+                lambda phi, batch, v: unflat(batch[0] @ flat(v), phi),
+            )
+        return Derivatives(grad(self.loss_fn), partial(hvp, self.loss_fn))
+
+    @property
+    def settings(self) -> list[Setting]:
+        """One Setting for each task, in the arithmetic of the case's arrays."""
+        adapting = moves(len(self.theta), self.head if self.algorithm == "anil" else None)
+        examples = self.model["kind"] == "mlp" and self.conventions["examples"] == "mean"
+        outputs = self.model["widths"][-1] if self.loss["kind"] == "squared_error" else None
+
+        def setting(supports: Supports, query: Batch) -> Setting:
+            n = len(supports[0][0]) if examples and supports else None
+            return Setting(RULES[self.algorithm], self.theta, supports, query, self.alpha, adapting, n, outputs)
+
+        return [setting(*task) for task in self.tasks]
+
+    def factor(self, supports: Supports) -> Any:
+        """What the declared convention multiplies a task's displacement by; 1 for all but Reptile."""
+        if self.algorithm != "reptile" or self.conventions["reptile"] == "displacement":
+            return 1
+        return 1 / (self.alpha * (len(supports) if self.conventions["reptile"] == "over_alpha_k" else 1))
+
+    def scaled(self, per_task: Sequence[Theta]) -> list[Theta]:
+        """The tasks' gradients g_i or displacements θ − φ_i, each under the case's convention for Reptile."""
+        factors = [self.factor(supports) for supports, _ in self.tasks]
+        return [[leaf * factor for leaf in g] for g, factor in zip(per_task, factors, strict=True)]
+
+    @property
+    def divisor(self) -> int:
+        """The number of tasks where the case asks for their mean, else 1."""
+        return len(self.tasks) if self.conventions["tasks"] == "mean" else 1
+
+    def combine(self, per_task: Sequence[Theta]) -> Theta:
+        """The answer to the case from the gradient, or displacement, of each task: Σ_i g_i under its conventions."""
+        return [leaf / self.divisor for leaf in add(self.scaled(per_task))]
+
+    def each(self, change: Callable[[Array], Array]) -> "Case":
+        """The case with another array for every one in θ and in the tasks."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return type(value)(map(changed, value))
+            return None if value is None else change(value)
+
+        return replace(self, theta=changed(self.theta), tasks=changed(self.tasks))
 
     def astype(self, dtype: str) -> "Case":
         """The case with its numbers in another float type; they are representable in float32."""
-        kind = np.dtype(dtype)
+        return self.each(lambda a: a if a.dtype.kind in "iu" else a.astype(np.dtype(dtype)))
 
-        def cast(a: Array) -> Array:
-            return a if a.dtype.kind in "iu" else a.astype(kind)
+    def to_json(self, write: Callable[[Array], dict[str, Any]] = plain) -> dict[str, Any]:
+        """The case as a program in any language gets it, every number exact; `write` makes JSON of an array."""
 
         def batch(b: Batch | None) -> Any:
-            return None if b is None else (cast(b[0]), cast(b[1]))
+            return b and {"x": write(b[0]), "y": write(b[1])}
 
-        tasks = [([batch(b) for b in supports], batch(query)) for supports, query in self.tasks]
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Case(**{**values, "theta": [cast(leaf) for leaf in self.theta], "tasks": tasks})
+        return {
+            **{name: getattr(self, name) for name in PLAIN},
+            "theta": [{"name": name, **write(leaf)} for name, leaf in zip(self.names, self.theta, strict=True)],
+            "tasks": [{"supports": [batch(b) for b in s], "query": batch(q)} for s, q in self.tasks],
+        }
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any], tier: str = "") -> "Case":
+        """The case that `to_json` wrote. ValueError, TypeError, KeyError: it is none."""
+        labels = content["loss"]["kind"] == "cross_entropy"
 
-def _reduction(case: Case) -> tuple[str, str]:
-    return case.loss["kind"], case.conventions["examples"]
+        def batch(b: Any) -> Batch:
+            x, y = fields(b, "x", "y")
+            return array(x), array(y, labels)
+
+        def task(t: Any) -> Any:
+            supports, query = fields(t, "supports", "query")
+            return [batch(b) for b in supports], None if query is None else batch(query)
+
+        return cls(
+            **{name: content[name] for name in PLAIN} | {"alpha": float(finite([content["alpha"]])[0])},
+            theta=[array(leaf) for leaf in content["theta"]],
+            tasks=[task(t) for t in content["tasks"]],
+            names=[str(leaf["name"]) for leaf in content["theta"]],
+            tier=tier,
+            flags=content.get("flags", []),
+        )
 
 
 @cache
@@ -96,12 +184,15 @@ def quadratic(theta: Theta, batch: Batch) -> Array:
     return anp.sum(t * ((A @ t[..., None])[..., 0] / 2 - b))
 
 
+# --- Vectors, and their files ---
+
+
 @dataclass(frozen=True)
 class Vector:
     """A case with its answers.
 
-    expected: the gradient; and of every task the gradient, φ_0 … φ_K ("phi"), ∇L(φ_k; S_k) ("inner_gradient") and
-    v_0 … v_K ("adjoint", for MAML and ANIL). suspects: of every known mistake the gradient of every task.
+    gradient: the right one; per_task: of every task the gradient, φ_0 … φ_K ("phi"), ∇L(φ_k; S_k) ("inner_gradient")
+    and v_0 … v_K ("adjoint", for MAML and ANIL). suspects: of every known mistake the gradient of every task.
     """
 
     case: Case
@@ -110,8 +201,36 @@ class Vector:
     suspects: dict[str, list[Theta]]
     tolerance: dict[str, float]
     scale: list[float]
-    difficulty: str
-    provenance: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, v: Any, tier: str) -> "Vector":
+        """A vector as its file has it. ValueError, TypeError, LookupError, AttributeError, OverflowError: it is none."""
+        answers = ("expected", "suspects", "tolerance", "scale")
+        expected, suspects, tolerance, scale, *_ = fields(v, *answers, *PLAIN, "theta", "tasks", *UNREAD)
+        case = Case.from_json(v, tier)
+        check_words(case)
+
+        def tree(leaves: Any) -> Theta:
+            """Answers hold the data of each array only: the shapes are those of θ."""
+            return [finite(data).reshape(leaf.shape) for data, leaf in zip(leaves, case.theta, strict=True)]
+
+        def task(t: Any) -> dict[str, Any]:
+            fields(t, "gradient", "phi", "inner_gradient", optional=["adjoint"])
+            return {
+                key: tree(value) if key == "gradient" else [tree(each) for each in value] for key, value in t.items()
+            }
+
+        gradient, tasks = fields(expected, "gradient", "tasks")
+        if len(scale) != len(case.theta) or min(finite(scale)) <= 0:
+            raise ValueError(f"{case.id}: expected a scale above 0 for each array of theta")
+        return cls(
+            case=case,
+            gradient=tree(gradient),
+            per_task=[task(t) for t in tasks],
+            suspects={s["id"]: [tree(t) for t in s["tasks"]] for s in suspects},
+            tolerance=dict(zip(DTYPES, finite(fields(tolerance, *DTYPES)).tolist(), strict=True)),
+            scale=finite(scale).tolist(),
+        )
 
 
 class VectorError(ValueError):
@@ -123,19 +242,19 @@ def load(folder: Path = FOLDER) -> tuple[Vector, ...]:
     """All vectors of a folder, in order.
 
     VectorError: a file that is missing, changed since it was made (SHA-256), no JSON, of a format of the future, or
-    with fields missing or unknown.
+    with fields that are missing, unknown or of another type.
     """
-    manifest = _json(folder / "manifest.json", _read(folder / "manifest.json"))
-    _check_format(folder / "manifest.json", manifest)
-    vectors = []
+    manifest = folder / "manifest.json"
+    content = _content(manifest, _read(manifest))
     try:
-        digests = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        digests = {name: entry["sha256"] for name, entry in content["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise VectorError(f"{folder / 'manifest.json'}: expected files, each with its sha256: {error!r}") from error
+        raise VectorError(f"{manifest}: expected files, each with its sha256: {error!r}") from error
+    vectors: list[Vector] = []
     for name, digest in digests.items():
         path = folder / name
         if Path(name).name != name:
-            raise VectorError(f"{folder / 'manifest.json'}: names {path}, which is not beside it")
+            raise VectorError(f"{manifest}: names {path}, which is not beside it")
         data = _read(path)
         if hashlib.sha256(data).hexdigest() != digest:
             raise VectorError(f"{path}: has changed since the manifest was made (SHA-256 differs)")
@@ -145,12 +264,11 @@ def load(folder: Path = FOLDER) -> tuple[Vector, ...]:
 
 def parse(path: Path, data: bytes) -> list[Vector]:
     """The vectors of one file. VectorError as in `load`."""
-    content = _json(path, data)
-    _check_format(path, content)
+    content = _content(path, data)
     try:
-        _keep_to(_schema(), content, path.name)
-        return [_vector(v, content["tier"]) for v in content["vectors"]]
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        _, _, tier, _, vectors = fields(content, "format", "format_version", "tier", "notes", "vectors")
+        return [Vector.from_json(v, str(tier)) for v in vectors]
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise VectorError(f"{path}: not as schema.json says: {error!r}") from error
 
 
@@ -161,115 +279,44 @@ def _read(path: Path) -> bytes:
         raise VectorError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
-def _json(path: Path, data: bytes) -> Any:
+def _content(path: Path, data: bytes) -> Any:
+    """A file's JSON. VectorError: it is none, or of another format."""
     try:
-        return json.loads(data)
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise VectorError(f"{path}: is not JSON, or is cut off: {error}") from error
-
-
-def _check_format(path: Path, content: Any) -> None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise VectorError(f"{path}: is no file of {FORMAT}")
     if content.get("format_version") != FORMAT_VERSION:
         raise VectorError(
             f"{path}: has format version {content.get('format_version')!r}; this refmeta reads {FORMAT_VERSION}"
         )
+    return content
 
 
-_TYPES = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "number": (int, float),
-    "integer": (int,),
-    "null": (type(None),),
-}
+def fields(content: Any, *names: str, optional: Sequence[str] = ()) -> list[Any]:
+    """The values of an object's fields. ValueError unless it has these, perhaps the optional ones, and no others."""
+    if not isinstance(content, dict) or not set(names) <= set(content) <= {*names, *optional}:
+        raise ValueError(f"expected an object of {', '.join(names)}; got {content!r:.60}")
+    return [content[name] for name in names]
 
 
-@cache
-def _schema() -> Any:
-    """schema.json with its references followed, and for each "type" the classes of what json reads."""
-    schema = json.loads((FOLDER / "schema.json").read_bytes())
-
-    def followed(node: Any) -> Any:
-        if isinstance(node, list):
-            return [followed(each) for each in node]
-        if not isinstance(node, dict):
-            return node
-        if "$ref" in node:
-            return followed(schema["$defs"][node["$ref"].rpartition("/")[2]])
-        rule = {key: followed(each) for key, each in node.items() if key != "$defs"}
-        if "type" in rule:
-            names = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
-            rule["type"] = [each for name in names for each in _TYPES[name]]
-        return rule
-
-    return followed(schema)
-
-
-def _has_type(value: Any, rule: dict[str, Any]) -> bool:
-    return "type" not in rule or type(value) in rule["type"]  # type: a bool is an int, but no integer of JSON
-
-
-def _keep_to(rule: dict[str, Any], value: Any, at: str) -> None:
-    """ValueError, with the place, unless a value keeps to its rule of schema.json."""
-    if "oneOf" in rule:
-        *others, rule = [each for each in rule["oneOf"] if _has_type(value, each)] or rule["oneOf"]
-        for each in others:
-            with suppress(ValueError):
-                _keep_to(each, value, at)
-                return
-    if (
-        not _has_type(value, rule)
-        or ("const" in rule and (type(value), value) != (type(rule["const"]), rule["const"]))
-        or ("enum" in rule and value not in rule["enum"])
-        or ("pattern" in rule and not re.search(rule["pattern"], value))
-        or ("minimum" in rule and value is not None and value < rule["minimum"])
-    ):
-        raise ValueError(f"{at}: {value!r:.60}")
-    if isinstance(value, list):
-        for i, item in enumerate(value):
-            _keep_to(rule["items"], item, f"{at}[{i}]")
-    elif isinstance(value, dict):
-        known, others = rule.get("properties", {}), rule["additionalProperties"]
-        unknown, missing = set() if others else set(value) - set(known), set(rule.get("required", ())) - set(value)
-        if unknown or missing:
-            raise ValueError(f"{at}: unknown fields {sorted(unknown)}, missing {sorted(missing)}")
-        for key, item in value.items():
-            _keep_to(known.get(key, others), item, f"{at}.{key}")
-
-
-def _vector(v: dict[str, Any], tier: str) -> Vector:
-    theta = [array(leaf) for leaf in v["theta"]]
-    case = Case(
-        id=v["id"],
-        algorithm=v["algorithm"],
-        theta=theta,
-        tasks=[_task(task) for task in v["tasks"]],
-        alpha=float(finite([v["alpha"]])[0]),
-        head=v["head"],
-        model=v["model"],
-        loss=v["loss"],
-        conventions=v["conventions"],
-        names=[leaf["name"] for leaf in v["theta"]],
-        tier=tier,
-        flags=v["flags"],
-    )
-    scale = finite(v["scale"])
-    if len(scale) != len(theta) or not (scale > 0).all():
-        raise ValueError(f"{v['id']}: expected a scale above 0 for each array of theta")
-    per_task = [{key: _trees(value, theta) for key, value in task.items()} for task in v["expected"]["tasks"]]
-    return Vector(
-        case=case,
-        gradient=_tree(v["expected"]["gradient"], theta),
-        per_task=per_task,
-        suspects={s["id"]: [_tree(t, theta) for t in s["tasks"]] for s in v["suspects"]},
-        tolerance=dict(zip(v["tolerance"], finite(list(v["tolerance"].values())).tolist(), strict=True)),
-        scale=scale.tolist(),
-        difficulty=v["difficulty"],
-        provenance=v["provenance"],
-    )
+def check_words(case: Case) -> None:
+    """ValueError unless a case keeps to the words that its docstring lists."""
+    widths = case.model.get("widths", [1])
+    network = {"kind": "mlp", "widths": widths, "activation": "tanh"}
+    fields(case.conventions, *CONVENTIONS)
+    for what, word, words in [
+        ("algorithm", case.algorithm, list(RULES)),
+        ("id", case.id.partition("-")[0], [case.algorithm]),
+        ("model", case.model, [{"kind": "quadratic"}, network]),
+        ("least width", min(widths), range(1, 10**6)),
+        ("loss", case.loss, [{"kind": kind} for kind in ("quadratic", "squared_error", "cross_entropy")]),
+        ("type of head", type(case.head), [int, type(None)]),
+        *((name, case.conventions[name], words) for name, words in CONVENTIONS.items()),
+    ]:
+        if word not in words:
+            raise ValueError(f"{case.id}: {what}: expected one of {words!r:.60}, got {word!r:.60}")
 
 
 def number(value: Any) -> float:
@@ -282,37 +329,20 @@ def number(value: Any) -> float:
     return found
 
 
-def finite(values: Sequence[Any]) -> Array:
-    """Numbers of a vector, none of them infinite or NaN."""
+def finite(values: Any) -> Array:
+    """A list of numbers of a vector, none of them infinite or NaN."""
+    if not isinstance(values, list):
+        raise TypeError(f"expected a list of numbers, got {values!r:.60}")
     found = np.array([number(v) for v in values], dtype=float)
     if not np.isfinite(found).all():
         raise ValueError(f"expected finite numbers, got {values!r:.60}")
     return found
 
 
-def array(a: dict[str, Any]) -> Array:
-    """An array of a vector: {"shape", "data"} row by row; integers where all data are labels."""
-    if a.get("labels"):
-        return np.array([index(v) for v in a["data"]], dtype=np.int64).reshape(a["shape"])
-    return finite(a["data"]).reshape(a["shape"])
-
-
-def _task(task: dict[str, Any]) -> Any:
-    return [_batch(b) for b in task["supports"]], task["query"] and _batch(task["query"])
-
-
-def _batch(b: dict[str, Any]) -> Batch:
-    return array(b["x"]), array(b["y"])
-
-
-def _tree(leaves: Sequence[Sequence[Any]], theta: Theta) -> Theta:
-    """Answers hold the data of each array only: the shapes are those of θ."""
-    pairs = zip(leaves, theta, strict=True)
-    return [finite(data).reshape(leaf.shape) for data, leaf in pairs]
-
-
-def _trees(value: Any, theta: Theta) -> Any:
-    """A gradient, or a list of them: phi, inner_gradient, adjoint."""
-    if value and value[0] and isinstance(value[0][0], list):
-        return [_tree(tree, theta) for tree in value]
-    return _tree(value, theta) if value else []
+def array(a: Any, labels: bool = False) -> Array:
+    """An array of a vector: {"shape", "data"} row by row; integers where the data are labels."""
+    shape, data = fields(a, "shape", "data", optional=("labels", "name"))
+    found = np.array([index(v) for v in data], np.int64) if labels else finite(data)
+    if list(found.reshape(shape).shape) != shape:  # NumPy works out a length of −1
+        raise ValueError(f"expected the shape of an array, got {shape!r:.60}")
+    return found.reshape(shape)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from refmeta.conformance.cases import FOLDER, load
-from refmeta.conformance.checker import check, select
-from refmeta.conformance.doors import case_to_json, check_command, check_results
+from refmeta.conformance.check import check, select
+from refmeta.conformance.doors import check_command, check_results
 
 DAY = 86_400
 
@@ -90,7 +90,7 @@ def show_vector(args: argparse.Namespace) -> int:
     found = [v for v in load() if v.case.id == args.id]
     if not found:
         raise ValueError(f"there is no vector {args.id!r}; `refmeta vectors list` names them")
-    print(json.dumps(case_to_json(found[0].case), indent=1))
+    print(json.dumps(found[0].case.to_json(), indent=1))
     return 0
 
 

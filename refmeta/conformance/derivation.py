@@ -2,7 +2,7 @@
 
 Written for NumPy arrays of Python objects: rationals (`Fraction`) in the exact tiers, 50-digit `Decimal`s in the
 certified ones, floats of either size to measure rounding. Gradients are written out layer by layer; a Hessian times a
-vector is the dual part of the gradient at φ + εv, ε² = 0. No line is shared with `refmeta.spec` or autograd.
+vector is the dual part of the gradient at φ + εv, ε² = 0. No line is shared with `refmeta.algorithms` or autograd.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refmeta.conformance.cases import Case
-from refmeta.conformance.rules import Tools
+from refmeta.conformance.rules import Derivatives
 from refmeta.trees import Batch, Theta
 
 DIGITS = 50
@@ -110,7 +110,7 @@ def _output_gradient(case: Case, out: Any, y: Any) -> Any:
     return g if case.conventions["examples"] == "sum" else g / entries
 
 
-def tools(case: Case) -> Tools:
+def derivatives(case: Case) -> Derivatives:
     """The derivatives of the case's loss, for arrays of objects."""
 
     def grad(phi: Theta, batch: Batch) -> Theta:
@@ -120,7 +120,7 @@ def tools(case: Case) -> Tools:
         ahead = [_duals(p, w) for p, w in zip(phi, v, strict=True)]
         return [_dual_part(leaf) for leaf in gradient(case, ahead, batch)]
 
-    return Tools(grad, hvp)
+    return Derivatives(grad, hvp)
 
 
 _duals = np.frompyfunc(Dual, 2, 1)

@@ -1,4 +1,4 @@
-"""The doors besides the Python callable: a subprocess that speaks JSON lines, and a file of results.
+"""The ways in besides a Python function: a program that speaks JSON lines, and a file of results.
 
 Protocol, one JSON object a line, answered by one line each; the process ends at "stop" or at the end of its input:
 
@@ -14,69 +14,46 @@ are JSON numbers or C99 hex floats in strings. It may be joined by phi, inner_gr
 import contextlib
 import json
 import os
-import queue
+import select
 import signal
 import subprocess
-import threading
-from collections.abc import Callable, Sequence
-from typing import IO, Any
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from refmeta.conformance.cases import Case, Vector, load, number
-from refmeta.conformance.checker import INSIDE, Answer, Report, judge, read_answer
+from refmeta.conformance.cases import DTYPES, Vector, load, number
+from refmeta.conformance.check import Answer, judge, read_answer
+from refmeta.conformance.report import INSIDE, Report
 from refmeta.trees import Theta
 
 VERSION = 1
 LONGEST = 1 << 24  # bytes of one answer's line, and of a results file
+CHUNK = 1 << 20  # bytes of one read; no pipe holds more
 
 
 class DoorError(ValueError):
     """A command that cannot be started, or a results file that cannot be read."""
 
 
-# --- Numbers over the wire ---
-
-
-def case_to_json(case: Case) -> dict[str, Any]:
-    """A case as a harness in any language gets it; every number exact."""
-
-    def array(a: Any) -> dict[str, Any]:
-        return {"shape": list(a.shape), "data": a.ravel().tolist()}
-
-    def batch(b: Any) -> Any:
-        return b and {"x": array(b[0]), "y": array(b[1])}
-
-    return {
-        "id": case.id,
-        "algorithm": case.algorithm,
-        "model": case.model,
-        "loss": case.loss,
-        "alpha": case.alpha,
-        "head": case.head,
-        "conventions": case.conventions,
-        "theta": [{"name": n, **array(leaf)} for n, leaf in zip(case.names, case.theta, strict=True)],
-        "tasks": [{"supports": [batch(b) for b in s], "query": batch(q)} for s, q in case.tasks],
-    }
+# --- Answers in JSON ---
 
 
 def answer_from_json(vector: Vector, content: Any) -> Answer:
     """An Answer from decoded JSON: a gradient, or an object that has one."""
-    theta = vector.case.theta
-    fields = content if isinstance(content, dict) else {"gradient": content}
-    fields = {key: value for key, value in fields.items() if key not in ("seq", "dtype")}
-    dtype = content.get("dtype", "float64") if isinstance(content, dict) else "float64"
-    if dtype not in ("float32", "float64"):
+    given = dict(content) if isinstance(content, dict) else {"gradient": content}
+    dtype, _ = given.pop("dtype", "float64"), given.pop("seq", None)
+    if dtype not in DTYPES:
         return Answer(problem=f"answered with dtype {dtype!r}: expected float32 or float64")
+    theta = vector.case.theta
     try:
-        decoded = {
-            key: tree(value, theta) if key == "gradient" else [[tree(t, theta) for t in steps] for steps in value]
-            for key, value in fields.items()
-            if key in ("gradient", *INSIDE)
-        }
+        for key in {"gradient", *INSIDE} & set(given):
+            value = given[key]
+            given[key] = tree(value, theta) if key == "gradient" else [[tree(t, theta) for t in ts] for ts in value]
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         return Answer(problem=f"answered with something that is no list of arrays: {str(error)[:120]}")
-    return read_answer({**fields, **decoded})._replace(dtype=dtype)
+    return read_answer(given)._replace(dtype=dtype)
 
 
 def tree(value: Any, theta: Theta) -> Theta:
@@ -84,10 +61,10 @@ def tree(value: Any, theta: Theta) -> Theta:
     if not isinstance(value, list):
         raise TypeError(f"expected a list of arrays, got {type(value).__name__}")
     leaves = [_leaf(leaf) for leaf in value]
-    if len(leaves) == len(theta):
-        pairs = zip(leaves, theta, strict=True)
-        leaves = [g.reshape(t.shape) if g.ndim <= 1 and g.size == t.size else g for g, t in pairs]
-    return leaves
+    if len(leaves) != len(theta):
+        return leaves
+    pairs = zip(leaves, theta, strict=True)
+    return [g.reshape(t.shape) if g.ndim <= 1 and g.size == t.size else g for g, t in pairs]
 
 
 def _leaf(value: Any) -> Any:
@@ -120,17 +97,15 @@ def check_results(path: str, vectors: Sequence[Vector]) -> Report:
         raise DoorError(f"{path}: is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise DoorError(f"{path}: expected an object of id: gradient, got {type(content).__name__}")
-    unknown = set(content) - {v.case.id for v in load()}
+    unknown = sorted(set(content) - {v.case.id for v in load()})
     if unknown:
-        raise DoorError(f"{path}: there is no vector {sorted(unknown)[0]!r}")
+        raise DoorError(f"{path}: there is no vector {unknown[0]!r}")
     missing = Answer(problem="no answer in the file", skipped=True)
-    return judge(
-        [(v, answer_from_json(v, content[v.case.id]) if v.case.id in content else missing) for v in vectors],
-        f"refmeta check {path}",
-    )
+    answers = [answer_from_json(v, content[v.case.id]) if v.case.id in content else missing for v in vectors]
+    return judge(zip(vectors, answers, strict=True), f"refmeta check {path}")
 
 
-# --- A subprocess ---
+# --- A program ---
 
 
 def check_command(command: Sequence[str], vectors: Sequence[Vector], timeout: float = 60) -> Report:
@@ -139,143 +114,159 @@ def check_command(command: Sequence[str], vectors: Sequence[Vector], timeout: fl
     The program is started again after it failed, and whatever it started is killed with it. DoorError: it cannot be
     started, or does not answer "start" as the protocol says.
     """
-    with contextlib.ExitStack() as stack:
-        harness = Harness(command, timeout)
-        stack.callback(harness.kill)
-        harness.start()
-        answers = [(vector, harness.ask(seq, vector)) for seq, vector in enumerate(vectors)]
-        harness.stop()
-    return judge(answers, f"refmeta check -- {' '.join(command)}")
+    answers = zip(vectors, answers_of(command, vectors, timeout), strict=True)
+    return judge(list(answers), f"refmeta check -- {' '.join(command)}")
 
 
-class Harness:
-    """One program behind the door; started when first needed, and again after it was killed."""
+def answers_of(command: Sequence[str], vectors: Sequence[Vector], timeout: float) -> list[Answer]:
+    """The program's answer to each vector, or how it failed there; then another process goes on."""
+    answers: list[Answer] = []
+    while len(answers) < len(vectors) or not answers:
+        try:
+            with started(command, timeout) as program:
+                while len(answers) < len(vectors):
+                    answers.append(program.ask(len(answers), vectors[len(answers)]))
+                program.stop()
+                break
+        except Failed as error:
+            answers.append(Answer(problem=str(error)))
+        except DoorError as error:
+            if not answers:
+                raise
+            answers.append(Answer(problem=f"could not be started again: {error}"))
+    return answers
+
+
+class Failed(Exception):
+    """A program did not answer as the protocol says."""
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], timeout: float) -> Iterator["Program"]:
+    """A program that answered "start"; in the end it is killed with all that it started.
+
+    DoorError: it cannot be started, or does not answer. Failed comes through with the program's last complaint.
+    """
+    try:
+        program = Program(command, timeout)
+    except OSError as error:
+        raise DoorError(f"{command[0]}: cannot be started: {error.strerror}") from error
+    failure: Failed | DoorError | None = None
+    try:
+        program.greet()
+        yield program
+    except (Failed, DoorError) as error:
+        failure = error
+    finally:
+        program.kill()
+    if failure:
+        raise type(failure)(f"{failure}{program.complaint}")
+
+
+class Program:
+    """A process that speaks the protocol. One thread writes and reads, and waits for nothing longer than `timeout`."""
 
     def __init__(self, command: Sequence[str], timeout: float):
-        self.command, self.timeout = list(command), timeout
-        self.process: subprocess.Popen[bytes] | None = None
-        self.lines: queue.Queue[bytes | None] = queue.Queue()
+        pipe, self.name, self.timeout = subprocess.PIPE, command[0], timeout
+        self.process = subprocess.Popen(  # in a session of its own, to be killed with all that it starts
+            list(command), bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        )
+        pipes: Any = self.process.stdin, self.process.stdout, self.process.stderr
+        self.stdin, self.stdout, self.stderr = pipes
+        os.set_blocking(self.stdin.fileno(), False)
+        self.unsent, self.unread, self.errors = bytearray(), bytearray(), bytearray()
+        self.reading = [self.stdout, self.stderr]
 
-    def start(self) -> None:
-        """Start the program and greet it."""
+    def greet(self) -> None:
+        """DoorError unless it answers "start" as the protocol says."""
         try:
-            self.process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # so that it can be killed with all that it starts
+            reply = self.say({"cmd": "start", "version": VERSION})
+            said = (
+                "" if isinstance(reply, dict) and reply.get("version") == VERSION else f"answered {str(reply)[:80]!r}"
             )
-        except OSError as error:
-            raise DoorError(f"{self.command[0]}: cannot be started: {error.strerror}") from error
-        self.lines = queue.Queue(maxsize=4)
-        _aside(_read_lines, self.process.stdout, self.lines)
-        self.errors = bytearray()
-        self.listener = _aside(_keep_last, self.process.stderr, self.errors)
-        reply, problem = self.say({"cmd": "start", "version": VERSION})
-        if problem or not isinstance(reply, dict) or reply.get("version") != VERSION:
-            said = problem or f"answered {str(reply)[:80]!r}"
-            self.kill()
-            raise DoorError(
-                f'{self.command[0]}: {said}; expected {{"version": {VERSION}, …}} to "start"{self.stderr()}'
-            )
+        except Failed as error:
+            said = str(error)
+        if said:
+            raise DoorError(f'{self.name}: {said}; expected {{"version": {VERSION}, …}} to "start"')
 
     def ask(self, seq: int, vector: Vector) -> Answer:
-        """The answer to one vector, or what went wrong."""
-        if self.process is None:
-            try:
-                self.start()
-            except DoorError as error:
-                return Answer(problem=f"could not be started again: {error}")
-        reply, problem = self.say({"cmd": "run", "seq": seq, "case": case_to_json(vector.case)})
-        if not problem and (not isinstance(reply, dict) or reply.get("seq") != seq):
-            got = reply.get("seq") if isinstance(reply, dict) else reply
-            problem = f"answered out of turn: expected seq {seq}, got {str(got)[:40]!r}"
-        if problem:
-            self.kill()
-            return Answer(problem=problem + self.stderr())
+        """The answer to one vector. Failed: there is none."""
+        reply = self.say({"cmd": "run", "seq": seq, "case": vector.case.to_json()})
+        got = reply.get("seq") if isinstance(reply, dict) else reply
+        if not isinstance(reply, dict) or got != seq:
+            raise Failed(f"answered out of turn: expected seq {seq}, got {str(got)[:40]!r}")
         if "skipped" in reply:
             return Answer(problem=str(reply["skipped"])[:200], skipped=True)
         if "errored" in reply:
             return Answer(problem=f"says it failed: {str(reply['errored'])[:200]}")
         return answer_from_json(vector, reply)
 
-    def say(self, message: dict[str, Any]) -> tuple[Any, str]:
-        """One line out, one line back: (what it says, "") or (None, what went wrong)."""
-        assert self.process and self.process.stdin
-        _aside(_write, self.process.stdin, json.dumps(message).encode() + b"\n")
+    def say(self, message: dict[str, Any]) -> Any:
+        """One line out, one line back, decoded. Failed: what came instead."""
+        self.unsent += json.dumps(message).encode() + b"\n"
+        line = self.line()
         try:
-            line = self.lines.get(timeout=self.timeout)
-        except queue.Empty:
-            return None, f"gave no answer within {self.timeout:g} seconds"
-        if line is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1)
-            return None, f"ended with exit code {self.process.poll()} before it answered"
-        if not line.endswith(b"\n"):
-            return None, "answered with a line that is cut off, or is longer than 16 MiB"
-        try:
-            return json.loads(line), ""
+            return json.loads(line)
         except (ValueError, RecursionError):
-            return None, f"answered with a line that is no JSON: {line[:60]!r}"
+            raise Failed(f"answered with a line that is no JSON: {line[:60]!r}") from None
+
+    def line(self) -> bytes:
+        """The next line. Failed: it does not come in time, or at all, or without an end."""
+        end = time.monotonic() + self.timeout
+        while b"\n" not in self.unread:
+            ended = self.stdout not in self.reading
+            if len(self.unread) > LONGEST or (ended and self.unread):
+                raise Failed("answered with a line that is cut off, or is longer than 16 MiB")
+            if ended:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(1)
+                raise Failed(f"ended with exit code {self.process.poll()} before it answered")
+            left = end - time.monotonic()
+            if left <= 0 or not self.exchange(left):
+                raise Failed(f"gave no answer within {self.timeout:g} seconds")
+        length = self.unread.index(b"\n") + 1
+        line = bytes(self.unread[:length])
+        del self.unread[:length]
+        return line
+
+    def exchange(self, seconds: float) -> bool:
+        """Write and read once, as soon as something can be. False: nothing could for so many seconds."""
+        writing = [self.stdin] if self.unsent else []
+        readable, writable, _ = select.select(self.reading, writing, [], seconds)
+        for pipe in readable:
+            data = os.read(pipe.fileno(), CHUNK)
+            if not data:
+                self.reading.remove(pipe)
+            elif pipe is self.stdout:
+                self.unread += data
+            else:
+                self.errors = (self.errors + data)[-2000:]
+        if writable:
+            try:
+                del self.unsent[: os.write(self.stdin.fileno(), self.unsent)]
+            except OSError:  # it reads no more: what it says, if anything, comes out of stdout
+                self.unsent.clear()
+        return bool(readable or writable)
 
     def stop(self) -> None:
-        """Ask it to end; a second later it is killed all the same."""
-        if self.process and self.process.stdin:
-            _aside(_write, self.process.stdin, b'{"cmd": "stop"}\n')
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1)
+        """Ask it to end, and give it a second."""
+        self.unsent += b'{"cmd": "stop"}\n'
+        self.exchange(0)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)
 
     def kill(self) -> None:
         """End the program and everything that it started."""
-        if self.process is None:
-            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.listener.join(1)
-        # stdout and stderr are their readers' to close: a child that got away may hold them open while it lives.
-        assert self.process.stdin
-        _aside(self.process.stdin.close)
-        self.process = None
+        self.unsent.clear()
+        self.exchange(0)  # for its last complaints; a child that got away may hold the pipes open while it lives
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            pipe.close()
 
-    def stderr(self) -> str:
+    @property
+    def complaint(self) -> str:
         """The last line it wrote to its standard error."""
         lines = self.errors.decode(errors="replace").strip().splitlines()
         return f" (stderr: {lines[-1][:160]})" if lines else ""
-
-
-def _aside(work: Callable[..., None], *arguments: Any) -> threading.Thread:
-    """Begin what a program that neither reads nor ends could block for ever."""
-
-    def quietly() -> None:
-        with contextlib.suppress(OSError, ValueError):  # the pipe is broken, or closed already
-            work(*arguments)
-
-    thread = threading.Thread(target=quietly, daemon=True)
-    thread.start()
-    return thread
-
-
-def _keep_last(pipe: IO[bytes], last: bytearray) -> None:
-    """Read to the end, for a full pipe would block the program, and keep the last 2,000 bytes."""
-    with pipe:
-        while more := os.read(pipe.fileno(), 1 << 16):
-            last += more
-            del last[:-2000]
-
-
-def _read_lines(pipe: IO[bytes], lines: "queue.Queue[bytes | None]") -> None:
-    """Whole lines; one that is cut off or too long is the last, as is one more than a queue of unread ones takes."""
-    with contextlib.suppress(OSError, ValueError, queue.Full), pipe:
-        while line := pipe.readline(LONGEST):
-            lines.put_nowait(line)
-            if not line.endswith(b"\n"):
-                break
-    with contextlib.suppress(queue.Full):
-        lines.put_nowait(None)
-
-
-def _write(pipe: IO[bytes], data: bytes) -> None:
-    pipe.write(data)
-    pipe.flush()

@@ -19,10 +19,9 @@ import numpy as np
 
 from refmeta import adjoint, algorithms
 from refmeta.conformance import derivation, rules
-from refmeta.conformance.attribution import convention, settings_of
 from refmeta.conformance.cases import FOLDER, FORMAT, FORMAT_VERSION, Case
 from refmeta.conformance.rules import Setting
-from refmeta.conformance.suspects import SUSPECTS, with_mistakes
+from refmeta.conformance.mistakes import MISTAKES, with_mistakes
 from refmeta.fast import stacked
 from refmeta.models import MLP
 from refmeta.trees import Theta, add
@@ -47,21 +46,14 @@ NOTES = {
 # --- The settings of a case, in any arithmetic ---
 
 
+def in_kind(case: Case, kind: Callable[[Any], Any]) -> Case:
+    """The case with its numbers of one kind."""
+    return replace(case.each(lambda a: derivation.in_arithmetic(kind, a)), alpha=kind(case.alpha))
+
+
 def settings(case: Case, kind: Callable[[Any], Any]) -> list[Setting]:
     """One Setting for each task, its numbers of one kind."""
-
-    def batch(b: Any) -> Any:
-        return b and tuple(derivation.in_arithmetic(kind, part) for part in b)
-
-    tasks = [([batch(b) for b in supports], batch(query)) for supports, query in case.tasks]
-    theta = [derivation.in_arithmetic(kind, leaf) for leaf in case.theta]
-    return settings_of(replace(case, theta=theta, tasks=tasks, alpha=kind(case.alpha)))
-
-
-def combine(case: Case, per_task: list[Any]) -> Any:
-    """The sum or the mean over the tasks, as the case declares."""
-    total = add(per_task)
-    return [leaf / len(per_task) for leaf in total] if case.conventions["tasks"] == "mean" else total
+    return in_kind(case, kind).settings
 
 
 # --- Arithmetic that proves that nothing is ever rounded ---
@@ -121,10 +113,10 @@ def _bounded(value: Any) -> Bounded:
 def is_exact(case: Case) -> bool:
     """Whether every value on the way to the gradient is exact in float32, in any order of summation."""
     try:
-        per_task = rules.answers(derivation.tools(case), settings(case, Bounded))
-        combine(case, per_task)
+        per_task = rules.gradients(derivation.derivatives(case), settings(case, Bounded))
+        in_kind(case, Bounded).combine(per_task)
         for s in settings(case, Bounded):
-            rules.adjoints(derivation.tools(case), s) if case.algorithm in ("maml", "anil") else None
+            rules.adjoints(derivation.derivatives(case), s) if case.algorithm in ("maml", "anil") else None
     except OverflowError:
         return False
     return True
@@ -139,13 +131,10 @@ def vector(case: Case, exact: bool, difficulty: str) -> dict[str, Any] | None:
         return None
     kind: Any = Fraction if exact else Decimal
     derivation.fifty_digits()
-    tools, ways = derivation.tools(case), settings(case, kind)
-    gradients = rules.answers(tools, ways)
-    scales: list[Any] = [
-        kind(c.numerator) / kind(c.denominator) for c in (convention(case, len(s.supports)) for s in ways)
-    ]
-    per_task = [[leaf * c for leaf in g] for g, c in zip(gradients, scales, strict=True)]
-    gradient = combine(case, per_task)
+    tools, same = derivation.derivatives(case), in_kind(case, kind)
+    ways = same.settings
+    gradients = rules.gradients(tools, ways)
+    per_task, gradient = same.scaled(gradients), same.combine(gradients)
     tolerance, scale = ({"float32": 0.0, "float64": 0.0}, [1.0] * len(gradient))
     if not exact:
         scale = _scale(case, tools, ways)
@@ -155,11 +144,11 @@ def vector(case: Case, exact: bool, difficulty: str) -> dict[str, Any] | None:
     _agree(case, gradient, tolerance["float64"], scale)
     limit = EXACT_SEPARATION if exact else SEPARATION * tolerance["float32"]
     suspects, mute = [], False
-    for name in SUSPECTS:
-        changed = rules.answers(tools, with_mistakes([name], ways))
-        wrong = [[leaf * c for leaf in g] for g, c in zip(changed, scales, strict=True)]
-        distance = _distance(combine(case, wrong), gradient, scale)
+    for name in MISTAKES:
+        changed = rules.gradients(tools, with_mistakes([name], ways))
+        distance = _distance(same.combine(changed), gradient, scale)
         if distance > limit:
+            wrong = same.scaled(changed)
             suspects.append({"id": name, "tasks": [[_float32(leaf) for leaf in tree] for tree in wrong]})
         elif distance > max(tolerance["float32"], 1e-12):
             mute = True  # neither the same nor clearly different
@@ -171,19 +160,8 @@ def vector(case: Case, exact: bool, difficulty: str) -> dict[str, Any] | None:
         "algorithm": case.algorithm,
         "flags": case.flags,
         "difficulty": difficulty,
-        "model": case.model,
-        "loss": case.loss,
+        **case.to_json(lambda a: _array(a, write)),
         "alpha": _number(case.alpha, exact),
-        "head": case.head,
-        "conventions": case.conventions,
-        "theta": [
-            {"name": name, "shape": list(leaf.shape), "data": write(leaf)}
-            for name, leaf in zip(case.names, case.theta, strict=True)
-        ],
-        "tasks": [
-            {"supports": [_batch(b, write) for b in supports], "query": query and _batch(query, write)}
-            for supports, query in case.tasks
-        ],
         "expected": {
             "gradient": [write(leaf) for leaf in gradient],
             "tasks": [
@@ -216,10 +194,10 @@ def _scale(case: Case, tools: Any, ways: list[Setting]) -> list[float]:
     """Of each array the size of what is summed, so that cancellation does not make a tolerance too small."""
     sums = np.zeros(len(case.theta))
     for s in ways:
-        c = float(convention(case, len(s.supports)))
+        c = float(case.factor(s.supports))
         terms = [s.rule(tools, s)] + ([rules.fomaml(tools, s)] if s.rule is rules.maml else [])
         sums += c * np.max([[_norm(leaf) for leaf in tree] for tree in terms], axis=0)
-    return list(sums / (len(ways) if case.conventions["tasks"] == "mean" else 1))
+    return list(sums / case.divisor)
 
 
 def _tolerance(case: Case, gradient: Theta, scale: list[float], dtype: str) -> float:
@@ -228,10 +206,9 @@ def _tolerance(case: Case, gradient: Theta, scale: list[float], dtype: str) -> f
     random, worst = Random(case.id), UNIT[dtype]
     for _ in range(32):
         ways = [_shuffled(s, random) for s in settings(case, kind)]
-        scales = [kind(float(convention(case, len(s.supports)))) for s in ways]
-        pairs = list(zip(rules.answers(derivation.tools(case), ways), scales, strict=True))
-        random.shuffle(pairs)
-        worst = max(worst, _distance(combine(case, [[leaf * c for leaf in g] for g, c in pairs]), gradient, scale))
+        per_task = in_kind(case, kind).scaled(rules.gradients(derivation.derivatives(case), ways))
+        random.shuffle(per_task)
+        worst = max(worst, _distance([leaf / case.divisor for leaf in add(per_task)], gradient, scale))
     return float(2.0 ** np.ceil(np.log2(8 * worst)))
 
 
@@ -254,14 +231,8 @@ def _agree(case: Case, gradient: Theta, tolerance: float, scale: list[float]) ->
     for dtype in UNIT if tolerance == 0 else ("float64",):
         cast = case.astype(dtype)
         for function in (f for d in derivations for f in (d, stacked(d))):
-            per_task = [
-                [
-                    leaf * float(convention(case, len(task[0])))
-                    for leaf in function(cast.loss_fn, cast.theta, [task], case.alpha, **options)
-                ]
-                for task in cast.tasks
-            ]
-            distance = _distance(combine(case, per_task), gradient, scale)
+            per_task = [function(cast.loss_fn, cast.theta, [task], case.alpha, **options) for task in cast.tasks]
+            distance = _distance(cast.combine(per_task), gradient, scale)
             if distance > tolerance:
                 raise AssertionError(f"{case.id}: {function} in {dtype} is off by {distance}")
 
@@ -302,10 +273,6 @@ def _number(value: float, exact: bool) -> Any:
     if not exact:
         return _short(float(value))
     return int(value) if value == int(value) else value
-
-
-def _batch(b: Any, write: Callable[[Any], list[Any]]) -> dict[str, Any]:
-    return {"x": _array(b[0], write), "y": _array(b[1], write)}
 
 
 def _array(a: Any, write: Callable[[Any], list[Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One task's gradient by explicit rules, from a loss's derivatives alone.
 
 The rules never call the specification: they are a further derivation of the same gradients, on any arrays that add
-and multiply (floats, rationals, 50-digit decimals), and the ground on which `suspects` makes its mistakes.
+and multiply (floats, rationals, 50-digit decimals), and the ground on which `mistakes` makes its changes.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,17 +12,17 @@ import numpy as np
 from refmeta.trees import Batch, Supports, Theta, axpy
 
 
-class Tools(NamedTuple):
-    """The derivatives of a loss L: grad(φ, B) = ∇L(φ; B) and hvp(φ, B, v) = ∇²L(φ; B) v."""
+class Derivatives(NamedTuple):
+    """Of a loss L: grad(φ, B) = ∇L(φ; B) and hvp(φ, B, v) = ∇²L(φ; B) v."""
 
     grad: Callable[[Theta, Batch], Theta]
     hvp: Callable[[Theta, Batch, Theta], Theta]
 
 
 class Setting(NamedTuple):
-    """All that determines one task's gradient. A suspect is a change of one thing in it."""
+    """All that determines one task's gradient. A mistake is a change of one thing in it."""
 
-    rule: Callable[[Tools, "Setting"], Theta]
+    rule: Callable[[Derivatives, "Setting"], Theta]
     theta: Theta
     supports: Supports
     query: Batch
@@ -33,29 +33,29 @@ class Setting(NamedTuple):
     leaks: bool = False  # the next task starts where this one ended
 
 
-def answers(tools: Tools, settings: Sequence[Setting]) -> list[Theta]:
+def gradients(d: Derivatives, settings: Sequence[Setting]) -> list[Theta]:
     """The gradient of every task by its own rule."""
-    gradients, start = [], None
+    found, start = [], None
     for s in settings:
         if s.leaks and start is not None:
             s = s._replace(theta=start)
-        gradients.append(s.rule(tools, s))
-        start = path(tools, s)[-1] if s.leaks else None
-    return gradients
+        found.append(s.rule(d, s))
+        start = path(d, s)[-1] if s.leaks else None
+    return found
 
 
-def path(tools: Tools, s: Setting) -> list[Theta]:
-    """φ_0 … φ_K: φ ← φ − α P ∇L(φ; S), P zero on what does not move."""
+def path(d: Derivatives, s: Setting) -> list[Theta]:
+    """φ_0 … φ_K: φ ← φ − α P ∇L(φ; S), P zero on the arrays that do not move."""
     phis = [s.theta]
     for support in s.supports:
-        phis.append(axpy(-s.alpha, kept(tools.grad(phis[-1], support), s.moves), phis[-1]))
+        phis.append(axpy(-s.alpha, kept(d.grad(phis[-1], support), s.moves), phis[-1]))
     return phis
 
 
-def pull(tools: Tools, s: Setting, v: Theta, points: Sequence[tuple[Theta, Batch]]) -> Theta:
+def pull_back(d: Derivatives, s: Setting, v: Theta, points: Sequence[tuple[Theta, Batch]]) -> Theta:
     """v ← (I − α ∇²L(φ; S) P) v for every point (φ, S), the last first."""
     for phi, support in reversed(points):
-        v = axpy(-s.alpha, tools.hvp(phi, support, kept(v, s.moves)), v)
+        v = axpy(-s.alpha, d.hvp(phi, support, kept(v, s.moves)), v)
     return v
 
 
@@ -64,38 +64,49 @@ def kept(v: Theta, moves: Sequence[bool]) -> Theta:
     return [leaf if move else 0 * leaf for leaf, move in zip(v, moves, strict=True)]
 
 
-def points(tools: Tools, s: Setting) -> list[tuple[Theta, Batch]]:
+def moves(arrays: int, head: int | None) -> tuple[bool, ...]:
+    """Which of θ's arrays adapt: the last `head`, or all."""
+    return tuple(head is None or i >= arrays - head for i in range(arrays))
+
+
+def points(d: Derivatives, s: Setting) -> list[tuple[Theta, Batch]]:
     """(φ_0, S_0) … (φ_{K−1}, S_{K−1}): where the inner gradients are taken."""
-    return list(zip(path(tools, s), s.supports, strict=False))
+    return list(zip(path(d, s), s.supports, strict=False))
 
 
-def maml(tools: Tools, s: Setting) -> Theta:
-    return pull(tools, s, fomaml(tools, s), points(tools, s))
+def maml(d: Derivatives, s: Setting) -> Theta:
+    return pull_back(d, s, fomaml(d, s), points(d, s))
 
 
-def fomaml(tools: Tools, s: Setting) -> Theta:
-    return tools.grad(path(tools, s)[-1], s.query)
+def fomaml(d: Derivatives, s: Setting) -> Theta:
+    return d.grad(path(d, s)[-1], s.query)
 
 
-def reptile(tools: Tools, s: Setting) -> Theta:
-    return axpy(-1, path(tools, s)[-1], s.theta)
+def reptile(d: Derivatives, s: Setting) -> Theta:
+    return axpy(-1, path(d, s)[-1], s.theta)
 
 
-def joint(tools: Tools, s: Setting) -> Theta:
-    return tools.grad(s.theta, s.query)
+def joint(d: Derivatives, s: Setting) -> Theta:
+    return d.grad(s.theta, s.query)
 
 
 RULES = {"maml": maml, "fomaml": fomaml, "anil": maml, "reptile": reptile, "joint": joint}
 
 
-def adjoints(tools: Tools, s: Setting) -> list[Theta]:
+def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
     """v_0 … v_K: the gradient of the query loss with respect to φ_0 … φ_K."""
-    vs = [fomaml(tools, s)]
-    for point in reversed(points(tools, s)):
-        vs.insert(0, pull(tools, s, vs[0], [point]))
+    vs = [fomaml(d, s)]
+    for point in reversed(points(d, s)):
+        vs.insert(0, pull_back(d, s, vs[0], [point]))
     return vs
 
 
 def flat(theta: Theta) -> np.ndarray:
     """All arrays as one float64 vector."""
     return np.concatenate([np.ravel(np.asarray(leaf, float)) for leaf in theta])
+
+
+def unflat(t: np.ndarray, like: Theta) -> Theta:
+    """The vector's numbers as arrays of these shapes."""
+    parts = np.split(t, np.cumsum([leaf.size for leaf in like])[:-1])
+    return [part.reshape(leaf.shape) for part, leaf in zip(parts, like, strict=True)]

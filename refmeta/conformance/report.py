@@ -1,0 +1,171 @@
+"""What a check found, and all the words for it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from textwrap import wrap
+from typing import Any, NamedTuple
+
+from refmeta.conformance.explain import ZERO, Explanation, Factor, Pattern
+from refmeta.conformance.mistakes import MISTAKES
+
+INDENT = " " * 9
+LISTED = 4  # wrong vectors listed for each algorithm
+
+
+class Row(NamedTuple):
+    """One vector's outcome. status: pass, fail (a wrong answer), error (no answer), skip (declined)."""
+
+    id: str
+    algorithm: str
+    tier: str
+    status: str
+    digits: float
+    message: str
+
+
+class Verdict(NamedTuple):
+    """What is wrong with one algorithm.
+
+    kind, of a check: none, pass, wiring, form, error, precision, convention, bug, unexplained; of an audit also grad,
+    imprecise.
+    """
+
+    algorithm: str
+    kind: str
+    text: str
+    explanations: tuple[Explanation, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a check: `passed`, `rows`, `verdicts`; str() for people, `json()` for machines."""
+
+    rows: list[Row]
+    verdicts: list[Verdict]
+    title: str = "refmeta check"
+    passed: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        statuses = {row.status for row in self.rows}
+        object.__setattr__(self, "passed", "pass" in statuses and statuses <= {"pass", "skip"})
+
+    def __str__(self) -> str:
+        lines = [f"{self.title}: {'passed' if self.passed else 'FAILED'}", ""]
+        for verdict in self.verdicts:
+            lines += _lines(verdict, [row for row in self.rows if row.algorithm == verdict.algorithm])
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        """The report as JSON text."""
+        verdicts = [{**v._asdict(), "explanations": [_json(e) for e in v.explanations]} for v in self.verdicts]
+        content = {"passed": self.passed, "verdicts": verdicts, "rows": [row._asdict() for row in self.rows]}
+        return json.dumps(content, indent=1, ensure_ascii=False)
+
+    def raise_on_failure(self) -> None:
+        """AssertionError with the whole report unless it passed."""
+        if not self.passed:
+            raise AssertionError(str(self))
+
+
+def _lines(verdict: Verdict, rows: list[Row]) -> list[str]:
+    """A verdict, then the first of the rows that are wrong."""
+    right, skipped = (sum(row.status == status for row in rows) for status in ("pass", "skip"))
+    note = f", {skipped} skipped" if skipped else ""
+    text = f"{verdict.algorithm:<8} {right} of {len(rows) - skipped} right{note}: {verdict.text}"
+    lines = []
+    for i, line in enumerate(text.splitlines()):
+        indents = {"initial_indent": INDENT * (i > 0), "subsequent_indent": INDENT + "  "}
+        lines += wrap(line.strip(), 110, break_on_hyphens=False, **indents)
+    bad = [row for row in rows if row.status in ("fail", "error")]
+    lines += [f"{INDENT}{row.id}: {row.message}" for row in bad[:LISTED]]
+    return lines + [f"{INDENT}… and {len(bad) - LISTED} more"] * (len(bad) > LISTED)
+
+
+def _json(e: Explanation) -> dict[str, Any]:
+    return {"suspects": list(e.suspects), "tasks": pattern(e.tasks), "scale": str(e.scale)}
+
+
+# --- One row ---
+
+Shapes = Sequence[tuple[int, ...]]
+
+
+def form(names: Sequence[str], got: Shapes, expected: Shapes) -> str:
+    """What is wrong with the shapes of a gradient, which are not those expected."""
+    if got == [shape[::-1] for shape in expected]:
+        return "every array is transposed: W has shape (in, out), layer = x @ W + b"
+    if sorted(got) == sorted(expected):
+        return f"the arrays are in another order: expected {', '.join(names)}"
+    if [prod(shape) for shape in got] == [sum(map(prod, expected))]:
+        return f"one flat array: expected {len(expected)} arrays, {', '.join(names)}"
+    if len(got) != len(expected):
+        missing = f"; missing {', '.join(names[len(got) :])}" * (len(got) < len(expected))
+        return f"{len(got)} arrays, expected {len(expected)}: {', '.join(names)}{missing}"
+    i = [a == b for a, b in zip(got, expected, strict=True)].index(False)
+    return f"{names[i]} has shape {got[i]}, expected {expected[i]}"
+
+
+def comparison(names: Sequence[str], digits: Sequence[float], cosine: float | None, ratio: float | None) -> str:
+    """How a wrong gradient differs from the right one."""
+    parts = ", ".join(f"{name} {many:.1f}" for name, many in zip(names, digits, strict=True))
+    angle = "" if cosine is None else f"cosine {cosine:.3f}, "
+    return angle + ("" if ratio is None else f"{ratio:.3g} times as long, ") + f"correct digits: {parts}"
+
+
+# --- One verdict ---
+
+WIRING = (
+    "the harness is not wired up: its simplest case, {row.id}, fails ({row.message}). It passes whatever the inner loop "
+    "does, so look at how the case is read and the gradient returned; nothing else is judged."
+)
+SINGLE = "right in float32, but float64 was asked for: something on the way is float32."
+ROUNDABOUT = (
+    "right but for the last bits, on vectors where no step need be rounded: something is computed in a roundabout way, "
+    "such as a mean that is multiplied up to a sum."
+)
+UNEXPLAINED = "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made."
+ZEROS = (
+    "every gradient is zero: it went to a copy (B13, B14). PyTorch: deepcopy, load_state_dict and .data cut θ off; "
+    "higher: copy_initial_weights=False. JAX, TensorFlow: the gradient is taken in other variables than θ."
+)
+OVERWRITTEN = "Cause: a loss or gradient is overwritten, or cleared, inside the loop over tasks."
+CONVENTION = "all else is right, but {}: a convention, not a mistake; the vectors state theirs in case.conventions"
+LOST = {
+    "last": "only the last task counts (B4, B5)",
+    "first": "only the first task counts (B4, B5)",
+    "all but the last": "all but the last task count (B4, B5)",
+    "all but the first": "all but the first task count (B4, B5)",
+}
+INSIDE = {
+    "phi": "φ_{k} is the first wrong value: look at inner step {k}",
+    "inner_gradient": "φ_{k} is right and the inner gradient at it is the first wrong value",
+    "adjoint": "all φ are right; of ∂L_Q/∂φ_k the last, φ_{k}, is the first wrong value of the way back",
+}
+
+
+def describe(found: Sequence[Explanation]) -> str:
+    """The first explanation in words: what, where it is lost, what to change, where it happened before."""
+    e = found[0]
+    if e == ZERO:
+        return ZEROS
+    mistakes = [MISTAKES[name] for name in e.suspects]
+    parts = [mistake.title for mistake in mistakes]
+    if e.tasks != "all":
+        parts.append(LOST[e.tasks] if isinstance(e.tasks, str) else f"the tasks are {pattern(e.tasks)}")
+    if e.scale != Factor():
+        factor = f"the result is multiplied by {e.scale}"
+        parts.append(CONVENTION.format(factor) if e.convention else factor)
+    lines = ["; ".join(parts) + "."] + [OVERWRITTEN] * (not mistakes and e.tasks != "all")
+    for m in mistakes:
+        lines += [f"Cause: {m.cause}.", f"Seen in: {m.seen}." + f" Ledger: {m.ledger}." * bool(m.ledger)]
+    others = [" and ".join(MISTAKES[name].title for name in o.suspects) or pattern(o.tasks) for o in found[1:3]]
+    if others:
+        lines.append(f"The vectors that were answered cannot tell it from: {'; or '.join(dict.fromkeys(others))}.")
+    return "\n".join(lines)
+
+
+def pattern(tasks: Pattern) -> str:
+    """The tasks that count, in a word or by their weights."""
+    return tasks if isinstance(tasks, str) else f"weighted {', '.join(f'{w:.3g}' for w in tasks)}"
