@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal, getcontext
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -122,10 +123,13 @@ def tanh(v: Any) -> Any:
     if isinstance(v, Dual):
         t = tanh(v.a)
         return Dual(t, (1 - t * t) * v.b)
-    if isinstance(v, Decimal):
-        e = (-2 * abs(v)).exp()
-        return ((1 - e) / (1 + e)).copy_sign(v)
-    return type(v)(math.tanh(v))
+    return _decimal_tanh(v) if isinstance(v, Decimal) else type(v)(math.tanh(v))
+
+
+@lru_cache(2**14)  # most mistakes follow the right path for a while
+def _decimal_tanh(v: Decimal) -> Decimal:
+    e = (-2 * abs(v)).exp()
+    return ((1 - e) / (1 + e)).copy_sign(v)
 
 
 def in_kind(case: Case, kind: Callable[[Any], Any]) -> Case:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
+from operator import is_
 from random import Random
 from typing import Any, NamedTuple
 
@@ -153,9 +154,12 @@ def assert_agreement(case: Case, answers: Answers) -> None:
 
 def mistakes_told(same: Case, answers: Answers) -> dict[str, list[Theta]] | None:
     """Of every mistake that is far from the truth each task's gradient; None if one is neither far nor the same."""
-    told, tolerance = {}, answers.tolerance["float32"]
+    told, tolerance, settings = {}, answers.tolerance["float32"], same.settings
     for name in MISTAKES:
-        wrong = rules.gradients(derivatives(same), with_mistakes([name], same.settings))
+        changed = with_mistakes([name], settings)
+        if all(map(is_, changed, settings)):
+            continue  # it cannot be made here
+        wrong = rules.gradients(derivatives(same), changed)
         off = distance(same.combine(wrong), answers.gradient, answers.scale)
         if off > (SEPARATION * tolerance or EXACT_SEPARATION):
             told[name] = same.scaled(wrong)
