@@ -10,7 +10,7 @@ from refmeta.conformance.check import correct_digits, read_array
 from refmeta.conformance.explain import ZERO, Explanation, Factor, factors, matches, simplest, telling
 from refmeta.conformance.mistakes import MISTAKES, with_mistakes
 from refmeta.conformance.report import Report, Row, Verdict, describe
-from refmeta.conformance.rules import RULES, Derivatives, Setting, flat, gradients, moves
+from refmeta.conformance.rules import RULES, Derivatives, Setting, flat, gradients, moves, reptile
 from refmeta.trees import Batch, Loss, Tasks, Theta, axpy, dot
 
 AGREES = 1e-2  # a gradient that is right meets a difference quotient closer than this at some step, in float32 too
@@ -41,24 +41,19 @@ def audit(
         raise ValueError(f"algorithm: expected one of {', '.join(RULES)}; got {algorithm!r}")
     theta, alpha = check_theta(theta), check_alpha(alpha)
     tasks = check_tasks(tasks, queries_needed=algorithm != "reptile")
-    adapting = moves(len(theta), (2 if head is None else head) if algorithm == "anil" else None)
     some = tasks[0][0][0] if tasks[0][0] else tasks[0][1]
     single = any(read_array(leaf).dtype.itemsize < 8 for leaf in grad(theta, some))
-    own = _remember(lambda phi, batch: _arrays(grad(_like(phi, theta), batch), theta, "grad"))
-    given = hvp and (lambda phi, batch, v: _arrays(hvp(_like(phi, theta), batch, _like(v, theta)), theta, "hvp"))
-    finding = _against_loss(loss, own, theta, some)
-    if not finding:
-        settings = [_setting(algorithm, theta, *task, alpha, adapting) for task in tasks]
-        fine, coarse = (Derivatives(own, given or _differences(own, h * (3e-2 if single else 3e-5))) for h in (1, 2))
-        network = Network(fine, coarse, settings, factors(len(tasks), alpha, len(tasks[0][0]), algorithm))
-        rounding = (1e-5, float(np.finfo(np.float32).eps)) if single else (1e-10, float(np.finfo(float).eps))
-        # A displacement θ − φ keeps the rounding of θ, however short it is.
-        kept = 4 * rounding[1] * (algorithm == "reptile") * float(np.linalg.norm(flat(theta)))
-        got = flat(_arrays(meta_gradient(theta, tasks, alpha), theta, "meta_gradient"))
-        finding = _judge(network, got, rounding[0], kept)
-    row = Row("your network", algorithm, "audit", "pass" if finding.kind == "pass" else "fail", finding.digits, "")
-    row = row._replace(message=f"{finding.digits:.1f} correct digits")
-    return Report([row], [Verdict(algorithm, finding.kind, finding.text, tuple(finding.found))], "refmeta audit")
+    own = _remember(_own("grad", grad, theta))
+    products = [_own("hvp", hvp, theta)] * 2 if hvp else [_differences(own, h, single) for h in (1, 2)]
+    settings = _settings(algorithm, theta, tasks, alpha, head)
+    known = factors(len(tasks), alpha, len(tasks[0][0]), algorithm)
+    network = Network([Derivatives(own, product) for product in products], settings, known, single)
+    kind, text, digits, found = _against_loss(loss, own, theta, some) or _judge(
+        network, flat(_arrays("meta_gradient", meta_gradient(theta, tasks, alpha), theta))
+    )
+    status, message = "pass" if kind == "pass" else "fail", f"{digits:.1f} correct digits"
+    row = Row("your network", algorithm, "audit", status, digits, message)
+    return Report([row], [Verdict(algorithm, kind, text, tuple(found))], "refmeta audit")
 
 
 class Finding(NamedTuple):
@@ -73,23 +68,30 @@ class Finding(NamedTuple):
 class Network(NamedTuple):
     """What is rebuilt of the caller's network: its derivatives, by differences of two step sizes, and its tasks."""
 
-    fine: Derivatives
-    coarse: Derivatives
+    derivatives: list[Derivatives]
     settings: list[Setting]
-    known: dict[Factor, float]
+    factors: dict[Factor, float]
+    single: bool
 
     def per_task(self, *mistakes: str) -> tuple[np.ndarray, float]:
         """The gradient of every task with these mistakes in it, and how far their sum may be off."""
         settings = with_mistakes(mistakes, self.settings)
-        fine, coarse = (np.array([flat(g) for g in gradients(d, settings)]) for d in (self.fine, self.coarse))
+        fine, coarse = (np.array([flat(g) for g in gradients(d, settings)]) for d in self.derivatives)
         return fine, 4 * float(np.linalg.norm((fine - coarse).sum(0)))
 
+    def rounding(self, size: float) -> float:
+        """What a gradient of this size may be off by in its own arithmetic, relative to the size."""
+        found, eps = (1e-5, np.finfo(np.float32).eps) if self.single else (1e-10, np.finfo(float).eps)
+        start, *_ = self.settings
+        # A displacement θ − φ keeps the rounding of θ, however short it is.
+        return found + 4 * float(eps) * (start.rule is reptile) * float(np.linalg.norm(flat(start.theta))) / size
 
-def _judge(network: Network, got: np.ndarray, rounding: float, kept: float) -> Finding:
-    """The verdict on a meta-gradient. rounding: relative to the gradient's size; kept: absolute."""
+
+def _judge(network: Network, got: np.ndarray) -> Finding:
+    """The verdict on a meta-gradient."""
     truth, off = network.per_task()
     size = max(_size(truth, truth.sum(0)), 1e-300)
-    precision = max(rounding + kept / size, off / size)
+    precision = max(network.rounding(size), off / size)
     known = f"This verdict is precise to {precision:.0e} of the gradient's size."
     if precision > COARSEST:
         return Finding("imprecise", f"no verdict: {known} Give `hvp`, or compute in float64.")
@@ -100,10 +102,10 @@ def _judge(network: Network, got: np.ndarray, rounding: float, kept: float) -> F
     if error <= precision:
         return Finding("pass", f"pass; {digits:.1f} digits. {known}", digits)
     found = _explain(network, got, truth, precision)
-    if not found:
-        text = f"wrong ({digits:.1f} digits), and no known mistake explains it; no guess is made. {known}"
-        return Finding("unexplained", text, digits)
-    return Finding("convention" if found[0].convention else "bug", f"{describe(found)}\n{known}", digits, found)
+    if found:
+        return Finding("convention" if found[0].convention else "bug", f"{describe(found)}\n{known}", digits, found)
+    text = f"wrong ({digits:.1f} digits), and no known mistake explains it; no guess is made. {known}"
+    return Finding("unexplained", text, digits)
 
 
 def _explain(network: Network, got: np.ndarray, truth: np.ndarray, precision: float) -> list[Explanation]:
@@ -115,7 +117,7 @@ def _explain(network: Network, got: np.ndarray, truth: np.ndarray, precision: fl
         trees, off = network.per_task(*mistakes)
         limit = 3 * max(precision * _size(trees, got), off)
         if not mistakes or np.linalg.norm((trees - truth).sum(0)) > 10 * limit:
-            found |= {Explanation(mistakes, *fit) for fit in matches(got, trees, network.known, limit)}
+            found |= {Explanation(mistakes, *fit) for fit in matches(got, trees, network.factors, limit)}
     return simplest(telling(found, got.size))
 
 
@@ -124,16 +126,30 @@ def _size(per_task: np.ndarray, total: np.ndarray) -> float:
     return float(max(np.linalg.norm(total), np.linalg.norm(per_task, axis=1).max()))
 
 
-def _setting(
-    algorithm: str, theta: Theta, supports: Any, query: Any, alpha: float, adapting: tuple[bool, ...]
-) -> Setting:
-    x, y = supports[0] if supports else (np.zeros(0), np.zeros(0))
-    outputs = 1 if y.dtype.kind == "f" and y.shape[1:] == (1,) else None
+def _settings(algorithm: str, theta: Theta, tasks: Tasks, alpha: float, head: int | None) -> list[Setting]:
+    """One Setting for each task, in float64."""
     start = [leaf.astype(float) for leaf in theta]
-    return Setting(RULES[algorithm], start, supports, query, alpha, adapting, len(x) or None, outputs)
+    adapting = moves(len(theta), (2 if head is None else head) if algorithm == "anil" else None)
+
+    def setting(supports: Any, query: Any) -> Setting:
+        x, y = supports[0] if supports else (np.zeros(0), np.zeros(0))
+        outputs = 1 if y.dtype.kind == "f" and y.shape[1:] == (1,) else None
+        return Setting(RULES[algorithm], start, supports, query, alpha, adapting, len(x) or None, outputs)
+
+    return [setting(*task) for task in tasks]
 
 
-def _arrays(tree: Any, theta: Theta, what: str) -> Theta:
+def _own(what: str, function: Callable[..., Theta], theta: Theta) -> Callable[..., Theta]:
+    """A function of the caller's, called with φ and v in the dtypes that θ was given in."""
+
+    def called(phi: Theta, batch: Batch, *v: Theta) -> Theta:
+        phi, *rest = ([leaf.astype(t.dtype) for leaf, t in zip(tree, theta, strict=True)] for tree in (phi, *v))
+        return _arrays(what, function(phi, batch, *rest), theta)
+
+    return called
+
+
+def _arrays(what: str, tree: Any, theta: Theta) -> Theta:
     """The arrays that a function of the caller's returned. ValueError: they are not shaped like θ."""
     leaves = [read_array(leaf) for leaf in tree]
     got, expected = [leaf.shape for leaf in leaves], [leaf.shape for leaf in theta]
@@ -142,12 +158,7 @@ def _arrays(tree: Any, theta: Theta, what: str) -> Theta:
     return [leaf.astype(float) for leaf in leaves]
 
 
-def _like(phi: Theta, theta: Theta) -> Theta:
-    """φ in the dtypes that the caller gave θ in."""
-    return [p.astype(t.dtype) for p, t in zip(phi, theta, strict=True)]
-
-
-def _remember(grad: Callable[[Theta, Batch], Theta]) -> Callable[[Theta, Batch], Theta]:
+def _remember(grad: Callable[..., Theta]) -> Callable[..., Theta]:
     """The same function; what it was asked before it does not compute again, for mistakes share most of their path."""
     known: dict[Any, Theta] = {}
 
@@ -160,8 +171,9 @@ def _remember(grad: Callable[[Theta, Batch], Theta]) -> Callable[[Theta, Batch],
     return remembered
 
 
-def _differences(grad: Callable[[Theta, Batch], Theta], h: float) -> Callable[[Theta, Batch, Theta], Theta]:
-    """∇²L v by central differences of ∇L, a step of length h along v."""
+def _differences(grad: Callable[..., Theta], steps: float, single: bool) -> Callable[..., Theta]:
+    """∇²L v by central differences of ∇L, so many steps along v."""
+    h = steps * (3e-2 if single else 3e-5)
 
     def hvp(phi: Theta, batch: Batch, v: Theta) -> Theta:
         length = float(dot(v, v)) ** 0.5
@@ -187,20 +199,12 @@ def _against_loss(loss: Loss, grad: Callable[[Theta, Batch], Theta], theta: Thet
     worst, where = 0.0, 0
     for i, leaf in enumerate(g):
         # Along the gradient the signal is largest; a random direction sees what the gradient left out.
-        for d in (_unit(leaf), _unit(random.normal(size=leaf.shape))):
+        for d in (leaf, random.normal(size=leaf.shape)):
+            d = d / (np.linalg.norm(d) or 1)
             slope = float(np.sum(leaf * d))
             worst, where = max((worst, where), (min(error(i, d, slope, h) for h in STEPS), i))
-    if worst <= AGREES:
-        return None
-    return Finding(
-        "grad",
-        f"grad is not the gradient of loss: they differ in array {where} by {worst:.0%} at every step size tried; the "
-        "meta-gradient is not judged.",
-    )
-
-
-def _unit(d: Any) -> Any:
-    return d / (np.linalg.norm(d) or 1)
+    differ = f"they differ in array {where} by {worst:.0%} at every step size tried; the meta-gradient is not judged."
+    return Finding("grad", f"grad is not the gradient of loss: {differ}") if worst > AGREES else None
 
 
 def _moved(theta: Theta, i: int, by: Any) -> Theta:

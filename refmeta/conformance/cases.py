@@ -23,11 +23,11 @@ FOLDER = Path(__file__).parent.parent / "vectors"
 FORMAT, FORMAT_VERSION = "refmeta-vectors", 1
 DTYPES = ("float32", "float64")
 PLAIN = ("id", "algorithm", "model", "loss", "alpha", "head", "conventions")  # fields that JSON has as they are
-UNREAD = ("flags", "difficulty", "provenance")  # of a vector: for those who look into the files
-CONVENTIONS = {
-    "tasks": ("sum", "mean"),
-    "examples": ("mean", "sum"),
-    "reptile": ("displacement", "over_alpha", "over_alpha_k"),
+WORDS = {
+    "loss": [{"kind": kind} for kind in ("quadratic", "squared_error", "cross_entropy")],
+    "tasks": ["sum", "mean"],
+    "examples": ["mean", "sum"],
+    "reptile": ["displacement", "over_alpha", "over_alpha_k"],
 }
 
 
@@ -141,19 +141,18 @@ class Case:
 
     @classmethod
     def from_json(cls, content: dict[str, Any], tier: str = "") -> "Case":
-        """The case that `to_json` wrote. ValueError, TypeError, KeyError: it is none."""
-        labels = content["loss"]["kind"] == "cross_entropy"
+        """The case that `to_json` wrote. ValueError, TypeError, LookupError, AttributeError: it is none."""
 
         def batch(b: Any) -> Batch:
             x, y = fields(b, "x", "y")
-            return array(x), array(y, labels)
+            return array(x), array(y, labels=content["loss"]["kind"] == "cross_entropy")
 
         def task(t: Any) -> Any:
             supports, query = fields(t, "supports", "query")
             return [batch(b) for b in supports], None if query is None else batch(query)
 
         return cls(
-            **{name: content[name] for name in PLAIN} | {"alpha": float(finite([content["alpha"]])[0])},
+            **{name: content[name] for name in PLAIN} | {"alpha": finite([content["alpha"]]).item()},
             theta=[array(leaf) for leaf in content["theta"]],
             tasks=[task(t) for t in content["tasks"]],
             names=[str(leaf["name"]) for leaf in content["theta"]],
@@ -204,9 +203,10 @@ class Vector:
 
     @classmethod
     def from_json(cls, v: Any, tier: str) -> "Vector":
-        """A vector as its file has it. ValueError, TypeError, LookupError, AttributeError, OverflowError: it is none."""
-        answers = ("expected", "suspects", "tolerance", "scale")
-        expected, suspects, tolerance, scale, *_ = fields(v, *answers, *PLAIN, "theta", "tasks", *UNREAD)
+        """A vector as its file has it. The exceptions of `Case.from_json`, and OverflowError: it is none."""
+        asked = (*PLAIN, "theta", "tasks", "flags", "difficulty", "provenance")
+        *_, expected, suspects, tolerance, scale = fields(v, *asked, "expected", "suspects", "tolerance", "scale")
+        gradient, tasks = fields(expected, "gradient", "tasks")
         case = Case.from_json(v, tier)
         check_words(case)
 
@@ -216,21 +216,13 @@ class Vector:
 
         def task(t: Any) -> dict[str, Any]:
             fields(t, "gradient", "phi", "inner_gradient", optional=["adjoint"])
-            return {
-                key: tree(value) if key == "gradient" else [tree(each) for each in value] for key, value in t.items()
-            }
+            return {key: tree(value) if key == "gradient" else list(map(tree, value)) for key, value in t.items()}
 
-        gradient, tasks = fields(expected, "gradient", "tasks")
         if len(scale) != len(case.theta) or min(finite(scale)) <= 0:
             raise ValueError(f"{case.id}: expected a scale above 0 for each array of theta")
-        return cls(
-            case=case,
-            gradient=tree(gradient),
-            per_task=[task(t) for t in tasks],
-            suspects={s["id"]: [tree(t) for t in s["tasks"]] for s in suspects},
-            tolerance=dict(zip(DTYPES, finite(fields(tolerance, *DTYPES)).tolist(), strict=True)),
-            scale=finite(scale).tolist(),
-        )
+        wrong = {mistake["id"]: list(map(tree, mistake["tasks"])) for mistake in suspects}
+        tolerances = dict(zip(DTYPES, finite(fields(tolerance, *DTYPES)).tolist(), strict=True))
+        return cls(case, tree(gradient), list(map(task, tasks)), wrong, tolerances, finite(scale).tolist())
 
 
 class VectorError(ValueError):
@@ -287,10 +279,8 @@ def _content(path: Path, data: bytes) -> Any:
         raise VectorError(f"{path}: is not JSON, or is cut off: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise VectorError(f"{path}: is no file of {FORMAT}")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise VectorError(
-            f"{path}: has format version {content.get('format_version')!r}; this refmeta reads {FORMAT_VERSION}"
-        )
+    if (version := content.get("format_version")) != FORMAT_VERSION:
+        raise VectorError(f"{path}: has format version {version!r}; this refmeta reads {FORMAT_VERSION}")
     return content
 
 
@@ -305,18 +295,19 @@ def check_words(case: Case) -> None:
     """ValueError unless a case keeps to the words that its docstring lists."""
     widths = case.model.get("widths", [1])
     network = {"kind": "mlp", "widths": widths, "activation": "tanh"}
-    fields(case.conventions, *CONVENTIONS)
-    for what, word, words in [
-        ("algorithm", case.algorithm, list(RULES)),
-        ("id", case.id.partition("-")[0], [case.algorithm]),
-        ("model", case.model, [{"kind": "quadratic"}, network]),
-        ("least width", min(widths), range(1, 10**6)),
-        ("loss", case.loss, [{"kind": kind} for kind in ("quadratic", "squared_error", "cross_entropy")]),
-        ("type of head", type(case.head), [int, type(None)]),
-        *((name, case.conventions[name], words) for name, words in CONVENTIONS.items()),
-    ]:
-        if word not in words:
-            raise ValueError(f"{case.id}: {what}: expected one of {words!r:.60}, got {word!r:.60}")
+    fields(case.conventions, "tasks", "examples", "reptile")
+    words: dict[str, list[Any]] = {
+        "algorithm": list(RULES),
+        "id": [case.algorithm],
+        "model": [{"kind": "quadratic"}, network],
+        **WORDS,
+    }
+    said = {**vars(case), **case.conventions, "id": case.id.partition("-")[0]}
+    for what in words:
+        if said[what] not in words[what]:
+            raise ValueError(f"{case.id}: {what}: expected one of {words[what]!r:.99}, got {said[what]!r:.60}")
+    if min(widths) < 1 or type(case.head) not in (int, type(None)):
+        raise ValueError(f"{case.id}: expected widths of at least 1, and a number as head")
 
 
 def number(value: Any) -> float:
@@ -330,19 +321,17 @@ def number(value: Any) -> float:
 
 
 def finite(values: Any) -> Array:
-    """A list of numbers of a vector, none of them infinite or NaN."""
-    if not isinstance(values, list):
-        raise TypeError(f"expected a list of numbers, got {values!r:.60}")
+    """The numbers of a list, none of them infinite or NaN."""
     found = np.array([number(v) for v in values], dtype=float)
-    if not np.isfinite(found).all():
-        raise ValueError(f"expected finite numbers, got {values!r:.60}")
+    if not isinstance(values, list) or not np.isfinite(found).all():
+        raise ValueError(f"expected a list of finite numbers, got {values!r:.60}")
     return found
 
 
 def array(a: Any, labels: bool = False) -> Array:
     """An array of a vector: {"shape", "data"} row by row; integers where the data are labels."""
-    shape, data = fields(a, "shape", "data", optional=("labels", "name"))
-    found = np.array([index(v) for v in data], np.int64) if labels else finite(data)
-    if list(found.reshape(shape).shape) != shape:  # NumPy works out a length of −1
-        raise ValueError(f"expected the shape of an array, got {shape!r:.60}")
-    return found.reshape(shape)
+    shape, data = fields(a, "shape", "data", optional=["labels", "name"])
+    found = (np.array([index(v) for v in data], np.int64) if labels else finite(data)).reshape(shape)
+    if list(found.shape) != shape:  # NumPy works out a length of −1
+        raise ValueError(f"expected the lengths of an array's axes, got {shape!r:.60}")
+    return found

@@ -186,7 +186,7 @@ def correct_digits(error: float) -> float:
 def angle(got: np.ndarray, expected: np.ndarray) -> tuple[float | None, float | None]:
     """The cosine between two vectors, and how many times as long the first is; None where that has no meaning."""
     size, norm = np.linalg.norm(got), np.linalg.norm(expected)
-    return got @ expected / (size * norm) if size and norm else None, size / norm if norm else None
+    return float(got @ expected / (size * norm)) if size and norm else None, float(size / norm) if norm else None
 
 
 # --- One algorithm ---

@@ -179,15 +179,13 @@ class Program:
 
     def greet(self) -> None:
         """DoorError unless it answers "start" as the protocol says."""
+        expected = f'expected {{"version": {VERSION}, …}} to "start"'
         try:
             reply = self.say({"cmd": "start", "version": VERSION})
-            said = (
-                "" if isinstance(reply, dict) and reply.get("version") == VERSION else f"answered {str(reply)[:80]!r}"
-            )
         except Failed as error:
-            said = str(error)
-        if said:
-            raise DoorError(f'{self.name}: {said}; expected {{"version": {VERSION}, …}} to "start"')
+            raise DoorError(f"{self.name}: {error}; {expected}") from error
+        if not isinstance(reply, dict) or reply.get("version") != VERSION:
+            raise DoorError(f"{self.name}: answered {str(reply)[:80]!r}; {expected}")
 
     def ask(self, seq: int, vector: Vector) -> Answer:
         """The answer to one vector. Failed: there is none."""

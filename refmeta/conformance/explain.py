@@ -68,15 +68,13 @@ PATTERNS: dict[str, Callable[[int], np.ndarray]] = {
 
 def factors(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[Factor, float]:
     """The factors that have a name."""
-    found = {Factor(): 1.0, Factor(1, "1/tasks"): 1 / tasks, Factor(1, "tasks"): float(tasks)}
-    found |= {Factor(-1): -1.0, Factor(-1, "1/tasks"): -1 / tasks}
+    named = {"": 1.0, "1/tasks": 1 / tasks, "tasks": float(tasks)}
     if alpha and algorithm == "reptile":
-        found |= {Factor(1, "1/alpha"): 1 / alpha, Factor(-1, "1/alpha"): -1 / alpha, Factor(1, "alpha"): alpha}
-        found |= {Factor(1, "1/(alpha tasks)"): 1 / (alpha * tasks)}
+        named |= {"1/alpha": 1 / alpha, "alpha": alpha, "1/(alpha tasks)": 1 / (alpha * tasks)}
         if steps:
-            found |= {Factor(1, "1/(alpha steps)"): 1 / (alpha * steps)}
-            found |= {Factor(1, "1/(alpha steps tasks)"): 1 / (alpha * steps * tasks)}
-    return found
+            named |= {"1/(alpha steps)": 1 / (alpha * steps), "1/(alpha steps tasks)": 1 / (alpha * steps * tasks)}
+    flipped = {Factor(-1, name): -c for name, c in named.items() if name in ("", "1/tasks", "1/alpha")}
+    return {Factor(1, name): c for name, c in named.items()} | flipped
 
 
 def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], limit: float) -> set[Fit]:
@@ -115,13 +113,11 @@ def fits(case: Case, got: Theta, per_task: Iterable[Theta], limit: float) -> set
 
 def explanations(vector: Vector, got: Theta, limit: float) -> set[Explanation]:
     """All single mistakes that explain one answer. One that the vector does not list is right on it."""
-    right = fits(vector.case, got, [task["gradient"] for task in vector.per_task], limit)
-    found = {Explanation((), *fit) for fit in right}
-    for name in MISTAKES:
-        per_task = vector.suspects.get(name)
-        how = right if per_task is None else fits(vector.case, got, per_task, limit)
-        found |= {Explanation((name,), *fit) for fit in how}
-    return found
+    listed: dict[tuple[str, ...], list[Theta]] = {(): [task["gradient"] for task in vector.per_task]}
+    listed |= {(name,): vector.suspects[name] for name in MISTAKES if name in vector.suspects}
+    found = {mistakes: fits(vector.case, got, per_task, limit) for mistakes, per_task in listed.items()}
+    found |= {(name,): found[()] for name in MISTAKES if name not in vector.suspects}
+    return {Explanation(mistakes, *fit) for mistakes, how in found.items() for fit in how}
 
 
 def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
@@ -136,12 +132,12 @@ def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
 
 
 def intersection(sets: Iterable[set[Any]]) -> set[Any]:
-    """What all have in common; none is computed after that is nothing."""
+    """What all have in common. The first that leaves nothing is the last to be computed."""
     common: set[Any] | None = None
     for each in sets:
         common = each if common is None else common & each
         if not common:
-            break
+            return set()
     return common or set()
 
 

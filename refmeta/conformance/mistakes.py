@@ -5,6 +5,7 @@ not mistakes: sum or mean over tasks or examples and the scale of Reptile are fi
 is a weight (B4, B5).
 """
 
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -17,27 +18,27 @@ Change = Callable[[Setting], Setting | None]  # None: this mistake cannot be mad
 
 
 class Mistake(NamedTuple):
-    """A known mistake: what it is, where it happened, and what usually causes it."""
+    """A known mistake: what it is, what usually causes it, where it happened, its ids in the ledger."""
 
     id: str
-    ledger: str
     title: str
-    seen: str
     cause: str
+    seen: str
+    ledger: str
     change: Change
 
 
 MISTAKES: dict[str, Mistake] = {}
 
 
-def mistake(title: str, cause: str, seen: str = "no public case known", ledger: str = "") -> Callable[[Change], Change]:
-    """Register a change of a Setting as a mistake of its name."""
-
-    def register(change: Change) -> Change:
-        MISTAKES[change.__name__] = Mistake(change.__name__, ledger, title, seen, cause, change)
-        return change
-
-    return register
+def mistake(change: Change) -> Change:
+    """Register a change of a Setting; its docstring is all that is ever said of it."""
+    name = change.__name__
+    title, *said = re.split(" (Cause|Seen in|Ledger): ", " ".join((change.__doc__ or name).split()))
+    notes = dict(zip(said[::2], said[1::2], strict=True))
+    seen = notes.get("Seen in", "no public case known")
+    MISTAKES[name] = Mistake(name, title, notes.get("Cause", "unknown"), seen, notes.get("Ledger", ""), change)
+    return change
 
 
 # --- The second-order term ---
@@ -47,96 +48,113 @@ def instead_of_maml(rule: Callable[[Derivatives, Setting], Theta], s: Setting) -
     return s._replace(rule=rule) if s.rule is maml and s.supports else None
 
 
-@mistake(
-    "first-order: the second-order term is missing",
-    "the inner gradient is a constant to the outer one. PyTorch: torch.autograd.grad(…, create_graph=True) in the "
-    "inner loop, and no .detach(), .data or .item() on the way; higher: track_higher_grads=True; learn2learn: "
-    "first_order=False. JAX: no stop_gradient around the inner gradient. TensorFlow: the inner tape inside the "
-    "outer",
-    seen="dragen1860/MAML-Pytorch meta.py (#17 #19 #26 #32 #63), kjaved0/mrcl#15, uvm-neurobotics-lab/ANML#3",
-    ledger="B1",
-)
+@mistake
 def first_order(s: Setting) -> Setting | None:
+    """first-order: the second-order term is missing
+
+    Cause: the inner gradient is a constant to the outer one. PyTorch: torch.autograd.grad(…, create_graph=True) in
+    the inner loop, and no .detach(), .data or .item() on the way; higher: track_higher_grads=True; learn2learn:
+    first_order=False. JAX: no stop_gradient around the inner gradient. TensorFlow: the inner tape inside the outer
+    Seen in: dragen1860/MAML-Pytorch meta.py (#17 #19 #26 #32 #63), kjaved0/mrcl#15, uvm-neurobotics-lab/ANML#3
+    Ledger: B1
+    """
     return instead_of_maml(fomaml, s)
 
 
-@mistake(
-    "second-order, where first-order was asked for",
-    "the first-order flag has no effect. PyTorch: create_graph=False, or .detach() the inner gradient. JAX: "
-    "stop_gradient on every array of the inner gradient. TensorFlow: tf.stop_gradient",
-    seen="jax PR #892 (stop_gradient did nothing on dicts), tristandeleu/pytorch-maml-rl#19",
-    ledger="B15",
-)
+@mistake
 def second_order(s: Setting) -> Setting | None:
+    """second-order, where first-order was asked for
+
+    Cause: the first-order flag has no effect. PyTorch: create_graph=False, or .detach() the inner gradient. JAX:
+    stop_gradient on every array of the inner gradient. TensorFlow: tf.stop_gradient
+    Seen in: jax PR #892 (stop_gradient did nothing on dicts), tristandeleu/pytorch-maml-rl#19
+    Ledger: B15
+    """
     return s._replace(rule=maml) if s.rule is fomaml and s.supports else None
 
 
-@mistake(
-    "only the last inner step is differentiated",
-    "the adapted parameters are made fresh after each step. PyTorch: a new nn.Parameter, requires_grad_() or "
-    ".detach() between steps cuts the graph. JAX: a stop_gradient on the carry. TensorFlow: assign between steps",
-    seen="rlworkgroup/garage#1269 #1283",
-    ledger="B2",
-)
+@mistake
 def last_step_only(s: Setting) -> Setting | None:
+    """only the last inner step is differentiated
+
+    Cause: the adapted parameters are made fresh after each step. PyTorch: a new nn.Parameter, requires_grad_() or
+    .detach() between steps cuts the graph. JAX: a stop_gradient on the carry. TensorFlow: assign between steps
+    Seen in: rlworkgroup/garage#1269 #1283
+    Ledger: B2
+    """
     return instead_of_maml(lambda d, s: pull_back(d, s, fomaml(d, s), points(d, s)[-1:]), s)
 
 
-@mistake(
-    "only the first inner step is differentiated",
-    "create_graph=True (PyTorch), or the tape (TensorFlow), in a first step that is written apart from the loop",
-    ledger="B2",
-)
+@mistake
 def first_step_only(s: Setting) -> Setting | None:
+    """only the first inner step is differentiated
+
+    Cause: create_graph=True (PyTorch), or the tape (TensorFlow), in a first step that is written apart from the
+    loop
+    Ledger: B2
+    """
     return instead_of_maml(lambda d, s: pull_back(d, s, fomaml(d, s), points(d, s)[:1]), s)
 
 
-@mistake(
-    "the factors (I − αH_k) are multiplied in the reverse order",
-    "a hand-written backward pass that walks the inner steps from the first to the last",
-)
+@mistake
 def product_reversed(s: Setting) -> Setting | None:
+    """the factors (I − αH_k) are multiplied in the reverse order
+
+    Cause: a hand-written backward pass that walks the inner steps from the first to the last
+    """
     return instead_of_maml(lambda d, s: pull_back(d, s, fomaml(d, s), points(d, s)[::-1]), s)
 
 
-@mistake(
-    "all Hessians are taken at θ, not at φ_k",
-    "the trajectory is not kept: a hand-written Hessian-vector product is called with θ at every step",
-)
+@mistake
 def hessians_at_theta(s: Setting) -> Setting | None:
+    """all Hessians are taken at θ, not at φ_k
+
+    Cause: the trajectory is not kept: a hand-written Hessian-vector product is called with θ at every step
+    """
     return instead_of_maml(lambda d, s: pull_back(d, s, fomaml(d, s), [(s.theta, b) for b in s.supports]), s)
 
 
-@mistake(
-    "each Hessian is taken after its step, at φ_{k+1}",
-    "parameters are updated in place before the backward pass reads them",
-)
+@mistake
 def hessians_one_step_late(s: Setting) -> Setting | None:
+    """each Hessian is taken after its step, at φ_{k+1}
+
+    Cause: parameters are updated in place before the backward pass reads them
+    """
+
     def rule(d: Derivatives, s: Setting) -> Theta:
         return pull_back(d, s, fomaml(d, s), list(zip(path(d, s)[1:], s.supports, strict=True)))
 
     return instead_of_maml(rule, s)
 
 
-@mistake(
-    "the sign of the Hessian is flipped: (I + αH)", "a hand-written backward pass of φ − αg that forgets the minus"
-)
+@mistake
 def hessian_sign(s: Setting) -> Setting | None:
+    """the sign of the Hessian is flipped: (I + αH)
+
+    Cause: a hand-written backward pass of φ − αg that forgets the minus
+    """
     return instead_of_maml(lambda d, s: pull_back(d, s._replace(alpha=-s.alpha), fomaml(d, s), points(d, s)), s)
 
 
-@mistake("α is missing from (I − αH)", "a hand-written backward pass of φ − αg that forgets the factor α")
+@mistake
 def alpha_missing(s: Setting) -> Setting | None:
+    """α is missing from (I − αH)
+
+    Cause: a hand-written backward pass of φ − αg that forgets the factor α
+    """
     return instead_of_maml(lambda d, s: pull_back(d, s._replace(alpha=1), fomaml(d, s), points(d, s)), s)
 
 
-@mistake(
-    "the support gradients leak into the result",
-    "PyTorch: loss.backward() in the inner loop adds to .grad of θ, which is not cleared: use torch.autograd.grad",
-    seen="AdrienLE/ANIML (notebook, cells 10 and 16)",
-    ledger="B11",
-)
+@mistake
 def support_gradients_leak(s: Setting) -> Setting | None:
+    """the support gradients leak into the result
+
+    Cause: PyTorch: loss.backward() in the inner loop adds to .grad of θ, which is not cleared: use
+    torch.autograd.grad
+    Seen in: AdrienLE/ANIML (notebook, cells 10 and 16)
+    Ledger: B11
+    """
+
     def rule(d: Derivatives, s: Setting) -> Theta:
         at = points(d, s)
         return add([maml(d, s), *(pull_back(d, s, d.grad(*point), at[:k]) for k, point in enumerate(at))])
@@ -144,13 +162,14 @@ def support_gradients_leak(s: Setting) -> Setting | None:
     return instead_of_maml(rule, s)
 
 
-@mistake(
-    "the query losses after every step are added up",
-    "the query loss is computed inside the inner loop and summed; keep the last",
-    seen="confusion in dragen1860/MAML-Pytorch#51 #61 (intended in MAML++)",
-    ledger="B17",
-)
+@mistake
 def every_step_counts(s: Setting) -> Setting | None:
+    """the query losses after every step are added up
+
+    Cause: the query loss is computed inside the inner loop and summed; keep the last
+    Seen in: confusion in dragen1860/MAML-Pytorch#51 #61 (intended in MAML++)
+    Ledger: B17
+    """
     if s.rule not in (maml, fomaml) or len(s.supports) < 2:
         return None
 
@@ -163,71 +182,78 @@ def every_step_counts(s: Setting) -> Setting | None:
 # --- The data, and where the loss is taken ---
 
 
-@mistake(
-    "the outer loss is taken on the support data",
-    "the same x, y are used inside and outside",
-    seen="hereismari/tensorflow-maml#4, greentfrapp/maml-reptile MAML.py",
-    ledger="B6",
-)
+@mistake
 def support_as_query(s: Setting) -> Setting | None:
+    """the outer loss is taken on the support data
+
+    Cause: the same x, y are used inside and outside
+    Seen in: hereismari/tensorflow-maml#4, greentfrapp/maml-reptile MAML.py
+    Ledger: B6
+    """
     return s._replace(query=s.supports[-1]) if s.rule is not reptile and s.supports else None
 
 
-@mistake(
-    "the inner loop adapts to the query data",
-    "support and query are swapped, or one batch is used for both",
-    ledger="B6",
-)
+@mistake
 def adapted_on_query(s: Setting) -> Setting | None:
+    """the inner loop adapts to the query data
+
+    Cause: support and query are swapped, or one batch is used for both
+    Ledger: B6
+    """
     return s._replace(supports=[s.query] * len(s.supports)) if s.rule is not joint and s.query else None
 
 
-@mistake(
-    "the adapted parameters are ignored: the gradient is that of the query loss at θ",
-    "the query forward pass uses the module's own weights. PyTorch: torch.func.functional_call with the adapted "
-    "ones; learn2learn: call the clone; JAX, TensorFlow: pass φ, not θ",
-    seen="tristandeleu/pytorch-maml@fb2712d, learn2learn#420 #236; as a reading of FOMAML in deepchem#1481",
-    ledger="B7",
-)
+@mistake
 def no_adaptation(s: Setting) -> Setting | None:
+    """the adapted parameters are ignored: the gradient is that of the query loss at θ
+
+    Cause: the query forward pass uses the module's own weights. PyTorch: torch.func.functional_call with the
+    adapted ones; learn2learn: call the clone; JAX, TensorFlow: pass φ, not θ
+    Seen in: tristandeleu/pytorch-maml@fb2712d, learn2learn#420 #236; as a reading of FOMAML in deepchem#1481
+    Ledger: B7
+    """
     return s._replace(rule=joint) if s.rule in (maml, fomaml) else None
 
 
-@mistake(
-    "the gradient is that of the support loss at θ",
-    "θ.grad is read after the inner loop's backward pass and before the outer one",
-)
+@mistake
 def support_gradient_at_theta(s: Setting) -> Setting | None:
+    """the gradient is that of the support loss at θ
+
+    Cause: θ.grad is read after the inner loop's backward pass and before the outer one
+    """
     return s._replace(rule=joint, query=s.supports[0]) if s.rule is not joint and s.supports else None
 
 
-@mistake(
-    "tasks adapt first, where joint training was asked for",
-    "joint training takes the gradient at θ; the supports are unused",
-    ledger="B38",
-)
+@mistake
 def adapts_first(s: Setting) -> Setting | None:
+    """tasks adapt first, where joint training was asked for
+
+    Cause: joint training takes the gradient at θ; the supports are unused
+    Ledger: B38
+    """
     return s._replace(rule=fomaml) if s.rule is joint else None
 
 
-@mistake(
-    "a task starts from the parameters that the task before it ended with",
-    "θ is not restored between tasks. PyTorch: clone the module or pass parameters as a dict; learn2learn: "
-    "maml.clone() for each task; TensorFlow: set the weights back",
-    seen="learn2learn#98 (maml_toy.py without clone()), dragen1860/MAML-Pytorch#3 #6",
-    ledger="B20",
-)
+@mistake
 def theta_leaks_across_tasks(s: Setting) -> Setting | None:
+    """a task starts from the parameters that the task before it ended with
+
+    Cause: θ is not restored between tasks. PyTorch: clone the module or pass parameters as a dict; learn2learn:
+    maml.clone() for each task; TensorFlow: set the weights back
+    Seen in: learn2learn#98 (maml_toy.py without clone()), dragen1860/MAML-Pytorch#3 #6
+    Ledger: B20
+    """
     return s._replace(leaks=True) if s.rule is not joint and s.supports else None
 
 
-@mistake(
-    "(n, 1) − (n,) broadcasts to (n, n), so the loss fits the mean of y",
-    "give the targets the shape of the predictions",
-    seen="AdrienLE/ANIML (notebook, the test loss)",
-    ledger="B22",
-)
+@mistake
 def mean_broadcast(s: Setting) -> Setting | None:
+    """(n, 1) − (n,) broadcasts to (n, n), so the loss fits the mean of y
+
+    Cause: give the targets the shape of the predictions
+    Seen in: AdrienLE/ANIML (notebook, the test loss)
+    Ledger: B22
+    """
     if s.outputs != 1:
         return None
     return s._replace(
@@ -242,79 +268,93 @@ def _mean(y: Array) -> Array:
 # --- The inner loop ---
 
 
-@mistake(
-    "every inner step starts again from θ",
-    "the inner loop computes φ from θ, not from the φ of the step before",
-    seen="lmzintgraf/cavia (regression) before 7102d53",
-    ledger="B8a",
-)
+@mistake
 def stale_restart(s: Setting) -> Setting | None:
+    """every inner step starts again from θ
+
+    Cause: the inner loop computes φ from θ, not from the φ of the step before
+    Seen in: lmzintgraf/cavia (regression) before 7102d53
+    Ledger: B8a
+    """
     return s._replace(supports=s.supports[-1:]) if s.rule is not joint and len(s.supports) > 1 else None
 
 
-@mistake(
-    "the inner gradient is computed once, at θ, and applied at every step",
-    "the gradient is taken outside the inner loop",
-    seen="gcucurull/maml_flax main.py (hidden by its default of one step)",
-    ledger="B8b",
-)
+@mistake
 def stale_gradient(s: Setting) -> Setting | None:
+    """the inner gradient is computed once, at θ, and applied at every step
+
+    Cause: the gradient is taken outside the inner loop
+    Seen in: gcucurull/maml_flax main.py (hidden by its default of one step)
+    Ledger: B8b
+    """
     if s.rule is joint or len(s.supports) < 2:
         return None
     return s._replace(supports=s.supports[:1], alpha=len(s.supports) * s.alpha)
 
 
-@mistake(
-    "the inner loop climbs: φ + αg",
-    "the sign of the inner update",
-    seen="dragen1860/MAML-Pytorch before 54d17ab, eric-mitchell/mend#13",
-    ledger="B9",
-)
+@mistake
 def inner_ascent(s: Setting) -> Setting | None:
+    """the inner loop climbs: φ + αg
+
+    Cause: the sign of the inner update
+    Seen in: dragen1860/MAML-Pytorch before 54d17ab, eric-mitchell/mend#13
+    Ledger: B9
+    """
     return s._replace(alpha=-s.alpha) if s.rule is not joint else None
 
 
-@mistake(
-    "the inner gradient is divided by the number of examples twice",
-    "a loss that is already a mean is divided by n",
-    seen="learnables/learn2learn#190 #201",
-    ledger="B10a",
-)
+@mistake
 def inner_loss_divided_twice(s: Setting) -> Setting | None:
+    """the inner gradient is divided by the number of examples twice
+
+    Cause: a loss that is already a mean is divided by n
+    Seen in: learnables/learn2learn#190 #201
+    Ledger: B10a
+    """
     return s._replace(alpha=s.alpha / s.n) if s.rule is not joint and s.n else None
 
 
-@mistake(
-    "the inner loss is summed over the examples, not averaged",
-    "PyTorch: reduction='sum'. JAX: jnp.sum. TensorFlow: a loss function that returns a vector, which the tape sums",
-    seen="keras-io examples/vision/reptile.py",
-    ledger="B10b",
-)
+@mistake
 def inner_loss_summed(s: Setting) -> Setting | None:
+    """the inner loss is summed over the examples, not averaged
+
+    Cause: PyTorch: reduction='sum'. JAX: jnp.sum. TensorFlow: a loss function that returns a vector, which the tape
+    sums
+    Seen in: keras-io examples/vision/reptile.py
+    Ledger: B10b
+    """
     return s._replace(alpha=s.alpha * s.n) if s.rule is not joint and s.n else None
 
 
-@mistake(
-    "one inner step is missing",
-    "an off-by-one in the inner loop, or a first step under no_grad; in Reptile B39, sungyubkim/GBML gbml/reptile.py",
-    seen="dragen1860/MAML-Pytorch#14 #40 (the first step under no_grad: there it crashes)",
-    ledger="B16",
-)
+@mistake
 def one_step_short(s: Setting) -> Setting | None:
+    """one inner step is missing
+
+    Cause: an off-by-one in the inner loop, or a first step under no_grad; in Reptile B39, sungyubkim/GBML
+    gbml/reptile.py
+    Seen in: dragen1860/MAML-Pytorch#14 #40 (the first step under no_grad: there it crashes)
+    Ledger: B16
+    """
     return s._replace(supports=s.supports[:-1]) if s.rule is not joint and s.supports else None
 
 
-@mistake("one inner step too many", "an off-by-one in the inner loop", ledger="B16")
+@mistake
 def one_step_extra(s: Setting) -> Setting | None:
+    """one inner step too many
+
+    Cause: an off-by-one in the inner loop
+    Ledger: B16
+    """
     return s._replace(supports=[*s.supports, s.supports[-1]]) if s.rule is not joint and s.supports else None
 
 
-@mistake(
-    "the biases are not adapted",
-    "the inner loop goes over the weights only; or allow_unused=True hides a missing connection",
-    ledger="B51",
-)
+@mistake
 def biases_not_adapted(s: Setting) -> Setting | None:
+    """the biases are not adapted
+
+    Cause: the inner loop goes over the weights only; or allow_unused=True hides a missing connection
+    Ledger: B51
+    """
     if s.rule is joint or s.n is None:
         return None
     return s._replace(moves=tuple(move and np.ndim(leaf) > 1 for move, leaf in zip(s.moves, s.theta, strict=True)))
@@ -327,22 +367,25 @@ def partly(s: Setting) -> bool:
     return s.rule is not joint and not all(s.moves)
 
 
-@mistake(
-    "the whole network is adapted, not the head alone",
-    "the flag that freezes the body in the inner loop has no effect",
-    ledger="B29",
-)
+@mistake
 def body_adapted(s: Setting) -> Setting | None:
+    """the whole network is adapted, not the head alone
+
+    Cause: the flag that freezes the body in the inner loop has no effect
+    Ledger: B29
+    """
     return s._replace(moves=(True,) * len(s.moves)) if partly(s) else None
 
 
-@mistake(
-    "the support features are detached: the head is right, the body keeps only its direct gradient",
-    "PyTorch: features under no_grad or .detach() in the inner loop. JAX: stop_gradient on the body. They must "
-    "stay in the graph: the adapted head depends on them",
-    ledger="B27",
-)
+@mistake
 def features_detached(s: Setting) -> Setting | None:
+    """the support features are detached: the head is right, the body keeps only its direct gradient
+
+    Cause: PyTorch: features under no_grad or .detach() in the inner loop. JAX: stop_gradient on the body. They must
+    stay in the graph: the adapted head depends on them
+    Ledger: B27
+    """
+
     def rule(d: Derivatives, s: Setting) -> Theta:
         pairs = zip(maml(d, s), fomaml(d, s), s.moves, strict=True)
         return [v if move else direct for v, direct, move in pairs]
@@ -350,36 +393,40 @@ def features_detached(s: Setting) -> Setting | None:
     return instead_of_maml(rule, s) if partly(s) else None
 
 
-@mistake(
-    "the body gets no outer gradient",
-    "the outer optimiser holds the head only, or the body is under no_grad in the query pass too",
-    seen="confusion in dragen1860/MAML-Pytorch#22",
-    ledger="B28",
-)
+@mistake
 def body_without_gradient(s: Setting) -> Setting | None:
+    """the body gets no outer gradient
+
+    Cause: the outer optimiser holds the head only, or the body is under no_grad in the query pass too
+    Seen in: confusion in dragen1860/MAML-Pytorch#22
+    Ledger: B28
+    """
     return instead_of_maml(lambda d, s: kept(maml(d, s), s.moves), s) if partly(s) else None
 
 
 # --- Reptile ---
 
 
-@mistake(
-    "Reptile that is first-order MAML: the last gradient, on the query",
-    "Reptile returns the displacement θ − φ_K; the query is unused",
-    seen="dragen1860/Reptile-Pytorch#2 #4 #5",
-    ledger="B42",
-)
+@mistake
 def reptile_by_query(s: Setting) -> Setting | None:
+    """Reptile that is first-order MAML: the last gradient, on the query
+
+    Cause: Reptile returns the displacement θ − φ_K; the query is unused
+    Seen in: dragen1860/Reptile-Pytorch#2 #4 #5
+    Ledger: B42
+    """
     return s._replace(rule=fomaml) if s.rule is reptile and s.query else None
 
 
-@mistake(
-    "Reptile that counts the last step only: φ_{K−1} − φ_K",
-    "the displacement is taken from the last φ but one, not from θ",
-    seen="openai/supervised-reptile's FOML, where it is meant",
-    ledger="B44",
-)
+@mistake
 def last_displacement(s: Setting) -> Setting | None:
+    """Reptile that counts the last step only: φ_{K−1} − φ_K
+
+    Cause: the displacement is taken from the last φ but one, not from θ
+    Seen in: openai/supervised-reptile's FOML, where it is meant
+    Ledger: B44
+    """
+
     def rule(d: Derivatives, s: Setting) -> Theta:
         *_, before, last = path(d, s)
         return axpy(-1, last, before)
@@ -387,13 +434,14 @@ def last_displacement(s: Setting) -> Setting | None:
     return s._replace(rule=rule) if s.rule is reptile and len(s.supports) > 1 else None
 
 
-@mistake(
-    "Reptile that shrinks θ: (1−ε)θ + ε(φ − θ)",
-    "the step is θ + ε(φ − θ): the gradient is θ − φ, not 2θ − φ",
-    seen="alok.github.io/2018/03/13/reptile-in-pytorch (the formula, not the code)",
-    ledger="B36",
-)
+@mistake
 def reptile_shrinks(s: Setting) -> Setting | None:
+    """Reptile that shrinks θ: (1−ε)θ + ε(φ − θ)
+
+    Cause: the step is θ + ε(φ − θ): the gradient is θ − φ, not 2θ − φ
+    Seen in: alok.github.io/2018/03/13/reptile-in-pytorch (the formula, not the code)
+    Ledger: B36
+    """
     return s._replace(rule=lambda d, s: axpy(1, s.theta, reptile(d, s))) if s.rule is reptile else None
 
 

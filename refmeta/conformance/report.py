@@ -1,10 +1,10 @@
 """What a check found, and all the words for it."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
-from textwrap import wrap
 from typing import Any, NamedTuple
 
 from refmeta.conformance.explain import ZERO, Explanation, Factor, Pattern
@@ -76,8 +76,9 @@ def _lines(verdict: Verdict, rows: list[Row]) -> list[str]:
     text = f"{verdict.algorithm:<8} {right} of {len(rows) - skipped} right{note}: {verdict.text}"
     lines = []
     for i, line in enumerate(text.splitlines()):
-        indents = {"initial_indent": INDENT * (i > 0), "subsequent_indent": INDENT + "  "}
-        lines += wrap(line.strip(), 110, break_on_hyphens=False, **indents)
+        lines += textwrap.wrap(
+            line.strip(), 110, initial_indent=INDENT * (i > 0), subsequent_indent=INDENT + "  ", break_on_hyphens=False
+        )
     bad = [row for row in rows if row.status in ("fail", "error")]
     lines += [f"{INDENT}{row.id}: {row.message}" for row in bad[:LISTED]]
     return lines + [f"{INDENT}… and {len(bad) - LISTED} more"] * (len(bad) > LISTED)
@@ -117,8 +118,8 @@ def comparison(names: Sequence[str], digits: Sequence[float], cosine: float | No
 # --- One verdict ---
 
 WIRING = (
-    "the harness is not wired up: its simplest case, {row.id}, fails ({row.message}). It passes whatever the inner loop "
-    "does, so look at how the case is read and the gradient returned; nothing else is judged."
+    "the harness is not wired up: its simplest case, {row.id}, fails ({row.message}). It passes whatever the inner "
+    "loop does, so look at how the case is read and the gradient returned; nothing else is judged."
 )
 SINGLE = "right in float32, but float64 was asked for: something on the way is float32."
 ROUNDABOUT = (

@@ -4,8 +4,8 @@ The complex step ∂F/∂θ_j = Im F(θ + i h e_j) / h has no cancellation: with
 """
 
 import numpy as np
-from problems import flat, unflat
 
+from refmeta.conformance.rules import flat, unflat
 from tests.vectors.derivation import forward, network
 
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refmeta import adjoint, algorithms, stacked
+import refmeta
+from refmeta import adjoint, stacked
 from refmeta.conformance import Case, rules
 from refmeta.conformance.mistakes import MISTAKES, with_mistakes
 from refmeta.conformance.rules import Setting
@@ -133,12 +134,16 @@ def norm(leaf: Any) -> float:
 # --- Admit ---
 
 
+def algorithm_of(case: Case, module: Any = refmeta) -> Callable[..., Theta] | None:
+    """The module's function that the case is about, with its head; None: it has none."""
+    algorithm = getattr(module, case.algorithm, None)
+    return partial(algorithm, head=case.head) if algorithm and case.algorithm == "anil" else algorithm
+
+
 def by_specification(case: Case) -> Iterator[Callable[..., Theta]]:
-    """The specification's function that a case is about, with its head, stacked or not; and its adjoint."""
-    options = {"head": case.head} if case.algorithm == "anil" else {}
-    for module in (algorithms, adjoint):
-        if algorithm := getattr(module, case.algorithm, None):
-            yield from (partial(way(algorithm), **options) for way in (lambda same: same, stacked))
+    """The specification and its adjoint, stacked or not."""
+    for algorithm in filter(None, (algorithm_of(case), algorithm_of(case, adjoint))):
+        yield from (algorithm, stacked(algorithm))
 
 
 def assert_agreement(case: Case, answers: Answers) -> None:
