@@ -123,11 +123,11 @@ def tanh(v: Any) -> Any:
     if isinstance(v, Dual):
         t = tanh(v.a)
         return Dual(t, (1 - t * t) * v.b)
-    return _decimal_tanh(v) if isinstance(v, Decimal) else type(v)(math.tanh(v))
+    return _decimal_tanh(v, getcontext().prec) if isinstance(v, Decimal) else type(v)(math.tanh(v))
 
 
 @lru_cache(2**14)  # most mistakes follow the right path for a while
-def _decimal_tanh(v: Decimal) -> Decimal:
+def _decimal_tanh(v: Decimal, digits: int) -> Decimal:
     e = (-2 * abs(v)).exp()
     return ((1 - e) / (1 + e)).copy_sign(v)
 

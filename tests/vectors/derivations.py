@@ -1,4 +1,4 @@
-"""The vectors' gradients in ways that share little: `python -m tests.vectors.derivations` prints how many digits agree."""
+"""The vectors' gradients in ways that share little, and how many digits agree: `python -m tests.vectors.derivations`."""
 
 import warnings
 

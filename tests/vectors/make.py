@@ -192,7 +192,10 @@ def written(case: Case, answers: Answers, told: dict[str, list[Theta]], exact: b
         for g, inside in zip(answers.per_task, answers.inside, strict=True)
     ]
     return {
-        **{"id": case.id, "algorithm": case.algorithm, "flags": case.flags, "difficulty": difficulty},
+        "id": case.id,
+        "algorithm": case.algorithm,
+        "flags": case.flags,
+        "difficulty": difficulty,
         **case.to_json(array),
         "alpha": number(case.alpha),
         "expected": {"gradient": tree(answers.gradient), "tasks": tasks},

@@ -80,7 +80,7 @@ def network(
     unit: int = 16,
     sizes: tuple[tuple[int, int], ...] = SIZES,
     alpha: float = float(np.float32(0.3)),
-    conventions: dict[str, str] = {},  # noqa: B006: it is not written to
+    conventions: dict[str, str] = {},  # noqa: B006
 ) -> Values:
     net = MLP(widths)
 
