@@ -29,8 +29,8 @@ FILES = {
 TESTS = {  # what kills soonest comes first
     "spec": "tests/test_errors.py tests/test_gradients.py tests/test_closed_forms.py tests/test_identities.py",
     "models": "tests/test_models.py tests/test_errors.py tests/test_gradients.py tests/test_identities.py",
-    "attribution": "tests/vectors/test_vectors.py::test_the_rules_give_the_intermediate_values_too tests/test_conformance.py"
-    " tests/test_errors.py -k 'not noise'",
+    "attribution": "tests/vectors/test_vectors.py::test_the_rules_give_the_intermediate_values_too"
+    " tests/test_conformance.py tests/test_errors.py -k 'not noise'",
     "comparison": "tests/test_comparison.py",
 }
 # Of the specification all but what any test sees as a type error (floats have no shifts and bits), | in annotations,

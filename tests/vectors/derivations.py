@@ -1,4 +1,4 @@
-"""The vectors' gradients in ways that share little, and how many digits agree: `python -m tests.vectors.derivations`."""
+"""The vectors' gradients in ways that share little, and what digits agree: `python -m tests.vectors.derivations`."""
 
 import warnings
 
