@@ -240,12 +240,3 @@ def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--version"])
     assert exit.value.code == 0 and capsys.readouterr().out.strip() == "0.1.0"
-
-
-@pytest.mark.parametrize("what", [["list"], ["show", "maml-quadratic-k3-t3"]])
-def test_output_that_nobody_reads_to_its_end_is_no_success(what):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "refmeta", "vectors", *what], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    process.stdout.close()
-    assert (process.communicate()[1], process.returncode) == (b"", 141)

@@ -10,7 +10,7 @@ import pytest
 
 import refmeta
 from refmeta.conformance.harness import meta_gradient
-from refmeta.conformance.suspects import SUSPECTS
+from refmeta.conformance.mistakes import MISTAKES
 
 ROOT = Path(refmeta.__file__).parent.parent
 if not (ROOT / "docs/build.py").exists():
@@ -162,8 +162,8 @@ def test_the_documents_name_every_public_name():
 
 def test_the_ledger_has_every_mistake_that_the_checker_knows():
     ledger = (ROOT / "docs/bugs.md").read_text()
-    assert set(re.findall(r"\(kill_matrix\.md#(\w+)\)", ledger)) == set(SUSPECTS)
-    for suspect in SUSPECTS.values():
+    assert set(re.findall(r"\(kill_matrix\.md#(\w+)\)", ledger)) == set(MISTAKES)
+    for suspect in MISTAKES.values():
         for entry in re.findall(r"B\d+", suspect.ledger):
             assert re.search(rf"^(### {entry}[ab]? |\| {entry} )", ledger, re.M), suspect.id
 

@@ -7,41 +7,29 @@ end, they are not shown).
 import argparse
 import contextlib
 import functools
-import hashlib
 import io
 import json
 import os
 import sys
 import tempfile
-import tracemalloc
-from collections import Counter
-from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from spoiling import CASES, damaged, fuzzed, spoilt, tried
 from test_checkpoint import SETTINGS, forged, state_of
 from test_fewshot import PARTS, drawing, members, png, zipped
 
 from refmeta.__main__ import main
-from refmeta.conformance import checker, doors
 from refmeta.conformance import command as check_line
-from refmeta.conformance.cases import FOLDER, VectorError, load, parse
-from refmeta.conformance.checker import Report, select
-from refmeta.conformance.doors import DoorError, check_command, check_results
 from refmeta.lab import checkpoint, command, fewshot, geometry, sweep_command
 from refmeta.lab.experiment import Config
 from refmeta.lab.files import new_folder
 from refmeta.lab.images import glyphs, omniglot
 from refmeta.lab.sweep import name_of, read, table
-
-MOST = int(os.environ.get("REFMETA_FUZZ", 15))
-fuzzed = settings(max_examples=MOST, suppress_health_check=list(HealthCheck))
-CASES: Counter[str] = Counter()
-MEMORY = 2**26  # bytes: no case is larger than 2**17
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,200 +38,6 @@ def count(request):
     if "REFMETA_FUZZ" in os.environ:
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             print("\n" + "\n".join(f"{number:>8} {name}" for name, number in sorted(CASES.items())))
-
-
-def tried(reader, read, *errors):
-    """What `read()` returns, or None where it raised one of these; it is counted, and its memory limited."""
-    tracemalloc.start()
-    try:
-        found = read()
-        CASES[f"{reader}: accepted"] += 1
-    except errors as error:
-        assert str(error)
-        found = None
-        CASES[f"{reader}: refused"] += 1
-    finally:
-        most = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert most < MEMORY, f"{most} bytes"
-    return found
-
-
-# --- What is spoilt ---
-
-NESTED = "[" * 20_000 + "]" * 20_000
-HOSTILE = st.one_of(
-    st.sampled_from(
-        [None, True, -1, 0, 1, 2**63, -(2**200), 10**400, 1e308, -0.0, float("nan"), float("inf"), "", "0x1p+1"]
-        + ["0x1p+99999", "nan", "1e5", "\0", "\ud800", "../x", "/dev/zero", "x" * 5000, [], {}, [[]], [{}], "NESTED"]
-        + [{"shape": [10**18], "data": []}, {"shape": [-1], "data": [1]}, {"data": [1], "shape": [2**70]}]
-    ),
-    st.text(max_size=9),
-    st.integers(),
-    st.floats(),
-    st.recursive(st.none() | st.booleans() | st.floats(), lambda inner: st.lists(inner, max_size=3), max_leaves=5),
-)
-
-
-def places(content, path=()):
-    """The path of every value in a tree of JSON."""
-    yield path
-    if isinstance(content, (dict, list)):
-        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-            yield from places(value, (*path, key))
-
-
-@st.composite
-def spoilt(draw, data):
-    """JSON with up to three of its values replaced, removed or joined by others; or with bytes changed."""
-    if draw(st.booleans()):
-        return draw(damaged(data))
-    content = [json.loads(data)]
-    for _ in range(draw(st.integers(1, 3))):
-        *path, last = draw(st.sampled_from([path for path in places(content) if path]))
-        inside = functools.reduce(lambda tree, key: tree[key], path, content)
-        what = draw(st.sampled_from(["replace", "remove", "add"]))
-        if what == "remove" and inside is not content:
-            del inside[last]
-        elif what == "add" and isinstance(inside, dict):
-            inside[draw(st.text(max_size=5))] = deepcopy(draw(HOSTILE))
-        else:
-            inside[last] = deepcopy(draw(HOSTILE))
-    return json.dumps(content[0]).replace('"NESTED"', NESTED).encode()
-
-
-@st.composite
-def damaged(draw, data):
-    """Bytes that are cut off, changed, or have others among them."""
-    at = draw(
-        st.integers(0, len(data)) | st.integers(max(0, len(data) - 1000), len(data))
-    )  # an archive lists itself last
-    what = draw(st.sampled_from(["cut", "change", "insert", "drop"]))
-    other = draw(st.binary(min_size=1, max_size=8))
-    if what == "cut":
-        return data[:at]
-    return data[:at] + other * (what != "drop") + data[at + len(other) * (what != "insert") :]
-
-
-# --- Vectors ---
-
-
-def smallest(name):
-    """A file of vectors with the shortest of them only."""
-    content = json.loads((FOLDER / name).read_bytes())
-    return json.dumps({**content, "vectors": [min(content["vectors"], key=lambda v: len(str(v)))]}).encode()
-
-
-SMALL = {name: smallest(name) for name in ("canary.json", "scalar.json", "softmax.json")}
-
-
-@fuzzed
-@given(st.data(), st.sampled_from(sorted(SMALL)))
-def test_a_vector_file_is_refused_or_keeps_to_its_schema(data, name):
-    jsonschema = pytest.importorskip("jsonschema", reason="extra test")
-    given = data.draw(spoilt(SMALL[name]))
-    vectors = tried("vector file", lambda: parse(Path(name), given), VectorError)
-    if vectors is not None:
-        schema = json.loads((FOLDER / "schema.json").read_bytes())
-        jsonschema.validate(json.loads(given), schema)
-        assert len(vectors) == len(json.loads(given)["vectors"])
-
-
-@fuzzed
-@given(st.data())
-def test_a_manifest_is_refused_or_its_files_are_those_it_names(data):
-    manifest = {
-        **json.loads((FOLDER / "manifest.json").read_bytes()),
-        "files": {name: {"sha256": hashlib.sha256(text).hexdigest(), "ids": []} for name, text in SMALL.items()},
-    }
-    given = data.draw(spoilt(json.dumps(manifest).encode()))
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "manifest.json").write_bytes(given)
-        for name, text in SMALL.items():
-            (Path(folder) / name).write_bytes(text)
-        vectors = tried("manifest", lambda: load(Path(folder)), VectorError)
-    if vectors is not None:
-        expected = [v.case.id for name in json.loads(given)["files"] for v in parse(Path(name), SMALL[name])]
-        assert [v.case.id for v in vectors] == expected
-
-
-# --- Answers from elsewhere ---
-
-VECTORS = select(["maml"], ["canary", "quadratic", "scalar"])
-RIGHT = {v.case.id: [leaf.tolist() for leaf in v.gradient] for v in VECTORS}
-
-
-def assert_judged(report, expected):
-    """A whole report, with a row for every vector."""
-    assert isinstance(report, Report) and json.loads(report.json()) and str(report)
-    assert [row.id for row in report.rows] == [v.case.id for v in expected]
-    assert {row.status for row in report.rows} <= {"pass", "fail", "error", "skip"}
-
-
-@fuzzed
-@given(st.data())
-def test_a_results_file_is_refused_or_judged(data):
-    content = data.draw(spoilt(json.dumps(RIGHT).encode()))
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checker, "pairs", lambda answers: set())  # the search for two mistakes at once takes seconds
-        path = Path(folder) / "results.json"
-        path.write_bytes(content)
-        report = tried("results file", lambda: check_results(str(path), VECTORS), DoorError)
-    if report is not None:
-        assert_judged(report, VECTORS)
-        answers = json.loads(content)
-        untouched = {name for name in RIGHT if answers.get(name) == RIGHT[name]}
-        assert untouched <= {row.id for row in report.rows if row.status == "pass"}
-
-
-# A program that says what it was given, a line for a line, and then does what is left: end, hang, or never stop.
-PROGRAM = """
-import os, sys, time
-answers, end = eval(open(sys.argv[1]).read())
-out = sys.stdout.buffer
-for line in sys.stdin:
-    if not answers:
-        break
-    out.write(answers.pop(0))
-    out.flush()
-while end == "flood":
-    out.write(b"x" * 65536)
-while end == "errors":
-    sys.stderr.write("no" * 65536)
-while end == "lines":
-    out.write(b'{"seq": 0}\\n')
-time.sleep(60 * (end == "hang"))
-"""
-GREETING = b'{"version": 1, "name": "a program"}\n'
-
-
-def line_of(vector, seq):
-    return json.dumps({"seq": seq, "gradient": RIGHT[vector.case.id]}).encode()
-
-
-@fuzzed
-@given(st.data(), st.sampled_from(["", "flood", "errors", "lines", "hang"]))
-def test_a_program_behind_the_door_is_refused_or_judged(data, end):
-    some = VECTORS[:2]
-    right = [GREETING, *(line_of(v, seq) + b"\n" for seq, v in enumerate(some))]
-    answers = [data.draw(st.just(line) | spoilt(line).map(lambda b: b + b"\n") | damaged(line)) for line in right]
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "program.py").write_text(PROGRAM)
-        (Path(folder) / "answers").write_text(repr((answers, end)))
-        program = [sys.executable, "-I", "-S", f"{folder}/program.py", f"{folder}/answers"]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checker, "pairs", lambda answers: set())
-            patch.setattr(doors, "LONGEST", 2**18)
-            report = tried("program", lambda: check_command(program, some, 0.4), DoorError)
-    if report is not None:
-        assert_judged(report, some)
-
-
-def test_the_judgement_tells_a_right_answer_from_a_wrong_one(tmp_path):
-    """What the fuzzing takes for granted: a changed number fails, and the rest passes."""
-    (tmp_path / "results.json").write_text(json.dumps({**RIGHT, "maml-canary": [[-1, -2.5]]}))
-    report = check_results(str(tmp_path / "results.json"), VECTORS)
-    assert [row.id for row in report.rows if row.status != "pass"] == ["maml-canary"]
 
 
 # --- Images ---

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent.parent / "vectors"
 FORMAT, FORMAT_VERSION = "refmeta-vectors", 1
 DTYPES = ("float32", "float64")
 PLAIN = ("id", "algorithm", "model", "loss", "alpha", "head", "conventions")  # fields that JSON has as they are
-WORDS = {
+WORDS: dict[str, list[Any]] = {
     "loss": [{"kind": kind} for kind in ("quadratic", "squared_error", "cross_entropy")],
     "tasks": ["sum", "mean"],
     "examples": ["mean", "sum"],

@@ -9,9 +9,9 @@ from autograd import grad
 import refmeta
 from refmeta.adjoint import hvp as exact_hvp
 from refmeta.conformance import audit
-from refmeta.conformance.attribution import moves
-from refmeta.conformance.rules import RULES, Setting, Tools, answers
-from refmeta.conformance.suspects import SUSPECTS, with_mistakes
+from refmeta.conformance.explain import Factor
+from refmeta.conformance.mistakes import MISTAKES, with_mistakes
+from refmeta.conformance.rules import RULES, Derivatives, Setting, gradients, moves
 from refmeta.models import MLP, cross_entropy, squared_error
 from refmeta.trees import add
 
@@ -47,12 +47,12 @@ def right(algorithm, loss=LOSS):
 
 def wrong(name, algorithm="maml", loss=LOSS, outputs=None):
     """The algorithm with one known mistake."""
-    tools = Tools(grad(loss), lambda phi, batch, v: exact_hvp(loss, phi, batch, v))
+    tools = Derivatives(grad(loss), lambda phi, batch, v: exact_hvp(loss, phi, batch, v))
 
     def meta_gradient(theta, tasks, alpha):
         moving = moves(len(theta), 2 if algorithm == "anil" else None)
         settings = [Setting(RULES[algorithm], theta, s, q, alpha, moving, len(q[0]) - 2, outputs) for s, q in tasks]
-        return add(answers(tools, with_mistakes([name], settings)))
+        return add(gradients(tools, with_mistakes([name], settings)))
 
     return meta_gradient
 
@@ -165,7 +165,7 @@ def test_functions_get_theta_in_its_own_dtype():
 def test_a_known_mistake_comes_back_under_its_name(name, algorithm):
     found = judged(wrong(name, algorithm), algorithm)
     assert found.kind == "bug" and [e.suspects for e in found.explanations] == [(name,)], found
-    assert SUSPECTS[name].title in found.text
+    assert MISTAKES[name].title in found.text
 
 
 @pytest.mark.parametrize("name", ["first_order", "support_as_query", "inner_ascent"])
@@ -184,12 +184,12 @@ def test_targets_that_broadcast_are_named():
 
 def test_the_mean_over_tasks_is_a_convention():
     found = judged(lambda *a: [leaf / len(TASKS) for leaf in right("maml")(*a)])
-    assert found.kind == "convention" and found.explanations[0][1:] == ("all", "1/tasks")
+    assert found.kind == "convention" and found.explanations[0][1:] == ("all", Factor(1, "1/tasks"))
 
 
 def test_reptile_over_alpha_is_a_convention():
     found = judged(lambda *a: [leaf / ALPHA for leaf in right("reptile")(*a)], "reptile")
-    assert found.kind == "convention" and found.explanations[0].scale == "1/alpha"
+    assert found.kind == "convention" and found.explanations[0].scale == Factor(1, "1/alpha")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_mistake_and_lost_tasks_are_named_together():
 
 def test_a_flipped_sign_is_no_convention():
     found = judged(lambda *a: [-leaf for leaf in right("maml")(*a)])
-    assert found.kind == "bug" and found.explanations[0].scale == "-1"
+    assert found.kind == "bug" and found.explanations[0].scale == Factor(-1)
 
 
 def test_of_one_number_no_factor_is_a_convention():
@@ -221,7 +221,7 @@ def test_of_one_number_no_factor_is_a_convention():
     first = audit(loss, grad(loss), lambda *a: refmeta.fomaml(loss, *a), [np.array([0.7])], tasks, 0.05)
     assert first.verdicts[0].kind == "bug" and "first_order" in str(first.verdicts[0].explanations)
     mean = audit(loss, grad(loss), lambda *a: [g / 2 for g in refmeta.maml(loss, *a)], [np.array([0.7])], tasks, 0.05)
-    assert mean.verdicts[0].kind == "convention" and mean.verdicts[0].explanations[0].scale == "1/tasks"
+    assert mean.verdicts[0].kind == "convention" and mean.verdicts[0].explanations[0].scale == Factor(1, "1/tasks")
 
 
 def test_a_gradient_of_zeros_is_named():
@@ -288,10 +288,10 @@ def test_a_gradient_with_nan_is_refused():
 
 
 def test_a_loss_of_nan_vouches_for_no_gradient():
-    twice = Tools(lambda *a: [2 * leaf for leaf in GRAD(*a)], lambda *a: [2 * leaf for leaf in hvp(*a)])
+    twice = Derivatives(lambda *a: [2 * leaf for leaf in GRAD(*a)], lambda *a: [2 * leaf for leaf in hvp(*a)])
 
     def doubled(theta, tasks, alpha):
-        return add(answers(twice, [Setting(RULES["maml"], theta, s, q, alpha, (True,) * 4) for s, q in tasks]))
+        return add(gradients(twice, [Setting(RULES["maml"], theta, s, q, alpha, (True,) * 4) for s, q in tasks]))
 
     assert not audit(lambda *_: np.nan, twice.grad, doubled, THETA, TASKS, ALPHA).passed
 
@@ -308,10 +308,10 @@ def test_of_what_bends_faster_than_the_steps_of_its_differences_nothing_is_said_
 
     batch = np.zeros((1, 1)), np.zeros((1, 1))
     problem = [np.array([0.3, 0.7, 0.5])], [([batch], batch)], 0.1
-    tools = Tools(gradient, product)
+    tools = Derivatives(gradient, product)
 
     def meta_gradient(theta, tasks, alpha):
-        return add(answers(tools, [Setting(RULES["maml"], theta, s, q, alpha, (True,)) for s, q in tasks]))
+        return add(gradients(tools, [Setting(RULES["maml"], theta, s, q, alpha, (True,)) for s, q in tasks]))
 
     (verdict,) = audit(loss, gradient, meta_gradient, *problem).verdicts
     assert verdict.kind == "imprecise" and "Give `hvp`" in verdict.text
