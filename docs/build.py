@@ -124,7 +124,7 @@ def renew(words: str | None = None) -> None:
         for command in PRINTED.findall(text) if words is not None else []:
             if words in command:
                 made = subprocess.run(
-                    [sys.executable, command.split()[1]], cwd=ROOT, check=True, stdout=subprocess.PIPE
+                    [sys.executable, *command.split()[1:-2]], cwd=ROOT, check=True, stdout=subprocess.PIPE
                 )
                 _rewrite(page, made.stdout.decode())
         _rewrite(page, with_code(page.read_text()))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import refmeta
 from refmeta.conformance.command import add_check, add_vectors
 from refmeta.fast import keep_freed_memory
-from refmeta.lab.bench.command import add_bench
 from refmeta.lab.command import add_sine
 from refmeta.lab.fewshot_command import add_fewshot
 from refmeta.lab.geometry_command import add_geometry
@@ -22,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="refmeta", description="Gradient-based meta-learning, as a specification.")
     parser.add_argument("--version", action="version", version=refmeta.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_sine, add_fewshot, add_geometry, add_reuse, add_sweep, add_check, add_vectors, add_bench):
+    for add in (add_sine, add_fewshot, add_geometry, add_reuse, add_sweep, add_check, add_vectors):
         add(commands)
     # argparse has no word for "the rest, whatever it is": what follows -- is the command to check.
     given = list(sys.argv[1:] if argv is None else argv)

@@ -26,7 +26,6 @@ from test_fewshot import PARTS, drawing, members, png, zipped
 from refmeta.__main__ import main
 from refmeta.conformance import command as check_line
 from refmeta.lab import checkpoint, command, fewshot, geometry, sweep_command
-from refmeta.lab.bench import measure
 from refmeta.lab.experiment import Config
 from refmeta.lab.files import new_folder
 from refmeta.lab.images import glyphs, omniglot
@@ -214,7 +213,7 @@ def options_of(name):
     return [(option, action.nargs == 0) for action in seen[name]._actions for option in action.option_strings]
 
 
-COMMANDS = ["sine", "fewshot", "geometry", "reuse", "sweep", "check", "vectors", "bench"]
+COMMANDS = ["sine", "fewshot", "geometry", "reuse", "sweep", "check", "vectors"]
 
 
 @st.composite
@@ -247,7 +246,7 @@ def test_a_command_line_is_refused_with_2_or_taken(name, data):
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr(command, "new_folder", work)
 
-        for module, function in ((geometry, "recorded"), (sweep_command, "sweep"), (measure, "side_by_side")):
+        for module, function in ((geometry, "recorded"), (sweep_command, "sweep")):
             patch.setattr(module, function, work)
         for function in ("check", "check_command"):
             patch.setattr(check_line, function, work)

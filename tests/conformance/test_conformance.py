@@ -12,12 +12,13 @@ from implementations import first, last, mean, wrong
 
 import refmeta
 from refmeta import adjoint
-from refmeta.conformance import Skip, assert_case, check, derivation, parameters, rules
+from refmeta.conformance import Skip, assert_case, check, parameters, rules
 from refmeta.conformance.cases import load
 from refmeta.conformance.check import Answer, judge
 from refmeta.conformance.explain import Explanation, Factor
 from refmeta.conformance.harness import meta_gradient
 from refmeta.conformance.mistakes import MISTAKES
+from tests.vectors.derivations import in_floats
 
 VECTORS = load()
 ALGORITHMS = ("maml", "fomaml", "anil", "reptile", "joint")
@@ -88,24 +89,7 @@ def flattened(case):
     return case.combine([parts(g[0]) for g in per_task])
 
 
-def forward_over_reverse(case):
-    """Hessian-vector products as the dual part of gradients by hand."""
-    ways = [
-        s._replace(
-            theta=[leaf.astype(object) for leaf in s.theta],
-            supports=[_objects(b) for b in s.supports],
-            query=_objects(s.query),
-        )
-        for s in case.settings
-    ]
-    return [np.asarray(leaf, float) for leaf in case.combine(rules.gradients(derivation.derivatives(case), ways))]
-
-
-def _objects(batch):
-    return batch and tuple(derivation.in_arithmetic(float, part) for part in batch)
-
-
-@pytest.mark.parametrize("harness", [right, by_adjoint, stacked, reversed_examples, flattened, forward_over_reverse])
+@pytest.mark.parametrize("harness", [right, by_adjoint, stacked, reversed_examples, flattened, in_floats])
 def test_right_implementations_pass(harness):
     report = check(harness)
     assert report.passed, str(report)

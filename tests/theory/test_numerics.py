@@ -1,6 +1,6 @@
 """What floating point can do to the gradients: large and small numbers, edges, long loops, many tasks, odd arrays.
 
-The oracle is `refmeta.conformance.derivation`, in 60-digit decimals: it shares no line with the gradients.
+The oracle is `tests.vectors.derivation`, in 60-digit decimals: it shares no line with the gradients.
 """
 
 import tempfile
@@ -14,10 +14,11 @@ from autograd.tracer import Node, getval, new_box, trace_stack
 from problems import ALGORITHMS, EXACT, assert_same, flat
 
 from refmeta import adapt, adjoint, anil, fomaml, joint, maml, recorded, reptile, stacked
-from refmeta.conformance import derivation, rules
+from refmeta.conformance import rules
 from refmeta.conformance.cases import Case
-from refmeta.conformance.generate import settings
 from refmeta.models import MLP, squared_error
+from tests.vectors.arithmetic import in_kind
+from tests.vectors.derivation import derivatives
 
 SECOND = {maml: adjoint.maml, anil: adjoint.anil}
 
@@ -49,7 +50,7 @@ def case_of(algorithm, widths, scales=(1.0, 1.0, 1.0), loss="squared_error", ste
 def exact(case):
     """The gradient to 60 digits, as one list of numbers."""
     with localcontext(Context(prec=60, Emax=MAX_EMAX, Emin=MIN_EMIN)):
-        trees = rules.gradients(derivation.derivatives(case), settings(case, Decimal))
+        trees = rules.gradients(derivatives(case), in_kind(case, Decimal).settings)
         return sum(np.concatenate([np.ravel(leaf) for leaf in tree]) for tree in trees)
 
 

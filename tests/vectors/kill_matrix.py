@@ -1,15 +1,15 @@
-"""Writes the kill matrix: `python tests/kill_matrix.py > docs/kill_matrix.md`."""
+"""Writes the kill matrix: `python -m tests.vectors.kill_matrix > docs/kill_matrix.md`."""
 
 from refmeta.conformance.cases import load
 from refmeta.conformance.mistakes import MISTAKES
 
 HEAD = """# Which vector catches which mistake
 
-Made by `python tests/kill_matrix.py > docs/kill_matrix.md`; the tests compare it. A number counts the vectors of a
-tier on which the mistake gives another answer than the right one, by more than a hundred float32 tolerances. The tiers
-are the kinds of cases: canary, so simple that only wrong wiring should fail it; quadratic, regression, tanh and
+Made by `python -m tests.vectors.kill_matrix > docs/kill_matrix.md`; the tests compare it. A number counts the vectors
+of a tier on which the mistake gives another answer than the right one, by more than a hundred float32 tolerances. The
+tiers are the kinds of cases: canary, so simple that only wrong wiring should fail it; quadratic, regression, tanh and
 softmax losses; edge, such as no steps or an empty head; scalar. Fed blind to `refmeta check`, every mistake comes back
-under its own name (`tests/test_conformance.py`).
+under its own name (`tests/conformance`).
 
 """
 
@@ -23,14 +23,9 @@ def matrix() -> str:
         counts = [str(caught.count(tier) or "") for tier in tiers]
         lines.append(f"| [{name}](#{name}) | {' | '.join(counts)} | {len(caught)} |")
     lines += ["", "## The mistakes", ""]
-    for s in MISTAKES.values():
-        lines += [
-            f"### {s.id}",
-            "",
-            f"{s.ledger}: {s.title}." if s.ledger else f"{s.title[0].upper()}{s.title[1:]}.",
-            "",
-        ]
-        lines += [f"Seen in: {s.seen}.", "", f"Cause: {s.cause}.", ""]
+    for m in MISTAKES.values():
+        title = f"{m.ledger}: {m.title}." if m.ledger else f"{m.title[0].upper()}{m.title[1:]}."
+        lines += [f"### {m.id}", "", title, "", f"Seen in: {m.seen}.", "", f"Cause: {m.cause}.", ""]
     return HEAD + "\n".join(lines)
 
 

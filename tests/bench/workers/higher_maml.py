@@ -1,12 +1,12 @@
 """higher: innerloop_ctx, a task at a time; for ANIL around the head alone."""
 
-import serving  # isort: split
-
 from importlib.metadata import version
 
 import higher
 import torch
-import torch_net
+
+from tests.bench import serving
+from tests.bench.workers import torch_net
 
 
 def prepare(case):

@@ -1,18 +1,19 @@
-"""The vectors' gradients in ways that share little: `python tests/derivations.py` prints how many digits agree."""
+"""The vectors' gradients in ways that share little, and what digits agree: `python -m tests.vectors.derivations`."""
 
 import warnings
-from dataclasses import replace
-from functools import partial
 
-import byhand
 import numpy as np
-from problems import flat, unflat
 
 import refmeta
 from refmeta import adjoint, recorded, stacked
 from refmeta.algorithms import objective
-from refmeta.conformance import Skip, check, derivation, rules
-from refmeta.conformance.generate import settings
+from refmeta.conformance import Skip, check, rules
+from refmeta.conformance.rules import flat, unflat
+from refmeta.trees import holding, split
+from tests.vectors import complex_steps
+from tests.vectors.arithmetic import in_kind
+from tests.vectors.derivation import derivatives
+from tests.vectors.make import algorithm_of
 
 
 def by(one_task):
@@ -20,17 +21,12 @@ def by(one_task):
     return lambda case: case.combine([one_task(case, task) for task in case.tasks])
 
 
-def algorithm_of(case, module=refmeta):
-    """The module's function that the case is about, with its head."""
-    algorithm = getattr(module, case.algorithm)
-    return partial(algorithm, head=case.head) if case.algorithm == "anil" else algorithm
-
-
 def of(module, how=lambda algorithm: algorithm):
     def one_task(case, task):
-        if not hasattr(module, case.algorithm):
+        algorithm = algorithm_of(case, module)
+        if not algorithm:
             raise Skip("gradients of an objective alone")
-        return how(algorithm_of(case, module))(case.loss_fn, case.theta, [task], case.alpha)
+        return how(algorithm)(case.loss_fn, case.theta, [task], case.alpha)
 
     return by(one_task)
 
@@ -40,14 +36,14 @@ def together(case):
     if len({len(supports) for supports, _ in case.tasks}) > 1:
         raise Skip("tasks with as many steps")
     total = stacked(algorithm_of(case))(case.loss_fn, case.theta, case.tasks, case.alpha)
-    scaled = replace(case, tasks=case.tasks[:1]).combine([total])
-    return [leaf / len(case.tasks) for leaf in scaled] if case.conventions["tasks"] == "mean" else scaled
+    zeros = [[0 * leaf for leaf in total]] * (len(case.tasks) - 1)
+    return case.combine([total, *zeros])
 
 
-def complex_steps(case, task):
+def complex_steps_of(case, task):
     if case.algorithm not in ("maml", "anil") or case.model["kind"] != "mlp" or case.conventions["examples"] == "sum":
         raise Skip("the objective of a network, a mean over examples")
-    return byhand.meta_gradient(case.theta, [task], case.alpha, case.head)
+    return complex_steps.meta_gradient(case.theta, [task], case.alpha, case.head)
 
 
 def differences(case, task, h=1e-3):
@@ -57,19 +53,18 @@ def differences(case, task, h=1e-3):
     task = ([], task[1]) if case.algorithm == "joint" else task
 
     def F(vector):
-        return objective(case.loss_fn, unflat(vector, case.theta), [task], case.alpha, case.head)
+        body, head = split(unflat(vector, case.theta), len(case.theta) if case.head is None else case.head)
+        return objective(holding(body, case.loss_fn), head, [task], case.alpha)
 
     theta = flat(case.theta)
     steps = h * np.eye(theta.size)
-    return unflat(
-        np.array([8 * (F(theta + e) - F(theta - e)) - F(theta + 2 * e) + F(theta - 2 * e) for e in steps]) / (12 * h),
-        case.theta,
-    )
+    twelve = [8 * (F(theta + e) - F(theta - e)) - F(theta + 2 * e) + F(theta - 2 * e) for e in steps]
+    return unflat(np.array(twelve) / (12 * h), case.theta)
 
 
 def in_floats(case):
-    leaves = case.combine(rules.gradients(derivation.derivatives(case), settings(case, float)))
-    return [np.asarray(leaf, float) for leaf in leaves]
+    same = in_kind(case, float)
+    return [np.asarray(leaf, float) for leaf in same.combine(rules.gradients(derivatives(case), same.settings))]
 
 
 DERIVATIONS = {
@@ -81,7 +76,7 @@ DERIVATIONS = {
         rules.gradients(case.derivatives, case.settings)
     ),
     "the rules, with derivatives by hand and dual numbers, in floats": in_floats,
-    "complex steps of an objective by hand": by(complex_steps),
+    "complex steps of an objective by hand": by(complex_steps_of),
     "differences of fourth order": by(differences),
 }
 ALGORITHMS = "maml", "fomaml", "anil", "reptile", "joint"

@@ -12,11 +12,11 @@ import pytest
 
 import refmeta
 from refmeta.conformance import check
-from refmeta.lab.bench import measure
-from refmeta.lab.bench.cases import CASES
+from tests.bench.measure import own, side_by_side
+from tests.bench.workloads import WORKLOADS
 
 HERE = Path(__file__).parent
-DOCS = HERE.parent.parent / "docs"
+DOCS = HERE.parents[2] / "docs"
 CHECKING = (DOCS / "checking.md").read_text()
 FENCES = re.findall(r"```python\n(.*?)```", CHECKING, re.S)
 PEERS = {"torch_func": "torch", "jax_grad": "jax", "higher_maml": "higher", "learn2learn_maml": "learn2learn"}
@@ -71,12 +71,12 @@ WORKERS = {
 @pytest.mark.parametrize("words", WORKERS, ids=" ".join)
 def test_a_benchmarks_worker_does_the_same_work(words):
     pytest.importorskip(WORKERS[words], reason=f"{WORKERS[words]} is not installed", exc_type=ImportError)
-    small = {name: case._replace(tasks=3, steps=min(case.steps, 3), shots=5) for name, case in CASES.items()}
+    small = {name: work._replace(tasks=3, steps=min(work.steps, 3), shots=5) for name, work in WORKLOADS.items()}
     small["C1 in double precision"] = small["C1"]._replace(dtype="float64")
     wanted = [(n, small[n], a) for n in ("S2", "S4", "C1", "C1 in double precision") for a in small[n].algorithms]
     wanted.append(("C1, its gradient", small["C1 in double precision"], "joint"))
-    worker = [sys.executable, str(HERE / f"bench/{words[0]}.py"), *words[1:]]
-    rows = measure.side_by_side([measure.OWN["refmeta recorded"], worker], wanted, 0.01, 1)
+    worker = [sys.executable, "-m", f"tests.bench.workers.{words[0]}", *words[1:]]
+    rows = side_by_side([own("recorded"), worker], wanted, 0.01, 1)
     assert len(rows) > len(wanted) and all(row["difference"] < 1e-4 for row in rows)
 
 

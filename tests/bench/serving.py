@@ -1,6 +1,6 @@
-"""What the benchmark's workers share: the protocol, a case with its arrays, sine tasks, im2col. NumPy only.
+"""What the benchmark's workers share: the protocol, a workload with its arrays, sine tasks, im2col. NumPy only.
 
-A peer is `prepare(case)`, which returns three functions: convert(data) of NumPy arrays to the peer's own, by task;
+A worker is `prepare(case)`, which returns three functions: convert(data) of NumPy arrays to the worker's own, by task;
 gradient(data), the meta-gradient in NumPy and θ's layout; step(data), which descends and returns the loss, as
 something that `float` waits for.
 """
@@ -12,22 +12,21 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 
-class Skip(Exception):
-    """The peer does not offer this, and why."""
+class NotOffered(Exception):
+    """The worker does not do this, and why."""
 
 
 def load(path: str) -> Any:
-    """The case, with its arrays as case.theta and case.data."""
-    case = SimpleNamespace(**{"repeated": False, **json.loads(Path(path).read_text())})
-    with np.load(Path(path).parent / case.arrays) as file:
-        arrays = {name: a.astype(case.dtype if a.dtype.kind == "f" else "int64") for name, a in file.items()}
+    """The workload, with its arrays as case.theta and case.data."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    case = SimpleNamespace(**json.loads(str(arrays.pop("about"))))
     case.theta = [arrays[f"theta{i}"] for i in range(len(arrays) - 4)]
     case.data = [arrays[name] for name in ("support_x", "support_y", "query_x", "query_y")]
     case.tasks = len(case.data[2])
@@ -66,41 +65,45 @@ def train(prepare: Callable[[Any], Any], case: Any, iterations: int) -> float:
 
 
 def clock() -> float:
+    """Milliseconds."""
     return time.perf_counter() * 1e3
 
 
 def serve(name: str, version: str, prepare: Callable[[Any], Any], train: Any = train) -> None:
-    """Answer the requests on stdin, or train if the command line says so."""
+    """Answer the requests on stdin, a line of JSON each: {load, gradient}, after it {repeat}; or {load, train}."""
     protocol = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints from now on goes to stderr
-
-    def say(**answer: Any) -> None:
-        print(json.dumps(answer), file=protocol, flush=True)
-
-    if "train" in sys.argv:
-        path, iterations = sys.argv[-2:]
-        say(loss=train(prepare, load(path), int(iterations)))
-        return
-    say(name=name, version=version)
+    run: Any = None
     for line in sys.stdin:
-        start = clock()
+        request = json.loads(line)
         try:
-            request = json.loads(line)
-            if "load" in request:
-                case = load(request["load"])
-                convert, gradient, step = prepare(case)
-                data = convert(by_task(case, case.data))
-                g, first_ms = gradient(data), clock() - start
-                np.savez(request["gradient"], **{f"g{i}": leaf for i, leaf in enumerate(g)})
-                say(ok=True, first_ms=first_ms)
+            if "train" in request:
+                answer = {"loss": train(prepare, load(request["load"]), request["train"])}
+            elif "load" in request:
+                run, first_ms = begin(prepare, request["load"], request["gradient"])
+                answer = {"name": name, "version": version, "first_ms": first_ms}
             else:
-                times = [clock()]
-                for _ in range(request["repeat"]):
-                    float(step(data))
-                    times.append(clock())
-                say(ms=np.diff(times).tolist())
-        except Skip as reason:
-            say(skip=str(reason))
+                answer = {"ms": [run() for _ in range(request["repeat"])]}
+        except NotOffered as reason:
+            answer = {"skip": str(reason)}
         except Exception as error:
             traceback.print_exc()
-            say(error=f"{type(error).__name__}: {error}")
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=protocol, flush=True)
+
+
+def begin(prepare: Callable[[Any], Any], path: str, target: str) -> tuple[Callable[[], float], float]:
+    """A function that takes a step and returns its time, and the first gradient's time; that is left in `target`."""
+    start = clock()
+    case = load(path)
+    convert, gradient, step = prepare(case)
+    data = convert(by_task(case, case.data))
+    leaves, first_ms = gradient(data), clock() - start
+    np.savez(target, *leaves)
+
+    def run() -> float:
+        start = clock()
+        float(step(data))
+        return clock() - start
+
+    return run, first_ms

@@ -1,11 +1,12 @@
-"""torch.func: the tasks under vmap; `python torch_func.py im2col` for patches and matmul in place of conv2d."""
+"""torch.func: the tasks under vmap; `im2col` behind it for patches and matmul in place of conv2d."""
 
 import sys
 
-import serving
 import torch
-import torch_net
 from torch.func import grad, vmap
+
+from tests.bench import serving
+from tests.bench.workers import torch_net
 
 im2col = sys.argv[1:2] == ["im2col"]
 

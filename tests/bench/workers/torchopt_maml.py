@@ -1,12 +1,11 @@
-"""TorchOpt: MetaSGD, a task at a time; `python torchopt_maml.py functional` for its functional SGD under vmap."""
-
-import serving  # isort: split
+"""TorchOpt: MetaSGD, a task at a time; `functional` behind it for its functional SGD under vmap."""
 
 import sys
 
-import torch_func
-import torch_net
 import torchopt
+
+from tests.bench import serving
+from tests.bench.workers import torch_func, torch_net
 
 
 def functional(case):
@@ -23,7 +22,7 @@ def functional(case):
 def prepare(case):
     """The functions that `serving` wants."""
     if case.algorithm not in ("maml", "anil"):
-        raise serving.Skip("MetaSGD is second-order; the functional variant does the rest")
+        raise serving.NotOffered("MetaSGD is second-order; the functional variant does the rest")
     body, head, loss = torch_net.split(case)
     sgd = torchopt.MetaSGD(head, lr=case.alpha)
     start = [torchopt.extract_state_dict(o, by="reference") for o in (head, sgd)]

@@ -1,10 +1,10 @@
 """learn2learn: clone() and adapt(), a task at a time; for ANIL the MAML is around the head alone."""
 
-import serving  # isort: split
-
 import learn2learn
 import torch
-import torch_net
+
+from tests.bench import serving
+from tests.bench.workers import torch_net
 
 
 def prepare(case):

@@ -1,11 +1,11 @@
-"""JAX, everything in one jit; `python jax_jit.py im2col` for patches and matmul in place of lax.conv."""
-
-import serving  # isort: split
+"""JAX, everything in one jit; `im2col` behind it for patches and matmul in place of lax.conv."""
 
 import sys
 
 import jax
 import jax.numpy as jnp
+
+from tests.bench import serving
 
 jax.config.update("jax_enable_x64", True)
 im2col = sys.argv[1:2] == ["im2col"]

@@ -105,10 +105,6 @@ def _total(leaves: Theta) -> Theta:
     return [leaf.sum(0) for leaf in leaves]
 
 
-def joint(theta: Theta, supports: Supports, query: Batch, alpha: float) -> Theta:
-    return _total(gradient(theta, query))
-
-
 def fomaml(theta: Theta, supports: Supports, query: Batch, alpha: float) -> Theta:
     return _total(gradient(_adapt(theta, supports, alpha), query))
 

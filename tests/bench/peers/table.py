@@ -11,12 +11,23 @@ warnings.simplefilter("ignore")
 
 from refmeta.conformance import check  # noqa: E402
 
+HEAD = """# Implementations
+
+Made by `python -m tests.bench.peers.table > docs/implementations.md`, in float64.
+
+A number is the correct digits of the worst vector, at most 16; exact: no bit differs. Skipped: the peer does
+not do it. The last table is a MAML with a mistake, to see it caught. The sources are in `tests/bench/peers`.
+
+learn2learn 0.2.0 stands apart: it forces NumPy 1.26, does not build from PyPI on Python 3.11, and needs
+torchvision. Built with Cython 3, and with torchvision's data sets stubbed out, `learn2learn_maml.py` gave all
+20 MAML and 6 first-order vectors right, the exact ones exactly, the others to 15.3 digits and more."""
+
 PEERS = {
     "refmeta.conformance.harness": "numpy",
-    "torch_func": "torch",
-    "jax_grad": "jax",
-    "higher_maml": "higher",
-    "torch_first_order": "torch",
+    "tests.bench.peers.torch_func": "torch",
+    "tests.bench.peers.jax_grad": "jax",
+    "tests.bench.peers.higher_maml": "higher",
+    "tests.bench.peers.torch_first_order": "torch",
 }
 
 
@@ -33,21 +44,11 @@ def cell(rows):
 
 
 def main():
-    print("# Implementations\n\nMade by `python tests/peers/table.py > docs/implementations.md`, in float64.\n")
-    print(
-        "A number is the correct digits of the worst vector, at most 16; exact: no bit differs. Skipped: the peer does"
-    )
-    print("not do it. The last table is a MAML with a mistake, to see it caught. The sources are in `tests/peers`.")
-    print()
-    print("learn2learn 0.2.0 stands apart: it forces NumPy 1.26, does not build from PyPI on Python 3.11, and needs")
-    print(
-        "torchvision. Built with Cython 3, and with torchvision's data sets stubbed out, `learn2learn_maml.py` gave all"
-    )
-    print("20 MAML and 6 first-order vectors right, the exact ones exactly, the others to 15.3 digits and more.")
+    print(HEAD)
     for module, package in PEERS.items():
         report = check(importlib.import_module(module).meta_gradient)
         tiers = list(dict.fromkeys(row.tier for row in report.rows))
-        print(f"\n## `{module}`: {package} {version(package)}\n")
+        print(f"\n## `{module.removeprefix('tests.bench.peers.')}`: {package} {version(package)}\n")
         print("| algorithm | " + " | ".join(tiers) + " |\n|" + "---|" * (1 + len(tiers)))
         for verdict in report.verdicts:
             of = [row for row in report.rows if row.algorithm == verdict.algorithm]
