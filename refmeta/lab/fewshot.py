@@ -14,11 +14,11 @@ from refmeta.checks import check_alpha
 from refmeta.fast import recorded, stacked
 from refmeta.fast.stacked import copies, stack
 from refmeta.lab import images as sources
-from refmeta.lab.checkpoint import Keep, surviving
-from refmeta.lab.experiment import METHODS, Run, optimiser
+from refmeta.lab.checkpoint import Keep, resumable
 from refmeta.lab.images import Images, Task
-from refmeta.lab.optimisers import Step
-from refmeta.lab.training import Trajectory, summary, train, trajectory_of_head
+from refmeta.lab.optimisers import Step, optimiser
+from refmeta.lab.runs import Run
+from refmeta.lab.training import METHODS, Checkpoint, Trajectory, summary, train, trajectory_of_head
 from refmeta.models import MLP, ConvNet, cross_entropy
 from refmeta.trees import Array, Loss, Tasks, Theta
 
@@ -140,7 +140,7 @@ def run(config: Config, images: Images, seed: int, report: Any, keep: Keep | Non
         return [_training_episode(rng, config, images) for _ in range(config.tasks)]
 
     theta, history = train(
-        recorded(stacked(METHODS[config.method])),
+        recorded(stacked(METHODS[config.method].algorithm)),
         loss,
         start,
         sample,
@@ -150,7 +150,7 @@ def run(config: Config, images: Images, seed: int, report: Any, keep: Keep | Non
         seed,
         report,
         recorded(inner_loop(config)),
-        **surviving_on(images, keep, "fewshot", config, seed)(start, outer),
+        surviving_on(images, keep, "fewshot", config, seed)(start, outer),
     )
     curve = accuracies(config, theta, test_episodes(config, images, seed))
     return Run(config, seed, theta, history, curve, perf_counter() - began, "fewshot")
@@ -158,10 +158,10 @@ def run(config: Config, images: Images, seed: int, report: Any, keep: Keep | Non
 
 def surviving_on(
     images: Images, keep: Keep | None, experiment: str, config: Config, seed: int
-) -> Callable[[Theta, Step], dict[str, Any]]:
-    """`surviving` for θ and the outer step of a training on these images: another folder's are other settings."""
+) -> Callable[[Theta, Step], Checkpoint]:
+    """`resumable` for θ and the outer step of a training on these images: another folder's are other settings."""
     settings = {"experiment": experiment, "seed": seed, **asdict(config)}
-    return partial(surviving, keep, {**settings, "images": sources.fingerprint(images)} if keep else settings)
+    return partial(resumable, keep, {**settings, "images": sources.fingerprint(images)} if keep else settings)
 
 
 def _training_episode(rng: numpy.random.Generator, config: Config, images: Images) -> Task:

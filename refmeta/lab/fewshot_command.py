@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from refmeta.lab import fewshot
-from refmeta.lab.command import add_folder, keeping, own_folder, plural, progress, seed_range, stopped, whole
-from refmeta.lab.experiment import METHODS, Run
+from refmeta.lab.display import plural
 from refmeta.lab.fewshot import Config, baselines, check_images, configure, load, network
 from refmeta.lab.files import save_result, save_theta
 from refmeta.lab.images import Images
-from refmeta.lab.training import Diverged, Interrupted, over_seeds
+from refmeta.lab.runs import Run, add_folder, keeping, own_folder, progress, seed_range, stopped, whole
+from refmeta.lab.training import METHODS, Diverged, Interrupted, over_seeds
 
 
 def add_fewshot(commands: Any) -> None:

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from refmeta.lab.command import plural
-from refmeta.lab.experiment import Run
+from refmeta.lab.display import COLOURS, FAINT, INK, plain_axis, plural
 from refmeta.lab.fewshot import Config, inner_loop, network, test_episodes
-from refmeta.lab.figures import COLOURS, FAINT, INK, plain_axis
 from refmeta.lab.images import Images
+from refmeta.lab.runs import Run
 from refmeta.trees import Array
 
 WAYS, SHOTS = 10, 5  # of an episode are shown at most

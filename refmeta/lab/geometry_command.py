@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refmeta.lab.command import plural, whole
+from refmeta.lab.display import plural
 from refmeta.lab.files import new_folder, save_result
 from refmeta.lab.geometry import (
     METHODS,
@@ -22,6 +22,7 @@ from refmeta.lab.geometry import (
     measured,
     quadratic,
 )
+from refmeta.lab.runs import whole
 
 TOLERANCE = 1e-9
 SEEN = 2, 3, 4  # the k of the coefficients

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from refmeta import trajectory
-from refmeta.lab.figures import COLOURS, FAINT, INK
+from refmeta.lab.display import COLOURS, FAINT, INK
 from refmeta.lab.geometry import METHODS, START, TASKS, direction, fixed_point, labels, quadratic, subscript
 from refmeta.trees import Array
 

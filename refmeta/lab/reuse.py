@@ -15,7 +15,7 @@ from refmeta import algorithms
 from refmeta.checks import check_alpha, check_head, check_tasks, check_theta
 from refmeta.fast import recorded
 from refmeta.lab.optimisers import Step
-from refmeta.lab.training import summary, train, trajectory_of_head
+from refmeta.lab.training import NEVER, Checkpoint, summary, train, trajectory_of_head
 from refmeta.models import MLP, ConvNet, cross_entropy, one_hot, softmax
 from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, axpy, dot
 
@@ -207,7 +207,7 @@ def multiclass(
     outer: Step,
     seed: int = 0,
     report: Callable[[int, float], Any] = lambda iteration, loss: None,
-    survive: Callable[[Theta, Step], dict[str, Any]] = lambda theta, outer: {},
+    survive: Callable[[Theta, Step], Checkpoint] = lambda theta, outer: NEVER,
 ) -> tuple[ConvNet, Theta]:
     """The network with a head for all classes, trained to tell them apart: ordinary classification, no tasks.
 
@@ -227,7 +227,7 @@ def multiclass(
 
     theta = wide.init(np.random.default_rng([seed, 2**32]), dtype=classes[0].dtype)
     joint, more = recorded(algorithms.joint), survive(theta, outer)
-    return wide, train(joint, loss, theta, sample, 0.0, iterations, outer, seed, report, **more)[0]
+    return wide, train(joint, loss, theta, sample, 0.0, iterations, outer, seed, report, checkpoint=more)[0]
 
 
 def _layers(theta: Theta) -> int:

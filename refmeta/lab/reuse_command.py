@@ -9,12 +9,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, cast
 
-from refmeta.lab import experiment, fewshot
+from refmeta.lab import fewshot
 from refmeta.lab.checkpoint import Keep
-from refmeta.lab.command import add_folder, keeping, own_folder, plural, progress, seed_range, stopped, whole
+from refmeta.lab.display import plural
 from refmeta.lab.files import save_result, save_theta
 from refmeta.lab.images import Images
+from refmeta.lab.optimisers import optimiser
 from refmeta.lab.reuse import Net, Row, Score, between, frozen, moved, multiclass, regimes, similarity
+from refmeta.lab.runs import Run, add_folder, keeping, own_folder, progress, seed_range, stopped, whole
+from refmeta.lab.sine import experiment
 from refmeta.lab.training import Diverged, Interrupted
 from refmeta.models import ConvNet, accuracy
 from refmeta.trees import Loss, Tasks, Theta
@@ -150,7 +153,7 @@ def _of_images(args: argparse.Namespace, given: dict[str, Any]) -> Study:
     fewshot.check_images(config, images)
     net, loss = fewshot.network(config)
 
-    def run(config: fewshot.Config, seed: int, report: Any, keep: Keep | None) -> experiment.Run:
+    def run(config: fewshot.Config, seed: int, report: Any, keep: Keep | None) -> Run:
         return fewshot.run(config, images, seed, report, keep)
 
     def tasks(seed: int) -> Tasks:
@@ -164,7 +167,7 @@ def _train(study: Study, name: str, seed: int, report: Any, keep: Keep | None) -
     if name == "multiclass" and study.images:
         config = study.configs["maml"]
         images = config.tasks * config.ways * (config.shots + config.queries)  # as many as the others see
-        outer = experiment.optimiser(config.outer, config.iterations)
+        outer = optimiser(config.outer, config.iterations)
         survive = fewshot.surviving_on(study.images, keep, name, config, seed)
         net = cast(ConvNet, study.net)
         wide = multiclass(net, study.images.train, images, config.iterations, outer, seed, report, survive)

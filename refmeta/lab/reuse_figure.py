@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from refmeta.lab.command import plural
-from refmeta.lab.figures import COLOURS, FAINT, INK, plain_axis
+from refmeta.lab.display import COLOURS, FAINT, INK, plain_axis, plural
 from refmeta.lab.reuse_command import depths, layers
 
 MAML = COLOURS["maml"]
