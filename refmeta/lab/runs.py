@@ -206,7 +206,7 @@ def jobs(
     names: Callable[[Any], list[str]],
     run: Callable[[Any, int, Report, Keep | None], Run],
 ) -> tuple[str, list[Job]]:
-    """The default folder, and the jobs of every seed and config. With one seed, `main` is at home in the folder itself."""
+    """The default folder, and the jobs of every seed and config. With one seed, `main` has the folder itself."""
     every = seeds(args)
     sole = main if len(every) == 1 else None
     todo = [
