@@ -30,20 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has seen enough
         return 141  # as of a program that SIGPIPE ends: a check that was not read to its end has not passed
-    except tuple(FAILURES) as error:
-        code, said = next(known for kind, known in FAILURES.items() if isinstance(error, kind))
-        print(f"refmeta {args.command}: {str(error) or said}", file=sys.stderr)
-        return code
+    except (ValueError, TypeError) as error:
+        return _failed(args.command, str(error), 2)
+    except (OSError, MemoryError) as error:
+        return _failed(args.command, str(error) or "out of memory", 1)
+    except KeyboardInterrupt as error:
+        return _failed(args.command, str(error) or "interrupted", 130)
 
 
-# What ends a command early, its exit code, and what it is called where it has nothing to say.
-FAILURES: dict[type[BaseException], tuple[int, str]] = {
-    ValueError: (2, ""),
-    TypeError: (2, ""),
-    OSError: (1, ""),
-    MemoryError: (1, "out of memory"),
-    KeyboardInterrupt: (130, "interrupted"),
-}
+def _failed(command: str, why: str, code: int) -> int:
+    print(f"refmeta {command}: {why}", file=sys.stderr)
+    return code
 
 
 def _parsed(given: list[str]) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,22 @@ from refmeta.lab.sweep.records import SETTINGS, name_of, read, table, varying
 from refmeta.lab.training import METHODS
 
 
-def _several(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+def _several(parse: Callable[[str], Any], text: str) -> list[Any]:
     """Values with commas between them, for argparse."""
-
-    def values(text: str) -> list[Any]:
-        try:
-            return [parse(each) for each in text.split(",")]
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
-
-    return values
+    try:
+        return [parse(each) for each in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
 
 
 ALONG = [name for name in sine.options if name in SETTINGS]  # the settings that take several values
 options: Options = {
     **{
-        name: {"type": _several(sine.options[name].get("type", str)), "metavar": "A,B,…", "help": "one or several"}
+        name: {
+            "type": partial(_several, sine.options[name].get("type", str)),
+            "metavar": "A,B,…",
+            "help": "one or several",
+        }
         for name in ALONG
     },
     "seeds": {"default": "0", "metavar": "A-B,…", "help": "as 0-4, or 0,3,7 (default: 0)"},
