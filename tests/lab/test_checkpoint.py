@@ -415,11 +415,19 @@ def test_what_ends_a_training_early_comes_through_a_pickle(kind):
 
 SMALL = ["sine", "--quick", "--iterations", "120", "--tasks", "3"]
 KILLS = 10  # of each of two chains
+# The command without figures, which take longer than the rest.
+BARE = """
+import importlib.util, sys
+whole = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "matplotlib" else whole(name)
+from refmeta.__main__ import main
+sys.exit(main())
+"""
 
 
 def command(*arguments, **how):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([sys.executable, "-m", "refmeta", *map(str, arguments)], **{**quiet, **how})
+    return subprocess.Popen([sys.executable, "-c", BARE, *map(str, arguments)], **{**quiet, **how})
 
 
 def left(folder):
@@ -489,14 +497,14 @@ def test_of_two_commands_into_one_folder_the_second_is_refused(tmp_path):
     assert f"{tmp_path}/out: " in "".join(said)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_disk_that_takes_no_more_ends_it_and_leaves_the_last_checkpoint(tmp_path):
     out = tmp_path / "out"
     assert main([*SMALL, "--checkpoint-every", "50", "--out", str(out)]) == 0
     before = left(out), (out / "checkpoint").read_bytes()
 
     def refused(*where):
-        limit = "import resource as r, sys; r.setrlimit(r.RLIMIT_FSIZE, (20_000, 20_000))"
-        limited = f"{limit}; from refmeta.__main__ import main; sys.exit(main())"
+        limited = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (20_000, 20_000)){BARE}"
         done = subprocess.run([sys.executable, "-c", limited, *map(str, [*SMALL, *where])], capture_output=True)
         return done.returncode, done.stderr.decode()
 
@@ -547,6 +555,7 @@ def test_several_runs_go_on_where_they_were_and_the_missing_ones_start(tmp_path,
     assert capsys.readouterr().out == table.replace(str(tmp_path / "whole"), str(out))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_finished_command_resumed_only_tests_again(tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     assert main([*FAST, "--checkpoint-every", "5", "--out", out]) == 0
@@ -561,6 +570,7 @@ def test_a_finished_command_resumed_only_tests_again(tmp_path, monkeypatch):
     assert left(tmp_path) == before
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_few_shot_runs_survive_too_and_other_images_are_other_settings(tmp_path, interrupt, capsys):
     small, out = ["fewshot", "--quick", "--filters", "4", "--iterations", "6", "--tasks", "2"], tmp_path / "out"
     assert main([*small, "--out", str(tmp_path / "whole")]) == 0
@@ -587,6 +597,7 @@ def test_few_shot_runs_survive_too_and_other_images_are_other_settings(tmp_path,
         ("glyphs", 20),  # seed 0's classifier of all classes is
     ],
 )
+@pytest.mark.usefixtures("no_figures")
 def test_the_trainings_of_a_study_survive_too(data, nth, tmp_path, interrupt, capsys):
     small = ["reuse", "--quick", "--data", data, "--iterations", "9"]
     assert main([*small, "--out", str(tmp_path / "whole")]) == 0
@@ -600,6 +611,7 @@ def test_the_trainings_of_a_study_survive_too(data, nth, tmp_path, interrupt, ca
     assert left(tmp_path / "out") == left(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_resumed_run_shows_how_far_it_had_come(tmp_path, capsys):
     pytest.importorskip("tqdm", reason="it draws the bar")
     assert main([*FAST, "--checkpoint-every", "5", "--out", str(tmp_path)]) == 0
@@ -632,12 +644,14 @@ def test_another_command_is_refused_and_changes_nothing(change, message, stopped
     assert message in capsys.readouterr().err and left(stopped) == before
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_another_seed_in_the_same_place_is_another_run(tmp_path, capsys):
     assert main([*FAST, "--method", "joint", "--checkpoint-every", "5", "--out", str(tmp_path)]) == 0
     assert main([*FAST, "--method", "joint", "--seed", "1", "--resume", str(tmp_path)]) == 2
     assert "seed: 0 in the checkpoint, 1 now" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_damaged_checkpoint_is_refused_by_the_command(tmp_path, capsys):
     assert main([*FAST, "--checkpoint-every", "5", "--out", str(tmp_path)]) == 0
     path = tmp_path / "checkpoint"
@@ -651,6 +665,7 @@ def test_a_folder_with_checkpoints_is_no_new_one(stopped, capsys):
     assert f"holds files already; --resume {stopped} goes on with its runs" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_killed_before_its_first_checkpoint_a_command_can_be_given_again(tmp_path):
     (tmp_path / "maml-0").mkdir()
     (tmp_path / "maml-0/.checkpoint.99.part").write_bytes(b"half")
@@ -685,6 +700,7 @@ def test_nonsense_ends_with_2_and_makes_no_folder(name, arguments, message, tmp_
 # --- The lock ---
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_locked_folder_is_refused_until_it_is_free(stopped, capsys):
     before = left(stopped)
     with locked(stopped):
