@@ -10,9 +10,9 @@ from refmeta.conformance.command import add_check, add_vectors
 from refmeta.fast import keep_freed_memory
 from refmeta.lab.bench.command import add_bench
 from refmeta.lab.command import add_sine
-from refmeta.lab.fewshot_command import add_fewshot
-from refmeta.lab.geometry_command import add_geometry
-from refmeta.lab.reuse_command import add_reuse
+from refmeta.lab.fewshot.command import add_fewshot
+from refmeta.lab.geometry.experiment import add_geometry
+from refmeta.lab.reuse.experiment import add_reuse
 from refmeta.lab.sweep_command import add_sweep
 
 

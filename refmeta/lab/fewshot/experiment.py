@@ -13,10 +13,11 @@ from refmeta import algorithms
 from refmeta.checks import check_alpha
 from refmeta.fast import recorded, stacked
 from refmeta.fast.stacked import copies, stack
-from refmeta.lab import images as sources
 from refmeta.lab.checkpoint import Keep, surviving
 from refmeta.lab.experiment import METHODS, Run, optimiser
-from refmeta.lab.images import Images, Task
+from refmeta.lab.fewshot import images as sources
+from refmeta.lab.fewshot.episodes import Task, episode, minibatches, nearest_neighbour
+from refmeta.lab.fewshot.images import Images
 from refmeta.lab.optimisers import Step
 from refmeta.lab.training import Trajectory, summary, train, trajectory_of_head
 from refmeta.models import MLP, ConvNet, cross_entropy
@@ -167,15 +168,15 @@ def surviving_on(
 def _training_episode(rng: numpy.random.Generator, config: Config, images: Images) -> Task:
     """Reptile sees no query, so it learns to generalise from inner steps on different images."""
     if config.method == "reptile":
-        return sources.minibatches(rng, images.train, config.ways, config.batch, config.queries, config.inner_steps)
-    return sources.episode(rng, images.train, config.ways, config.shots, config.queries, config.inner_steps)
+        return minibatches(rng, images.train, config.ways, config.batch, config.queries, config.inner_steps)
+    return episode(rng, images.train, config.ways, config.shots, config.queries, config.inner_steps)
 
 
 def test_episodes(config: Config, images: Images, seed: int) -> Tasks:
     """The episodes of unseen classes that every method of a seed is tested on."""
     streams = (numpy.random.default_rng([seed, 2**33, i]) for i in range(config.test_tasks))
     steps = max(config.report_steps)
-    return [sources.episode(rng, images.test, config.ways, config.shots, config.test_queries, steps) for rng in streams]
+    return [episode(rng, images.test, config.ways, config.shots, config.test_queries, steps) for rng in streams]
 
 
 TOGETHER = 20  # episodes adapted at once: more take memory, and are no faster
@@ -213,11 +214,3 @@ def baselines(config: Config, images: Images, seed: int) -> dict[str, Any]:
         "nearest neighbour": [{"steps": 0, **neighbour}],
         "untrained": accuracies(config, initial(config, seed), tasks),
     }
-
-
-def nearest_neighbour(task: Task) -> float:
-    """The accuracy on the query of the label of the support image at the smallest angle, pixel by pixel."""
-    (x, labels), (queries, truth) = task[0][0], task[1]
-    a, b = (images.reshape(len(images), -1) for images in (queries, x))
-    cosines = a @ b.T / numpy.linalg.norm(b, axis=1)  # the query's own length changes no order
-    return float(numpy.mean(labels[cosines.argmax(1)] == truth))

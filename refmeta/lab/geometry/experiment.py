@@ -9,7 +9,7 @@ import numpy as np
 
 from refmeta.lab.command import plural, whole
 from refmeta.lab.files import new_folder, save_result
-from refmeta.lab.geometry import (
+from refmeta.lab.geometry.quadratics import (
     METHODS,
     START,
     TASKS,
@@ -75,9 +75,9 @@ def geometry(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("matplotlib") is None:
         print(f"\n{folder}: result.json; for the figure too: pip install 'refmeta[lab]'")
     else:
-        from refmeta.lab import geometry_figure
+        from refmeta.lab.geometry import figures
 
-        geometry_figure.draw(folder / "geometry.png", alpha, k, paths)
+        figures.draw(folder / "geometry.png", alpha, k, paths)
         print(f"\n{folder}: result.json, geometry.png")
     wrong = [f"{end['method']}'s fixed point" for end in ends if not end["apart"] < TOLERANCE]
     for row in leading:

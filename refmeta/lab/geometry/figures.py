@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 
 from refmeta import trajectory
 from refmeta.lab.figures import COLOURS, FAINT, INK
-from refmeta.lab.geometry import METHODS, START, TASKS, direction, fixed_point, labels, quadratic, subscript
+from refmeta.lab.geometry.quadratics import METHODS, START, TASKS, direction, fixed_point, labels, quadratic, subscript
 from refmeta.trees import Array
 
 CONTOUR = "#d9d6ce"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from refmeta.lab.command import plural
 from refmeta.lab.figures import COLOURS, FAINT, INK, plain_axis
-from refmeta.lab.reuse_command import depths, layers
+from refmeta.lab.reuse.experiment import depths, layers
 
 MAML = COLOURS["maml"]
 INDICES = {"cca": "CCA", "pwcca": "PWCCA", "cka": "CKA"}

@@ -9,12 +9,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, cast
 
-from refmeta.lab import experiment, fewshot
+from refmeta.lab import experiment
 from refmeta.lab.checkpoint import Keep
 from refmeta.lab.command import add_folder, keeping, own_folder, plural, progress, seed_range, stopped, whole
 from refmeta.lab.files import save_result, save_theta
-from refmeta.lab.images import Images
-from refmeta.lab.reuse import Net, Row, Score, between, frozen, moved, multiclass, regimes, similarity
+from refmeta.lab.fewshot import experiment as fewshot
+from refmeta.lab.fewshot.images import Images
+from refmeta.lab.reuse.measurements import Net, Row, Score, between, frozen, moved, multiclass, regimes, similarity
 from refmeta.lab.training import Diverged, Interrupted
 from refmeta.models import ConvNet, accuracy
 from refmeta.trees import Loss, Tasks, Theta
@@ -318,7 +319,7 @@ def _lost(tree: Any) -> bool:
 def _figure(folder: Path, result: dict[str, Any], config: Any) -> str:
     if importlib.util.find_spec("matplotlib") is None:
         return "; for the figure too: pip install 'refmeta[lab]'"
-    from refmeta.lab import reuse_figure
+    from refmeta.lab.reuse import figures
 
-    reuse_figure.reuse(folder / "reuse.png", result, config)
+    figures.reuse(folder / "reuse.png", result, config)
     return ", reuse.png"

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from refmeta.lab import fewshot
 from refmeta.lab.command import add_folder, keeping, own_folder, plural, progress, seed_range, stopped, whole
 from refmeta.lab.experiment import METHODS, Run
-from refmeta.lab.fewshot import Config, baselines, check_images, configure, load, network
+from refmeta.lab.fewshot import experiment as fewshot
+from refmeta.lab.fewshot.experiment import Config, baselines, check_images, configure, load, network
 from refmeta.lab.files import save_result, save_theta
-from refmeta.lab.images import Images
+from refmeta.lab.fewshot.images import Images
 from refmeta.lab.training import Diverged, Interrupted, over_seeds
 
 
@@ -145,8 +145,8 @@ def _draw(folder: Path, runs: list[Run], curves: Curves, images: Images) -> None
     if importlib.util.find_spec("matplotlib") is None:
         print(f"\n{folder}: results; for the figures too: pip install 'refmeta[lab]'")
         return
-    from refmeta.lab import fewshot_figures
+    from refmeta.lab.fewshot import figures
 
-    fewshot_figures.episode(folder / "episode.png", runs, images)
-    fewshot_figures.curves(folder / "curves.png", runs[0].config, curves)
+    figures.episode(folder / "episode.png", runs, images)
+    figures.curves(folder / "curves.png", runs[0].config, curves)
     print(f"\n{folder}: results, episode.png, curves.png")

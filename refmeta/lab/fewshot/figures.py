@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from refmeta.lab.command import plural
 from refmeta.lab.experiment import Run
-from refmeta.lab.fewshot import Config, inner_loop, network, test_episodes
+from refmeta.lab.fewshot.experiment import Config, inner_loop, network, test_episodes
 from refmeta.lab.figures import COLOURS, FAINT, INK, plain_axis
-from refmeta.lab.images import Images
+from refmeta.lab.fewshot.images import Images
 from refmeta.trees import Array
 
 WAYS, SHOTS = 10, 5  # of an episode are shown at most

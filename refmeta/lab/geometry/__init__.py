@@ -1,0 +1,1 @@
+"""Where each method leads on two quadratic tasks in the plane, exactly."""
