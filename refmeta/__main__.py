@@ -9,10 +9,11 @@ import refmeta
 from refmeta.conformance.command import add_check, add_vectors
 from refmeta.fast import keep_freed_memory
 from refmeta.lab.bench.command import add_bench
-from refmeta.lab.command import add_sine
-from refmeta.lab.fewshot.command import add_fewshot
-from refmeta.lab.geometry.experiment import add_geometry
-from refmeta.lab.reuse.experiment import add_reuse
+from refmeta.lab.fewshot import FEWSHOT
+from refmeta.lab.geometry import add_geometry
+from refmeta.lab.reuse import REUSE
+from refmeta.lab.runs import add
+from refmeta.lab.sine import SINE
 from refmeta.lab.sweep_command import add_sweep
 
 
@@ -22,8 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="refmeta", description="Gradient-based meta-learning, as a specification.")
     parser.add_argument("--version", action="version", version=refmeta.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_sine, add_fewshot, add_geometry, add_reuse, add_sweep, add_check, add_vectors, add_bench):
-        add(commands)
+    add(commands, SINE)
+    add(commands, FEWSHOT)
+    add_geometry(commands)
+    add(commands, REUSE)
+    for declare in (add_sweep, add_check, add_vectors, add_bench):
+        declare(commands)
     # argparse has no word for "the rest, whatever it is": what follows -- is the command to check.
     given = list(sys.argv[1:] if argv is None else argv)
     cut = given.index("--") if "--" in given else len(given)

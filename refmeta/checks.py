@@ -35,7 +35,7 @@ def checked(function: F, query: bool = True) -> F:
             given["tasks"] = check_tasks(given["tasks"], query)
         if "supports" in given:
             given["supports"] = _check_supports(given["supports"], "supports")
-        if "head" in given :
+        if "head" in given:
             check_head(given["head"], len(given["theta"]))
         return bound
 

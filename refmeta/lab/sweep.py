@@ -25,11 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from refmeta.lab import experiment
-from refmeta.lab.experiment import INNER, METHODS, Config, Run, configure
 from refmeta.lab.files import locked, plain, save_csv, save_result, save_theta, versions, writable
-from refmeta.lab.sine import LAWS
-from refmeta.lab.training import Diverged, over_seeds
+from refmeta.lab.optimisers import INNER
+from refmeta.lab.runs import Run
+from refmeta.lab.sine import experiment
+from refmeta.lab.sine.experiment import Config, configure
+from refmeta.lab.sine.waves import LAWS
+from refmeta.lab.training import METHODS, Diverged, over_seeds
 from refmeta.trees import Theta
 
 Job = tuple[Config, int]  # the settings and the seed
@@ -129,7 +131,10 @@ def _job(run: RunJob, config: Config, seed: int) -> tuple[dict[str, Any], Theta]
         with ALONE:
             done, diverged = run(config, seed, lambda iteration, loss: None), {}
     except Diverged as error:
-        done, diverged = Run(config, seed, error.theta, [], [], perf_counter() - start), {"diverged": error.iteration}
+        done, diverged = (
+            Run(config, seed, error.theta, [], [], perf_counter() - start, "sine"),
+            {"diverged": error.iteration},
+        )
     return {**done.result(), **diverged, "versions": versions()}, done.theta
 
 

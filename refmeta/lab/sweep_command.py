@@ -8,9 +8,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from refmeta.lab.command import plural, progress, seed_range, whole
-from refmeta.lab.experiment import METHODS, PRESETS
+from refmeta.lab.display import plural
+from refmeta.lab.runs import progress, seed_range, whole
+from refmeta.lab.sine.experiment import PRESETS
 from refmeta.lab.sweep import SETTINGS, Incomplete, grid, name_of, read, sweep, table, varying
+from refmeta.lab.training import METHODS
 
 OPTIONS: dict[str, Callable[[str], Any]] = {
     "method": str,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import refmeta
-from refmeta import adjoint, algorithms, fast
+from refmeta import adjoint, fast
 from refmeta.fast import keep_freed_memory
 from refmeta.fast.stacked import copies, stack
 from refmeta.lab import adam, train
@@ -141,9 +141,7 @@ def profile(case: Any, rounds: int = 200) -> list[tuple[str, int, float]]:
     loss, algorithm = loss_of(case), refmeta.stacked(getattr(refmeta, case.algorithm))
     arguments = theta_of(case), tasks_of(case, serving.by_task(case, case.data))
     form, arrays = fast._form(arguments)
-    replay = fast._compiled(
-        *fast._record(lambda *a: algorithm(loss, *fast._fill(form, a), case.alpha), arrays)
-    )
+    replay = fast._compiled(*fast._record(lambda *a: algorithm(loss, *fast._fill(form, a), case.alpha), arrays))
     head, *lines, last = str(replay.__doc__).splitlines()
     timed = [f"    start = clock()\n{line}\n    spent[{i}] += clock() - start" for i, line in enumerate(lines)]
     scope = {**replay.__globals__, "spent": [0.0] * len(lines), "clock": perf_counter}

@@ -1,6 +1,7 @@
 """Few-shot classification of characters: images, episodes, and how well each method learns from a few examples."""
 
-from refmeta.lab.fewshot.episodes import episode, minibatches, nearest_neighbour
-from refmeta.lab.fewshot.images import Images, glyphs, omniglot
+from refmeta.lab.fewshot.episodes import episode, minibatches
+from refmeta.lab.fewshot.experiment import FEWSHOT, Config, options, run, text
+from refmeta.lab.fewshot.images import glyphs, omniglot
 
-__all__ = ["Images", "episode", "glyphs", "minibatches", "nearest_neighbour", "omniglot"]
+__all__ = ["FEWSHOT", "Config", "episode", "glyphs", "minibatches", "omniglot", "options", "run", "text"]

@@ -1,27 +1,31 @@
-"""Few-shot classification of characters: the settings, one run of one method, and what it is measured against."""
+"""Few-shot classification of characters: the settings, one run of one method, its baselines, and the table of all."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import autograd.numpy as np
 import numpy
 
-from refmeta import algorithms
 from refmeta.checks import check_alpha
 from refmeta.fast import recorded, stacked
-from refmeta.fast.stacked import copies, stack
-from refmeta.lab.checkpoint import Keep, surviving
-from refmeta.lab.experiment import METHODS, Run, optimiser
-from refmeta.lab.fewshot import images as sources
-from refmeta.lab.fewshot.episodes import Task, episode, minibatches, nearest_neighbour
-from refmeta.lab.fewshot.images import Images
-from refmeta.lab.optimisers import Step
-from refmeta.lab.training import Trajectory, summary, train, trajectory_of_head
+from refmeta.lab import display
+from refmeta.lab.checkpoint import Keep, resumable
+from refmeta.lab.display import Curve, by_method, cell, plural, table
+from refmeta.lab.fewshot.episodes import episode, minibatches, nearest_neighbour
+from refmeta.lab.fewshot.images import SOURCE, Images, fingerprint, glyphs, omniglot
+from refmeta.lab.optimisers import Step, optimiser
+from refmeta.lab.runs import METHOD, QUICK, Experiment, Options, Plan, Result, Run, asked, given, jobs, whole
+from refmeta.lab.runs import summary as pooled
+from refmeta.lab.training import METHODS, Checkpoint, Report, adapted, over_seeds, summary, train
 from refmeta.models import MLP, ConvNet, cross_entropy
 from refmeta.trees import Array, Loss, Tasks, Theta
+
+# --- Settings ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,39 @@ class Config:
     report_steps: tuple[int, ...] = (0, 1, 5, 10)
 
 
-QUICK: dict[str, Any] = {"iterations": 150, "tasks": 4, "filters": (8, 8), "size": 14, "test_tasks": 60}
+QUICKLY: dict[str, Any] = {"iterations": 150, "tasks": 4, "filters": (8, 8), "size": 14, "test_tasks": 60}
 # One inner step of Reptile would be joint training, so Reptile has defaults of its own.
-REPTILE: dict[str, Any] = {"inner_steps": 5, "alpha": 0.2, "outer": "sgd:1:linear", "tasks": 8}
+OWN: dict[str, dict[str, Any]] = {
+    "reptile": {"inner_steps": 5, "alpha": 0.2, "outer": "sgd:1:linear", "tasks": 8},
+}
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"expected positive whole numbers as 32,32, got {text!r}")
+    return tuple(map(int, parts))
+
+
+ROOT = {"metavar": "DIR", "help": "the folder with Omniglot's two archives, or both unpacked"}
+OUTER = "as in refmeta sine (default: adam:0.002:linear; reptile: sgd:1:linear)"
+options: Options = {
+    "method": {**METHOD, "default": "maml", "help": "default: maml"},
+    "data": {"choices": ["glyphs", "omniglot"], "help": "default: glyphs, invented here"},
+    "root": ROOT,
+    "quick": QUICK,
+    "ways": {"type": whole(2), "metavar": "N", "help": "classes of an episode (default: 5)"},
+    "shots": {"type": whole(1), "metavar": "K", "help": "images of each to adapt to (default: 1)"},
+    "queries": {"type": whole(1), "metavar": "N", "help": "images of each to learn from (default: 1)"},
+    "inner_steps": {"type": whole(0), "metavar": "N", "help": "in training (default: 1; reptile: 5)"},
+    "alpha": {"type": float, "help": "inner rate on the mean cross-entropy (default: 1; reptile: 0.2)"},
+    "outer": {"metavar": "NAME:RATE", "help": OUTER},
+    "tasks": {"type": whole(1), "metavar": "N", "help": "episodes in an outer step (default: 16; reptile: 8)"},
+    "iterations": {"type": whole(1), "metavar": "N", "help": f"outer steps (default: {Config.iterations})"},
+    "network": {"choices": ["conv", "mlp"], "help": "default: conv; mlp: hidden layers 256, 128, 64, 64"},
+    "filters": {"type": _widths, "metavar": "N,N,…", "help": "of the convolutions (default: 32,32,32,32)"},
+    "size": {"type": int, "choices": [14, 28], "help": "pixels of an image's side (default: 28)"},
+}
 
 
 def configure(method: str, quick: bool, explicit: dict[str, Any]) -> Config:
@@ -57,50 +91,48 @@ def configure(method: str, quick: bool, explicit: dict[str, Any]) -> Config:
 
     ValueError: a setting that is impossible, or does not fit the method.
     """
-    settings = {**(REPTILE if method == "reptile" else {}), **(QUICK if quick else {}), **explicit, "method": method}
-    config = Config(**settings)
+    config = Config(**{**OWN.get(method, {}), **(QUICKLY if quick else {}), **explicit, "method": method})
     check_alpha(config.alpha)
     optimiser(config.outer, config.iterations)
     if config.ways < 2:
         raise ValueError(f"ways {config.ways}: expected at least two classes to tell apart")
     if config.network == "mlp" and "filters" in explicit:
         raise ValueError("filters: only the network conv has them, not mlp")
-    if method == "reptile" and not config.inner_steps:
-        raise ValueError("inner-steps 0: reptile needs at least one inner step")
+    if METHODS[method].displacement and not config.inner_steps:
+        raise ValueError(f"inner-steps 0: {method} needs at least one inner step")
     network(config)
     return config
 
 
 def load(data: str, size: int, root: str | None) -> Images:
-    """The images of `data`. ValueError: omniglot without its folder, or what `omniglot` says."""
+    """The images of `data`. ValueError: omniglot without its folder, or an error of `omniglot`."""
     if data == "glyphs":
         if root is not None:
             raise ValueError(f"--root {root}: only --data omniglot reads it")
-        return sources.glyphs(size)
+        return glyphs(size)
     if root is None:
-        raise ValueError(
-            "--data omniglot: name with --root the folder that holds images_background.zip and images_evaluation.zip; "
-            f"they are at {sources.SOURCE}"
-        )
-    return sources.omniglot(root, size)
+        archives = "the folder that holds images_background.zip and images_evaluation.zip"
+        raise ValueError(f"--data omniglot: name with --root {archives}; they are at {SOURCE}")
+    return omniglot(root, size)
 
 
 def check_images(config: Config, images: Images) -> None:
     """ValueError: more ways than classes, or a class with fewer images than an episode takes."""
-    steps = config.inner_steps if config.method == "reptile" else 1
-    shots = config.batch * steps if config.method == "reptile" else config.shots
-    for part, classes, needed in (
-        ("training", images.train, shots + config.queries),
-        ("test", images.test, config.shots + config.test_queries),
-    ):
+    displaces = METHODS[config.method].displacement
+    shots = config.batch * config.inner_steps if displaces else config.shots
+    takes = shots + config.queries, config.shots + config.test_queries
+    for part, classes, needed in zip(("training", "test"), images, takes, strict=True):
         if config.ways > len(classes):
             raise ValueError(f"ways {config.ways}: {config.data} has {len(classes)} {part} classes; ask for fewer ways")
-        fewest = min(range(len(classes)), key=lambda c: len(classes[c]))
-        if needed > len(classes[fewest]):
+        has, fewest = min((len(drawn), c) for c, drawn in enumerate(classes))
+        if needed > has:
             raise ValueError(
                 f"{config.method} takes {needed} images of a class for support and query; {part} class {fewest} of "
-                f"{config.data} has {len(classes[fewest])}: ask for fewer shots, queries or inner steps"
+                f"{config.data} has {has}: ask for fewer shots, queries or inner steps"
             )
+
+
+# --- One run ----------------------------------------------------------------------------------------
 
 
 class FlatMLP(MLP):
@@ -120,56 +152,40 @@ def network(config: Config) -> tuple[ConvNet | FlatMLP, Loss]:
     return net, cross_entropy(net)
 
 
-def inner_loop(config: Config) -> Trajectory:
-    """How a method adapts, in training and in testing: ANIL moves the head alone."""
-    return trajectory_of_head(2) if config.method == "anil" else algorithms.trajectory
-
-
 def initial(config: Config, seed: int) -> Theta:
     """θ before training, in float32: the same for every method of a seed."""
     return network(config)[0].init(numpy.random.default_rng([seed, 2**32]), dtype=numpy.float32)
 
 
-def run(config: Config, images: Images, seed: int, report: Any, keep: Keep | None = None) -> Run:
-    """Meta-train one method on the training classes and evaluate it on the test classes, as `experiment.run`."""
+def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | None = None) -> Run:
+    """Meta-train one method on the training classes, from its checkpoint if there is one, and test on the test classes.
+
+    Diverged: see `train`. ValueError: see `checkpoint.load` and `check_images`.
+    """
     began = perf_counter()
     check_images(config, images)
-    _, loss = network(config)
+    method, (_, loss) = METHODS[config.method], network(config)
     start, outer = initial(config, seed), optimiser(config.outer, config.iterations)
+    draw = partial(minibatches, shots=config.batch) if method.displacement else partial(episode, shots=config.shots)
+    shape = {"ways": config.ways, "queries": config.queries, "steps": config.inner_steps}
 
     def sample(rng: numpy.random.Generator) -> Tasks:
-        return [_training_episode(rng, config, images) for _ in range(config.tasks)]
+        return [draw(rng, images.train, **shape) for _ in range(config.tasks)]
 
-    theta, history = train(
-        recorded(stacked(METHODS[config.method])),
-        loss,
-        start,
-        sample,
-        config.alpha,
-        config.iterations,
-        outer,
-        seed,
-        report,
-        recorded(inner_loop(config)),
-        **surviving_on(images, keep, "fewshot", config, seed)(start, outer),
-    )
+    algorithm, adapt = recorded(stacked(method.algorithm)), recorded(method.trajectory)
+    kept = resumable_on(images, keep, "fewshot", config, seed)(start, outer)
+    trained = train(algorithm, loss, start, sample, config.alpha, config.iterations, outer, seed, report, adapt, kept)
+    theta, history = trained
     curve = accuracies(config, theta, test_episodes(config, images, seed))
     return Run(config, seed, theta, history, curve, perf_counter() - began, "fewshot")
 
 
-def surviving_on(
+def resumable_on(
     images: Images, keep: Keep | None, experiment: str, config: Config, seed: int
-) -> Callable[[Theta, Step], dict[str, Any]]:
-    """`surviving` for θ and the outer step of a training on these images: another folder's are other settings."""
+) -> Callable[[Theta, Step], Checkpoint]:
+    """`resumable` for a training on these images: a checkpoint made with others is refused."""
     settings = {"experiment": experiment, "seed": seed, **asdict(config)}
-    return partial(surviving, keep, {**settings, "images": sources.fingerprint(images)} if keep else settings)
-
-
-def _training_episode(rng: numpy.random.Generator, config: Config, images: Images) -> Task:
-    """Reptile sees no query, so it learns to generalise from inner steps on different images."""
-    if config.method == "reptile":
-        return minibatches(rng, images.train, config.ways, config.batch, config.queries, config.inner_steps)
-    return episode(rng, images.train, config.ways, config.shots, config.queries, config.inner_steps)
+    return partial(resumable, keep, {**settings, "images": fingerprint(images)} if keep else settings)
 
 
 def test_episodes(config: Config, images: Images, seed: int) -> Tasks:
@@ -182,35 +198,103 @@ def test_episodes(config: Config, images: Images, seed: int) -> Tasks:
 TOGETHER = 20  # episodes adapted at once: more take memory, and are no faster
 
 
-def accuracies(config: Config, theta: Theta, tasks: Tasks) -> list[dict[str, Any]]:
+def accuracies(config: Config, theta: Theta, tasks: Tasks) -> Curve:
     """Adapt θ to each episode: a row {steps, accuracy, median, ci95, diverged} for each of `report_steps`.
 
     An episode whose logits are not finite has diverged, and is left out of the mean, as in `summary`.
     """
-    net, loss = network(config)
-    loop = recorded(inner_loop(config))
+    (net, loss), trajectory = network(config), recorded(METHODS[config.method].trajectory)
     scores = []
-    for i in range(0, len(tasks), TOGETHER):
-        part = tasks[i : i + TOGETHER]
-        supports, (x, labels) = stack(part)
-        with numpy.errstate(over="ignore", invalid="ignore"):
-            phis = loop(loss, copies(theta, len(part)), supports, config.alpha)
-            logits = numpy.stack([net(phis[k], x) for k in config.report_steps])  # (reports, tasks, n, ways)
-        hit = (logits.argmax(-1) == labels).mean(-1)
-        scores.append(numpy.where(numpy.isfinite(logits).all((-2, -1)), hit, numpy.nan))
-    columns = zip(config.report_steps, numpy.hstack(scores), strict=True)
-    return [{"steps": steps, **_row(column)} for steps, column in columns]
+    with numpy.errstate(over="ignore", invalid="ignore"):
+        for part, phis, _, (x, labels) in adapted(loss, theta, tasks, config.alpha, trajectory, TOGETHER):
+            logits = numpy.stack([net(phis[k], x) for k in config.report_steps])  # (reports, [tasks,] n, ways)
+            hits = numpy.where(numpy.isfinite(logits).all((-2, -1)), (logits.argmax(-1) == labels).mean(-1), numpy.nan)
+            scores.append(hits.reshape(-1, len(part)))
+    return [_row(k, column) for k, column in zip(config.report_steps, numpy.hstack(scores), strict=True)]
 
 
-def _row(scores: Sequence[float]) -> dict[str, Any]:
-    return {("accuracy" if key == "mean" else key): value for key, value in summary(scores).items()}
+def _row(steps: int, scores: Sequence[float]) -> dict[str, Any]:
+    return {"steps": steps, **{("accuracy" if key == "mean" else key): n for key, n in summary(scores).items()}}
 
 
-def baselines(config: Config, images: Images, seed: int) -> dict[str, Any]:
+def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
     """Curves on the same episodes: cosine nearest neighbour on pixels, and θ before training, adapted with this α."""
     tasks = test_episodes(config, images, seed)
-    neighbour = _row([nearest_neighbour(task) for task in tasks])
     return {
-        "nearest neighbour": [{"steps": 0, **neighbour}],
+        "nearest neighbour": [_row(0, [nearest_neighbour(task) for task in tasks])],
         "untrained": accuracies(config, initial(config, seed), tasks),
     }
+
+
+# --- The command ------------------------------------------------------------------------------------
+
+
+def plan(args: argparse.Namespace) -> Plan:
+    """The runs of a command: every method asked for, all beside the baselines of the first."""
+    configs = [configure(name, args.quick, given(args, Config)) for name in asked(args)]
+    images = load(configs[0].data, configs[0].size, args.root)
+    for config in configs:
+        check_images(config, images)
+    beside = cache(partial(baselines, configs[0], images))
+    folder, todo = jobs(
+        "fewshot", args.method, args, configs, lambda config: network(config)[0].names, partial(run, images)
+    )
+
+    def record(run: Run) -> Result:
+        return {**run.result(), "baselines": beside(run.seed)}
+
+    return Plan(folder, todo, partial(_whole, args.method, beside), partial(draw, images), record)
+
+
+def _whole(main: str, beside: Callable[[int], dict[str, Curve]], runs: list[Run]) -> Result:
+    result = pooled("fewshot", main, "accuracy", runs)
+    curves, seconds = [beside(seed) for seed in result["seeds"]], result.pop("seconds")
+    known = {name: over_seeds([each[name] for each in curves], "accuracy") for name in curves[0]}
+    return {**result, "baselines": known, "seconds": seconds}
+
+
+LABELS = {
+    **display.LABELS,
+    "untrained": "untrained, adapted alike",
+    "nearest neighbour": "nearest neighbour, pixels",
+}
+
+
+def text(result: Result) -> str:
+    """The table of the accuracies, beside the baselines and chance."""
+    config, many = next(iter(result["config"].values())), len(result["seeds"])
+    over = f"mean over {many} seeds" if many > 1 else "mean"
+    lines, notes = [["", *(plural(k, "step") for k in config["report_steps"])]], []
+    for name, curve in (by_method(result["curve"]) | result["baselines"]).items():
+        cells = [cell(row["accuracy"], row["ci95"], percent=True) for row in curve]
+        lines.append([LABELS.get(name, name), *cells, *[""] * (len(lines[0]) - 1 - len(cells))])
+        lost = [f"{row['diverged']} after {plural(row['steps'], 'step')}" for row in curve if row["diverged"]]
+        notes += [f"{name}: episodes that diverged, left out of the mean: {', '.join(lost)}"] * bool(lost)
+    return "\n".join(
+        [
+            f"\naccuracy (%) on unseen classes, {config['ways']}-way {config['shots']}-shot, {config['test_tasks']} "
+            f"episodes ({over} ± 95 % interval), after",
+            table(lines, 26, 14),
+            f"{'chance':>26}{100 / config['ways']:>14.1f}  (exact)",
+            *notes,
+        ]
+    )
+
+
+def draw(images: Images, folder: Path, result: Result, runs: list[Run]) -> None:
+    from refmeta.lab.fewshot import figures
+
+    figures.draw(images, folder, result, runs)
+
+
+FEWSHOT = Experiment(
+    "fewshot",
+    "meta-train on characters and classify unseen ones from a few examples",
+    "Meta-train a small network to tell N characters apart from K examples of each, their labels permuted in every "
+    "episode, and test it on characters it has not seen.",
+    options,
+    plan,
+    text,
+    ("episode.png", "curves.png"),
+    "runs/fewshot-METHOD-SEED",
+)

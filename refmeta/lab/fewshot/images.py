@@ -117,7 +117,9 @@ def _part(root: Path, name: str, stack: ExitStack) -> _Part:
     archive, folder = root / f"{name}.zip", root / name
     if archive.is_file():
         file = stack.enter_context(_zip(archive))
-        part = _Part(archive, {i.filename: (i.file_size, i.CRC) for i in file.infolist()}, lambda key: _member(file, key))
+        part = _Part(
+            archive, {i.filename: (i.file_size, i.CRC) for i in file.infolist()}, lambda key: _member(file, key)
+        )
     elif folder.is_dir():
         files = {path.relative_to(root).as_posix(): path.stat() for path in folder.glob("*/*/*.png")}
         stamps = {key: (status.st_size, status.st_mtime_ns) for key, status in files.items()}

@@ -8,19 +8,19 @@ k − 1 inner steps and use the last gradient, Reptile takes k steps, pre-traini
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 from autograd import grad
 from numpy.linalg import matrix_power as power
 from numpy.linalg import norm
 
-import refmeta
 from refmeta.adjoint import hvp
 from refmeta.fast import recorded
+from refmeta.lab import training
 from refmeta.trees import Array, Batch, Loss, Theta
 
-
-METHODS = {name: getattr(refmeta, name) for name in ("joint", "reptile", "fomaml", "maml")}
+METHODS = {name: training.METHODS[name] for name in ("joint", "reptile", "fomaml", "maml")}
 # Each is steep where the other is flat: were their curvatures alike, every method would end midway between the minima.
 TASKS = [
     (np.array([[1.0, 0.4], [0.4, 3.0]]), np.array([0.0, 0.0])),
@@ -29,6 +29,7 @@ TASKS = [
 START = np.array([-2.4, 1.0])
 # An α below which rounding hides Reptile's displacement, a curvature below which it hides a direction.
 SMALLEST, FLATTEST = 1e-4, 1e-6
+COUNTS = 2, 3, 4  # the k of the coefficients
 
 
 def quadratic(theta: Theta, batch: Batch) -> Array:
@@ -43,9 +44,10 @@ def direction(method: str, loss: Loss, theta: Array, draws: Sequence[Sequence[Ba
 
     theta: one array; so is the direction. Joint training takes g_1 of B_k.      Nichol et al. 2018, §5.1
     """
-    last, unit = {"reptile": (None, alpha)}.get(method, (-1, 1.0))  # all k are its inner steps; θ − φ has the factor α
+    algorithm, _, displacement = METHODS[method]
+    last, unit = (None, alpha) if displacement else (-1, 1.0)
     tasks = [(list(draw[:last]), draw[-1]) for draw in draws]
-    return METHODS[method](loss, [theta], tasks, alpha)[0] / (len(tasks) * unit)
+    return algorithm(loss, [theta], tasks, alpha)[0] / (len(tasks) * unit)
 
 
 WEIGHTS = {
@@ -116,3 +118,53 @@ def halves(A: Array, c: Array) -> list[Batch]:
     """Two minibatches with curvatures and minima of their own, whose mean is the task (A, c) up to a constant."""
     E, e = np.array([[0.5, 0.2], [0.2, -0.3]]), np.array([1.0, -2.0])
     return [(A + s * E, np.linalg.solve(A + s * E, A @ c + s * e)) for s in (1, -1)]
+
+
+def paths(alpha: float, k: int) -> dict[str, Array]:
+    """Each method's `descent` on TASKS from START."""
+    return {method: descent(method, TASKS, alpha, k, START) for method in reversed(METHODS)}  # MAML: refused soonest
+
+
+def run(alpha: float, k: int, paths: dict[str, Array]) -> dict[str, Any]:
+    """Each method's direction, fixed point and the end of its path; the leading coefficients."""
+    minibatches = [halves(*task) for task in TASKS]
+    return {
+        "experiment": "geometry",
+        "alpha": alpha,
+        "inner_steps": k - 1,
+        "tasks": [{"A": A.tolist(), "c": c.tolist()} for A, c in TASKS],
+        "theta": START.tolist(),
+        "methods": [_end(method, alpha, k, paths[method]) for method in METHODS],
+        "coefficients": [
+            {"k": k, "method": m, **measured(m, quadratic, START, minibatches, k), "formula": formula(m, k)}
+            for k in COUNTS
+            for m in METHODS
+        ],
+    }
+
+
+def _end(method: str, alpha: float, k: int, path: Array) -> dict[str, Any]:
+    point = fixed_point(method, TASKS, alpha, k)
+    return {
+        "method": method,
+        "direction": direction(method, quadratic, START, [[TASKS[0]] * k], alpha).tolist(),
+        "fixed_point": point.tolist(),
+        "arrived": path[-1].tolist(),
+        "apart": float(norm(path[-1] - point)),
+        "steps": len(path) - 1,
+    }
+
+
+def labels(k: int) -> dict[str, tuple[str, str]]:
+    """For people: each method's name, and its `direction` on a quadratic."""
+    last, power = f"g{subscript(k)}", str(k - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return {
+        "joint": ("pre-training", "g₁"),
+        "reptile": ("Reptile", f"g₁ + {'… + ' * (k > 2)}{last}"),
+        "fomaml": ("first-order MAML", last),
+        "maml": ("MAML", f"(I − αA){power * (k > 2)} {last}"),
+    }
+
+
+def subscript(j: int) -> str:
+    return str(j).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))

@@ -1,22 +1,24 @@
 """`refmeta reuse`: MAML and ANIL trained, then asked what Raghu et al. 2020 asked: rapid learning, or feature reuse?"""
 
 import argparse
-import importlib.util
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from textwrap import indent
 from time import perf_counter
 from typing import Any, NamedTuple, cast
 
-from refmeta.lab import experiment
+from refmeta.lab import fewshot
 from refmeta.lab.checkpoint import Keep
-from refmeta.lab.command import add_folder, keeping, own_folder, plural, progress, seed_range, stopped, whole
-from refmeta.lab.files import save_result, save_theta
-from refmeta.lab.fewshot import experiment as fewshot
-from refmeta.lab.fewshot.images import Images
-from refmeta.lab.reuse.measurements import Net, Row, Score, between, frozen, moved, multiclass, regimes, similarity
-from refmeta.lab.training import Diverged, Interrupted
+from refmeta.lab.display import Row, cell, plural, table
+from refmeta.lab.fewshot import experiment as characters
+from refmeta.lab.optimisers import optimiser
+from refmeta.lab.reuse.measurements import Net, Score, between, frozen, moved, multiclass, regimes, similarity
+from refmeta.lab.runs import QUICK, Experiment, Job, Options, Plan, Result, Run, given, progress, seed_range, whole
+from refmeta.lab.sine import experiment as waves
+from refmeta.lab.training import Report
 from refmeta.models import ConvNet, accuracy
 from refmeta.trees import Loss, Tasks, Theta
 
@@ -42,163 +44,137 @@ PAPER: dict[int, dict[str, dict[str, float]]] = {
 OMNIGLOT = {1: "MAML 93.7, ANIL 96.2, NIL 96.7", 5: "MAML 96.4, ANIL 98.0, NIL 98.0"}
 SEEDS = {"maml–maml": (0.51, 0.83), "anil–anil": (0.51, 0.86), "anil–maml": (0.50, 0.83)}
 
-
-Trained = dict[str, tuple[Net, Theta]]  # by regime
-
-
-class Study(NamedTuple):
-    """What is trained, and what the measurements need of it; waves have no images, and their score is the loss."""
-
-    configs: dict[str, Any]  # of each regime that is meta-trained
-    net: Net
-    loss: Loss
-    score: Score
-    run: Callable[[Any, int, Any, Keep | None], Any]  # (config, seed, report, keep) to a Run
-    tasks: Callable[[int], Tasks]  # of a seed, unseen
-    images: Images | None = None
-
-
-def add_reuse(commands: Any) -> None:
-    """Declare the command on argparse's subparsers."""
-    parser = commands.add_parser(
-        "reuse",
-        help="ask whether MAML learns rapidly or reuses its features",
-        description="Train MAML and ANIL, then measure, as Raghu et al. 2020: the score with the first layers frozen "
-        "at test; how alike each layer is before and after adaptation, and between seeds; how far each layer moves; "
-        "and, of images, the accuracy without the head (NIL) after five ways of training.",
-    )
-    parser.set_defaults(run=reuse)
-    parser.add_argument("--data", choices=["glyphs", "omniglot", "sine"], default="glyphs", help="default: glyphs")
-    parser.add_argument("--root", metavar="DIR", help="the folder with Omniglot's two archives, or both unpacked")
-    parser.add_argument("--seeds", default="0-1", metavar="A-B", help="two or more (default: 0-1)")
-    parser.add_argument("--iterations", type=whole(1), metavar="N", help="outer steps of each training")
-    parser.add_argument("--ways", type=whole(2), metavar="N", help="classes of a task (default: 5)")
-    parser.add_argument(
-        "--shots", type=whole(1), metavar="K", help="examples of a class, or of a wave (default: 1; 10)"
-    )
-    parser.add_argument("--steps", type=whole(1), default=1, metavar="N", help="at test (default: 1, as in training)")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds")
-    add_folder(parser, "runs/reuse-DATA-SEEDS")
-
-
-def reuse(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
-    start, seeds = perf_counter(), seed_range(args.seeds)
-    if len(seeds) < 2:
-        raise ValueError(f"--seeds {args.seeds}: expected two or more, as 0-1: their networks are compared")
-    given = {name: getattr(args, name) for name in ("iterations", "ways", "shots") if getattr(args, name) is not None}
-    given["report_steps"] = 0, args.steps
-    study = _of_waves(args.quick, given) if args.data == "sine" else _of_images(args, given)
-    config, names = study.configs["maml"], [*study.configs, *["multiclass"] * bool(study.images)]
-    trained: dict[int, Trained] = {seed: {} for seed in seeds}
-    measured = []
-    places = [f"{name}-{seed}" for seed in seeds for name in names]
-    with own_folder(args, f"runs/reuse-{args.data}-{args.seeds}", places) as folder:
-        for seed in seeds:
-            own = {}
-            for name in names:
-                place = folder / f"{name}-{seed}"
-                keep = keeping(args, place)
-                try:
-                    with progress(config.iterations, f"{name}, seed {seed}") as move:
-                        net, theta, own[name] = _train(
-                            study, name, seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep
-                        )
-                except (Diverged, Interrupted) as error:
-                    return stopped(f"reuse: {name}, seed {seed}", folder, place, study.net.names, error)
-                place.mkdir(exist_ok=True)
-                save_theta(place / "theta.npz", net.names, theta)
-                trained[seed][name] = net, theta
-            if study.images:
-                trained[seed]["random features"] = study.net, fewshot.initial(config, seed)
-            rows = _measure(study, trained[seed], seed)
-            measured.append({**rows, "own": {name: own[name] for name in ("maml", "anil")}})
-        result = {**_pooled(measured), "between": _between(study, trained)}
-        save_result(
-            folder / "result.json",
-            {
-                "experiment": "reuse",
-                "data": args.data,
-                "seeds": seeds,
-                "config": {name: asdict(each) for name, each in study.configs.items()},
-                **result,
-                "seconds": perf_counter() - start,
-            },
-        )
-        print(_text(result, config, args.data, len(seeds)))
-        print(f"\n{folder}: result.json, each θ{_figure(folder, result, config)}")
-    return 0
+options: Options = {
+    "data": {"choices": ["glyphs", "omniglot", "sine"], "default": "glyphs", "help": "default: glyphs"},
+    "root": fewshot.options["root"],
+    "seeds": {"default": "0-1", "metavar": "A-B", "help": "two or more (default: 0-1)"},
+    "iterations": {"type": whole(1), "metavar": "N", "help": "outer steps of each training"},
+    "ways": {"type": whole(2), "metavar": "N", "help": "classes of a task (default: 5)"},
+    "shots": {"type": whole(1), "metavar": "K", "help": "examples of a class, or of a wave (default: 1; 10)"},
+    "steps": {"type": whole(1), "default": 1, "metavar": "N", "help": "at test (default: 1, as in training)"},
+    "quick": QUICK,
+}
 
 
 # --- What is trained --------------------------------------------------------------------------------
 
 
-def _of_waves(quick: bool, given: dict[str, Any]) -> Study:
-    if "ways" in given:
+class Study(NamedTuple):
+    """The trainings, and what the measurements need of them; the score of waves is the loss."""
+
+    configs: dict[str, Any]  # of each regime that is meta-trained
+    trainings: Mapping[str, Callable[[int, Report, Keep | None], Run]]  # by regime, of a seed
+    net: Net
+    loss: Loss
+    score: Score
+    tasks: Callable[[int], Tasks]  # of a seed, unseen
+    nets: dict[str, Net] = {}  # by regime, to ask NIL for labels; waves have none
+    untrained: Callable[[int], Theta] = lambda seed: []  # the random features of a seed
+
+
+def of_waves(args: argparse.Namespace) -> Study:
+    """MAML and ANIL on sine waves. ValueError: an option that is impossible, or for images only."""
+    if args.ways is not None:
         raise ValueError("--ways: waves have no classes; it is for glyphs and omniglot")
-    configs = {name: experiment.configure(name, None, quick, given) for name in ("maml", "anil")}
-    net, loss = experiment.network(configs["maml"])
-    return Study(configs, net, loss, loss, experiment.run, lambda seed: experiment.unseen(configs["maml"], seed))
+    explicit = {**given(args, waves.Config), "report_steps": (0, args.steps)}
+    configs = {name: waves.configure(name, None, args.quick, explicit) for name in ("maml", "anil")}
+    trainings = {name: partial(waves.run, config) for name, config in configs.items()}
+    net, loss = waves.network(configs["maml"])
+    return Study(configs, trainings, net, loss, loss, partial(waves.unseen, configs["maml"]))
 
 
-def _of_images(args: argparse.Namespace, given: dict[str, Any]) -> Study:
+def of_images(args: argparse.Namespace) -> Study:
+    """The four ways of training on characters. ValueError: an option that is impossible."""
+    explicit = {**IMAGES, **given(args, characters.Config), "report_steps": (0, args.steps)}
     # The paper's multitask training has one head for all tasks, as joint training has.
     methods = {"maml": "maml", "anil": "anil", "multitask": "joint"}
-    settings = {**IMAGES, **given, "data": args.data}
-    configs = {name: fewshot.configure(method, args.quick, settings) for name, method in methods.items()}
+    configs = {name: characters.configure(method, args.quick, explicit) for name, method in methods.items()}
     config = configs["maml"]
-    images = fewshot.load(args.data, config.size, args.root)
-    fewshot.check_images(config, images)
-    net, loss = fewshot.network(config)
+    images = characters.load(args.data, config.size, args.root)
+    characters.check_images(config, images)
+    (net, loss), seen = characters.network(config), config.tasks * config.ways * (config.shots + config.queries)
 
-    def run(config: fewshot.Config, seed: int, report: Any, keep: Keep | None) -> experiment.Run:
-        return fewshot.run(config, images, seed, report, keep)
+    convnet = cast(ConvNet, net)
 
-    def tasks(seed: int) -> Tasks:
-        return fewshot.test_episodes(config, images, seed)
+    def classifier(seed: int, report: Report, keep: Keep | None) -> Run:
+        """Trained on as many images as the others see."""
+        outer = optimiser(config.outer, config.iterations)
+        kept = characters.resumable_on(images, keep, "multiclass", config, seed)
+        _, theta = multiclass(convnet, images.train, seen, config.iterations, outer, seed, report, kept)
+        return Run(config, seed, theta, [], [], 0.0, "multiclass")
 
-    return Study(configs, net, loss, accuracy(net), run, tasks, images)
+    trainings = {name: partial(characters.run, images, each) for name, each in configs.items()}
+    return Study(
+        configs,
+        {**trainings, "multiclass": classifier},
+        net,
+        loss,
+        accuracy(net),
+        partial(characters.test_episodes, config, images),
+        {**dict.fromkeys(REGIMES, net), "multiclass": replace(convnet, classes=len(images.train))},
+        partial(characters.initial, config),
+    )
 
 
-def _train(study: Study, name: str, seed: int, report: Any, keep: Keep | None) -> tuple[Net, Theta, Row]:
-    """A regime's network, its θ, and what its own inner loop makes of the unseen tasks."""
-    if name == "multiclass" and study.images:
-        config = study.configs["maml"]
-        images = config.tasks * config.ways * (config.shots + config.queries)  # as many as the others see
-        outer = experiment.optimiser(config.outer, config.iterations)
-        survive = fewshot.surviving_on(study.images, keep, name, config, seed)
-        net = cast(ConvNet, study.net)
-        wide = multiclass(net, study.images.train, images, config.iterations, outer, seed, report, survive)
-        return *wide, {}
-    run = study.run(study.configs[name], seed, report, keep)
-    last = run.curve[-1]
-    return study.net, run.theta, {"mean" if key in ("accuracy", "mse") else key: last[key] for key in last}
+def plan(args: argparse.Namespace) -> Plan:
+    """Every training of every seed; the measurements come after all of them."""
+    start, seeds = perf_counter(), seed_range(args.seeds)
+    if len(seeds) < 2:
+        raise ValueError(f"--seeds {args.seeds}: expected two or more, as 0-1: their networks are compared")
+    study = of_waves(args) if args.data == "sine" else of_images(args)
+    iterations = study.configs["maml"].iterations
+    jobs = [
+        Job(name, seed, f"{name}-{seed}", iterations, study.net.names, partial(train, seed))
+        for seed in seeds
+        for name, train in study.trainings.items()
+    ]
+
+    def summary(runs: list[Run]) -> Result:
+        trained: dict[int, dict[str, Run]] = {seed: {} for seed in seeds}
+        for job, run in zip(jobs, runs, strict=True):
+            trained[job.seed][job.name] = run
+        return {
+            "experiment": "reuse",
+            "data": args.data,
+            "seeds": seeds,
+            "config": {name: asdict(each) for name, each in study.configs.items()},
+            **_pooled([_measure(study, seed, runs) for seed, runs in trained.items()]),
+            "between": _between(study, trained),
+            "seconds": perf_counter() - start,
+        }
+
+    return Plan(f"runs/reuse-{args.data}-{args.seeds}", jobs, summary, draw, lambda run: None)
 
 
 # --- What is measured -------------------------------------------------------------------------------
 
 
-def _measure(study: Study, trained: Trained, seed: int) -> dict[str, Any]:
-    tasks, theta, alpha = study.tasks(seed), trained["maml"][1], study.configs["maml"].alpha
+def _measure(study: Study, seed: int, trained: dict[str, Run]) -> dict[str, Any]:
+    tasks, theta, alpha = study.tasks(seed), trained["maml"].theta, study.configs["maml"].alpha
     with progress(4, f"measuring, seed {seed}") as move:
-        rows = {"frozen": frozen(study.loss, theta, tasks, alpha, study.score)}
+        rows: dict[str, Any] = {"frozen": frozen(study.loss, theta, tasks, alpha, study.score)}
         move(1, "similarity")
         rows["similarity"] = similarity(study.net, study.loss, theta, tasks[:ALIKE], alpha)
         move(2, "distances")
         rows["moved"] = moved(study.loss, theta, tasks, alpha)
         move(3, "NIL")
-        if study.images:
-            rows["regimes"] = regimes({name: trained[name] for name in REGIMES}, tasks)
+        if study.nets:
+            thetas = {**{name: run.theta for name, run in trained.items()}, "random features": study.untrained(seed)}
+            rows["regimes"] = regimes({name: (net, thetas[name]) for name, net in study.nets.items()}, tasks)
         move(4, "")
-    return rows
+    return {**rows, "own": {name: _own(trained[name].curve[-1]) for name in ("maml", "anil")}}
 
 
-def _between(study: Study, trained: dict[int, Trained]) -> dict[str, list[Row]]:
+def _own(row: Row) -> Row:
+    return {"mean" if key in ("accuracy", "mse") else key: value for key, value in row.items()}
+
+
+def _between(study: Study, trained: dict[int, dict[str, Run]]) -> dict[str, list[Row]]:
     """The similarity of two seeds' networks, the mean over neighbouring seeds."""
     rows = {}
     for names in SEEDS:
         a, b = names.split("–")
-        pairs = [(trained[s][a][1], trained[t][b][1], study.tasks(s)[:ALIKE]) for s, t in pairwise(trained)]
+        pairs = [(trained[s][a].theta, trained[t][b].theta, study.tasks(s)[:ALIKE]) for s, t in pairwise(trained)]
         rows[names] = _pooled([between(study.net, *pair) for pair in pairs])
     return rows
 
@@ -220,106 +196,117 @@ def _pooled(trees: list[Any]) -> Any:
 # --- What is printed --------------------------------------------------------------------------------
 
 
-def _text(result: dict[str, Any], config: Any, data: str, seeds: int) -> str:
-    images, steps = data != "sine", plural(max(config.report_steps), "step")
-    paper = PAPER.get(config.shots) if images else None
-    alike = plural(min(ALIKE, config.test_tasks), "task")
+def text(result: Result) -> str:
+    """A table for each measurement, beside the paper's numbers where its tasks are of this kind."""
+    config, images = result["config"]["maml"], "regimes" in result
+    steps, alike = plural(max(config["report_steps"]), "step"), plural(min(ALIKE, config["test_tasks"]), "task")
+    paper = PAPER.get(config["shots"], {}) if images else {}
     score = "accuracy (%)" if images else "mean squared error"
-    parts = [f"{data}, {seeds} seeds; ± is the 95 % interval over their {config.test_tasks} unseen tasks each"]
-    if paper:
-        parts.append(f"paper: Raghu et al. 2020 on MiniImageNet, 5-way {config.shots}-shot, another network")
-    parts += [
+    parts = [
+        f"{result['data']}, {len(result['seeds'])} seeds; ± is the 95 % interval over their {config['test_tasks']} "
+        "unseen tasks each",
+        *[f"paper: Raghu et al. 2020 on MiniImageNet, 5-way {config['shots']}-shot, another network"] * bool(paper),
         f"\n1. {score} of MAML after {steps}, the first layers frozen at test",
-        _frozen(result, images, paper),
+        _table(_frozen(result, images, paper)),
         f"\n2. similarity of MAML's layers before and after {steps}, and of two seeds' networks ({alike} a seed)",
-        _similarity(result, bool(paper)),
+        _table(_similarity(result, bool(paper))),
         "   between seeds, the mean over the body's layers",
-        _between_table(result["between"], bool(paper)),
+        _table(_seeds(result["between"], bool(paper))),
         f"\n3. how far MAML's layers move in {steps}: ‖φ − θ‖ / ‖θ‖",
-        _table(
-            [["layer", "moved"]] + [[n, _cell(row)] for n, row in zip(layers(result), result["moved"], strict=True)]
-        ),
+        _table([["layer", "moved"], *zip(layers(result), map(_cell, result["moved"]), strict=True)]),
     ]
     if images:
-        parts += ["\n4. accuracy (%) by training, with its own inner loop and by NIL", _regimes(result, paper)]
+        parts += ["\n4. accuracy (%) by training, with its own inner loop and by NIL", _table(_regimes(result, paper))]
     else:
         own = ", ".join(f"{name} {_cell(row)}" for name, row in result["own"].items())
         parts.append(f"\n{score} after {steps}, each with its own inner loop: {own}")
-    if data == "omniglot" and config.shots in OMNIGLOT:
-        parts.append(f"   paper, Omniglot 20-way {config.shots}-shot: {OMNIGLOT[config.shots]}")
+    if result["data"] == "omniglot" and config["shots"] in OMNIGLOT:
+        parts.append(f"   paper, Omniglot 20-way {config['shots']}-shot: {OMNIGLOT[config['shots']]}")
     return "\n".join(
         parts + ["Tasks that diverged are left out of the means; result.json counts them."] * _lost(result)
     )
 
 
-Paper = dict[str, dict[str, float]] | None
+Lines = list[Sequence[str]]
+Paper = dict[str, dict[str, float]]
 
 
-def _frozen(result: dict[str, Any], images: bool, paper: Paper) -> str:
-    known = paper["frozen"] if paper else {}
+def _frozen(result: Result, images: bool, paper: Paper) -> Lines:
+    known = paper.get("frozen", {})
     rows = zip(depths(result), result["frozen"], strict=True)
-    return _table([["frozen", "here", "paper"]] + [[n, _cell(row, images), str(known.get(n, ""))] for n, row in rows])
+    return [["frozen", "here", "paper"], *([n, _cell(row, images), str(known.get(n, ""))] for n, row in rows)]
 
 
-def _similarity(result: dict[str, Any], paper: bool) -> str:
-    lines = [["layer", "CCA", "PWCCA", "CKA", "CCA, seeds", "CKA, seeds", "paper's CCA"]]
+def _similarity(result: Result, paper: bool) -> Lines:
+    lines: Lines = [["layer", "CCA", "PWCCA", "CKA", "CCA, seeds", "CKA, seeds", "paper's CCA"]]
     for name, row, other in zip(layers(result), result["similarity"], result["between"]["maml–maml"], strict=True):
         cells = [row["cca"], row["pwcca"], row["cka"], other["cca"], other["cka"]]
-        known = ("< 0.5" if name == "head" else "> 0.9") * paper
-        lines.append([name, *map(_cell, cells), known])
-    return _table(lines)
+        lines.append([name, *map(_cell, cells), ("< 0.5" if name == HEAD else "> 0.9") * paper])
+    return lines
 
 
-def _between_table(between: dict[str, list[Row]], paper: bool) -> str:
-    lines = [["", "CCA", "CKA", "paper's CCA", "CKA"]]
+def _seeds(between: dict[str, list[Row]], paper: bool) -> Lines:
+    lines: Lines = [["", "CCA", "CKA", "paper's CCA", "CKA"]]
     for pair, (*body, _) in between.items():
         means = [sum(row[index]["mean"] for row in body) / len(body) for index in ("cca", "cka")]
         lines.append([pair, *(f"{mean:.2f}" for mean in means), *(f"{known:.2f}" * paper for known in SEEDS[pair])])
-    return _table(lines)
+    return lines
 
 
-def _regimes(result: dict[str, Any], paper: Paper) -> str:
-    own, nil = (paper["own"], paper["nil"]) if paper else ({}, {})
-    lines = [["training", "own", "paper", "NIL", "paper"]]
+def _regimes(result: Result, paper: Paper) -> Lines:
+    own, nil = paper.get("own", {}), paper.get("nil", {})
+    lines: Lines = [["training", "own", "paper", "NIL", "paper"]]
     for row in result["regimes"]:
         name = row["regime"]
         loop = _cell(result["own"][name], True) if name in result["own"] else ""
         lines.append([name, loop, str(own.get(name, "")), _cell(row, True), str(nil.get(name, ""))])
-    return _table(lines)
+    return lines
 
 
-def layers(result: dict[str, Any]) -> list[str]:
-    return [*(f"layer {row['layer']}" for row in result["moved"][:-1]), "head"]
+HEAD = "head"
 
 
-def depths(result: dict[str, Any]) -> list[str]:
-    """What is frozen, in words: none, 1, 1–2, …, body, all."""
+def layers(result: Result) -> list[str]:
+    return [*(f"layer {row['layer']}" for row in result["moved"][:-1]), HEAD]
+
+
+def depths(result: Result) -> list[str]:
+    """The frozen layers, in words: none, 1, 1–2, …, body, all."""
     numbers = [str(n) if n == 1 else f"1–{n}" for n in range(1, len(result["frozen"]) - 2)]
     return ["none", *numbers, "body", "all"]
 
 
-def _table(lines: list[list[str]]) -> str:
-    """Lines of cells, to the right; a column without a cell below its head is left out."""
-    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    lines = [[c.rjust(w) for c, w in zip(line, widths, strict=True)] for line in zip(*columns, strict=True)]
-    return "\n".join("   " + "   ".join(line).rstrip() for line in lines)
+def _table(lines: Lines) -> str:
+    return indent(table(lines, gap="   "), "   ")
 
 
 def _cell(row: Row, percent: bool = False) -> str:
-    return f"{100 * row['mean']:.1f} ± {100 * row['ci95']:.1f}" if percent else f"{row['mean']:.3f} ± {row['ci95']:.3f}"
+    return cell(row["mean"], row["ci95"], percent)
 
 
 def _lost(tree: Any) -> bool:
+    """Whether a task diverged in any of the measurements."""
     if isinstance(tree, list):
         return any(map(_lost, tree))
     return isinstance(tree, dict) and (bool(tree.get("diverged")) or any(map(_lost, tree.values())))
 
 
-def _figure(folder: Path, result: dict[str, Any], config: Any) -> str:
-    if importlib.util.find_spec("matplotlib") is None:
-        return "; for the figure too: pip install 'refmeta[lab]'"
+def draw(folder: Path, result: Result, runs: list[Run]) -> None:
     from refmeta.lab.reuse import figures
 
-    figures.reuse(folder / "reuse.png", result, config)
-    return ", reuse.png"
+    figures.draw(folder, result, runs)
+
+
+REUSE = Experiment(
+    "reuse",
+    "ask whether MAML learns rapidly or reuses its features",
+    "Train MAML and ANIL, then measure, as Raghu et al. 2020: the score with the first layers frozen at test; how "
+    "alike each layer is before and after adaptation, and between seeds; how far each layer moves; and, of images, the "
+    "accuracy without the head (NIL) after five ways of training.",
+    options,
+    plan,
+    text,
+    ["reuse.png"],
+    "runs/reuse-DATA-SEEDS",
+    "result.json, each θ",
+)

@@ -6,27 +6,27 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from refmeta.lab.command import plural
-from refmeta.lab.figures import COLOURS, FAINT, INK, plain_axis
+from refmeta.lab.display import COLOURS, FAINT, INK, plain_axis, plural
 from refmeta.lab.reuse.experiment import depths, layers
+from refmeta.lab.runs import Result, Run
 
 MAML = COLOURS["maml"]
 INDICES = {"cca": "CCA", "pwcca": "PWCCA", "cka": "CKA"}
 
 
-def reuse(path: Path, result: dict[str, Any], config: Any) -> None:
+def draw(folder: Path, result: Result, runs: list[Run]) -> None:
     """A panel for each table: the score against the frozen layers, each layer's similarity, how far each moves, NIL."""
-    images, steps = "regimes" in result, plural(max(config.report_steps), "step")
+    images, steps = "regimes" in result, plural(max(result["config"]["maml"]["report_steps"]), "step")
     panels = [_frozen, _similarity, _moved] + [_regimes] * images
     figure = Figure(figsize=(11, 7.6) if images else (13.5, 4), layout="constrained")
     axes = figure.subplots(2 if images else 1, 2 if images else 3).ravel()
     for panel, axis in zip(panels, axes, strict=True):
         panel(axis, result, images, steps)
         plain_axis(axis)
-    figure.savefig(path, dpi=130)
+    figure.savefig(folder / "reuse.png", dpi=130)
 
 
-def _frozen(axis: Any, result: dict[str, Any], images: bool, steps: str) -> None:
+def _frozen(axis: Any, result: Result, images: bool, steps: str) -> None:
     names, factor = depths(result), 100 if images else 1
     mean, ci95 = ([factor * row[key] for row in result["frozen"]] for key in ("mean", "ci95"))
     axis.bar(names, mean, 0.62, yerr=ci95, color=[*[MAML] * (len(names) - 1), FAINT], ecolor=INK, capsize=3)
@@ -37,7 +37,7 @@ def _frozen(axis: Any, result: dict[str, Any], images: bool, steps: str) -> None
     axis.margins(y=0.1)
 
 
-def _similarity(axis: Any, result: dict[str, Any], images: bool, steps: str) -> None:
+def _similarity(axis: Any, result: Result, images: bool, steps: str) -> None:
     names = layers(result)
     for rows, colour, dash, what in (
         (result["similarity"], MAML, "-", f"before and after {steps}"),
@@ -51,14 +51,14 @@ def _similarity(axis: Any, result: dict[str, Any], images: bool, steps: str) -> 
     axis.legend(frameon=False, fontsize=8, loc="lower left")
 
 
-def _moved(axis: Any, result: dict[str, Any], images: bool, steps: str) -> None:
+def _moved(axis: Any, result: Result, images: bool, steps: str) -> None:
     mean, ci95 = ([row[key] for row in result["moved"]] for key in ("mean", "ci95"))
     axis.bar(layers(result), mean, 0.62, yerr=ci95, color=MAML, ecolor=INK, capsize=3)
     axis.set(ylabel="‖φ − θ‖ / ‖θ‖")
     axis.set_title(f"how far MAML's layers move in {steps}", fontsize=10, color=INK)
 
 
-def _regimes(axis: Any, result: dict[str, Any], images: bool, steps: str) -> None:
+def _regimes(axis: Any, result: Result, images: bool, steps: str) -> None:
     rows = result["regimes"]
     names = [row["regime"] for row in rows]
     place = np.arange(len(rows))
