@@ -1,12 +1,12 @@
 """Training's State in one npz file, so that a run which was killed goes on to the same bytes.
 
-Its arrays are `settings` (JSON: all that the next iteration's bytes depend on), `0`, `1`, … (the iteration, θ and the
-optimiser's state), and the history's `iterations` and `losses`. Every member carries a CRC-32, and no pickle is read.
+Its arrays are `settings` (JSON: all that the next iteration's bytes depend on), `history`, and `0`, `1`, …: the
+iteration, θ and the optimiser's state. Every member carries its CRC-32, and no pickle is read.
 """
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ from refmeta.lab.training import NEVER, Checkpoint, State
 from refmeta.trees import Array, Theta
 
 FORMAT = 2  # 1 was refmeta's own: a line "refmeta-checkpoint 1 SHA-256", and bytes
-LONGEST = 1 << 20  # bytes of all but θ and the optimiser's state; they are some thousand
+LONGEST = 1 << 20  # bytes of the settings and the history; they are some thousand
+ENTRY = np.dtype([("iteration", np.int64), ("loss", np.float64)])  # of the history
 
 
 class Keep(NamedTuple):
@@ -44,11 +45,9 @@ def resumable(keep: Keep | None, settings: dict[str, Any], theta: Theta, outer: 
 
 def save(path: Path, settings: dict[str, Any], state: State) -> None:
     """Put the state in the place of the last one. OSError: it could not be written, and the last one is still there."""
-    leaves = {str(i): leaf for i, leaf in enumerate(_leaves(list(state[:3])))}
-    iterations = np.array([iteration for iteration, _ in state.history], np.int64)
-    losses = np.array([loss for _, loss in state.history], np.float64)
-    said = np.array(json.dumps(_known(settings)))
-    replace(path, lambda file: np.savez(file, settings=said, iterations=iterations, losses=losses, **leaves))
+    arrays = {str(i): leaf for i, leaf in enumerate(_leaves(state))}
+    history, said = np.array(state.history, ENTRY), np.array(json.dumps(_known(settings)))
+    replace(path, lambda file: np.savez(file, settings=said, history=history, **arrays))
 
 
 def load(path: Path, settings: dict[str, Any], like: State) -> State:
@@ -56,29 +55,32 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
 
     ValueError: no checkpoint, a damaged one, one of another version of refmeta, of other settings, or of other arrays.
     """
-    leaves = list(_leaves(list(like[:3])))
-    names = ["iterations", "losses", *map(str, range(len(leaves)))]
+    expected, now = _leaves(like), _known(settings)
     with open(path, "rb") as file:  # a longer one than these settings can make it is as good as damaged
-        data = file.read(sum(leaf.nbytes + 1000 for leaf in leaves) + LONGEST)
+        data = file.read(sum(leaf.nbytes + 1000 for leaf in expected) + LONGEST)
+    if data.startswith(b"refmeta-checkpoint"):
+        raise ValueError(f"{path}: version 1 of a checkpoint; this refmeta reads {FORMAT}")
     if not data.startswith(b"PK"):
-        old = data.startswith(b"refmeta-checkpoint")
-        why = f"version 1 of a checkpoint; this refmeta reads {FORMAT}" if old else "not a checkpoint"
-        raise ValueError(f"{path}: {why}")
+        raise ValueError(f"{path}: not a checkpoint")
     try:
         with np.load(io.BytesIO(data)) as archive:
-            if archive.zip.testzip():  # an array that is shorter than its member would be read without the checksum
+            sizes = sum(member.file_size for member in archive.zip.infolist())
+            # NumPy does not read the checksum of an array that claims to be shorter than it is.
+            if sizes > len(data) or archive.zip.testzip():
                 raise ValueError
-            was = dict(json.loads(str(archive["settings"])))
-            iterations, losses, *saved = (archive[name] if name in archive else np.array(None) for name in names)
+            arrays = {name: archive[name] for name in archive}
+        was, history = dict(json.loads(str(arrays.pop("settings")))), arrays.pop("history")
     except Exception:  # zipfile and NumPy have a dozen kinds for damage
         raise ValueError(f"{path}: damaged or cut short; remove it, and its run starts anew") from None
-    if changed := _changed(was, _known(settings)):
-        raise ValueError(f"{path}: other settings: {changed}")
-    fits = [(iterations, np.zeros(losses.shape, np.int64)), (losses, np.zeros(iterations.shape))]
-    if losses.ndim != 1 or not all(_alike(*pair) for pair in [*fits, *zip(saved, leaves, strict=True)]):
+    if changed := [name for name in now | was if was.get(name) != now.get(name)]:
+        each = (f"{name}: {was.get(name)!r:.99} in the checkpoint, {now.get(name)!r:.99} now" for name in changed)
+        raise ValueError(f"{path}: other settings: {'; '.join(each)}")
+    saved: list[Any] = [arrays.get(str(i)) for i in range(len(expected))]
+    if _forms([history, *saved]) != _forms([np.empty(np.size(history), ENTRY), *expected]):
         raise ValueError(f"{path}: its arrays are not those of these settings")
-    iteration, theta, outer = _rebuilt(list(like[:3]), iter(saved))
-    return State(iteration, theta, outer, list(zip(iterations.tolist(), losses.tolist(), strict=True)))
+    leaves = iter(saved)
+    iteration, theta, outer = _mapped(lambda leaf: _number_if(leaf, next(leaves)), list(like[:3]))
+    return State(iteration, theta, outer, history.tolist())
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
@@ -88,32 +90,26 @@ def _known(settings: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _changed(was: dict[str, Any], now: dict[str, Any]) -> str:
-    return "; ".join(
-        f"{name}: {was.get(name)!r:.99} in the checkpoint, {now.get(name)!r:.99} now"
-        for name in now | was
-        if was.get(name) != now.get(name)
-    )
-
-
-def _alike(a: Array, b: Array) -> bool:
-    return bool(a.dtype == b.dtype and a.shape == b.shape)
-
-
-def _leaves(tree: Any) -> Iterator[Array]:
-    """The arrays and numbers in nested lists and tuples, as arrays. TypeError: anything else."""
+def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The function of every array and number in nested lists and tuples, in lists and tuples like these."""
     if isinstance(tree, (list, tuple)):
-        for item in tree:
-            yield from _leaves(item)
-    elif np.asarray(tree).dtype.hasobject:
-        raise TypeError(f"an optimiser's state: expected numbers and arrays, got {tree!r:.40}")
-    else:
-        yield np.asarray(tree)
+        return type(tree)(_mapped(function, item) for item in tree)
+    return function(tree)
 
 
-def _rebuilt(like: Any, leaves: Iterator[Array]) -> Any:
-    """The leaves in the lists and tuples of `like`, and numbers where it has numbers."""
-    if isinstance(like, (list, tuple)):
-        return type(like)(_rebuilt(item, leaves) for item in like)
-    leaf = next(leaves)
+def _number_if(like: Any, leaf: Array) -> Any:
     return leaf.item() if type(like) in (int, float) else leaf
+
+
+def _leaves(state: State) -> list[Array]:
+    """The iteration, θ and the optimiser's state. TypeError: something else than numbers and arrays."""
+    leaves: list[Any] = []
+    _mapped(leaves.append, list(state[:3]))
+    for leaf in leaves:
+        if np.asarray(leaf).dtype.hasobject:
+            raise TypeError(f"an optimiser's state: expected numbers and arrays, got {leaf!r:.40}")
+    return [np.asarray(leaf) for leaf in leaves]
+
+
+def _forms(arrays: list[Any]) -> list[Any]:
+    return [(getattr(array, "dtype", None), np.shape(array)) for array in arrays]

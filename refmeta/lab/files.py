@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -49,22 +49,18 @@ def locked(folder: Path) -> Iterator[Path]:
 
     Where there are no such locks (Windows, some network disks), nothing is locked. ValueError: another process has it.
     """
-    try:
-        from fcntl import LOCK_EX, LOCK_NB, flock
-    except ImportError:
-        yield folder
-        return
-    handle = os.open(folder, os.O_RDONLY)  # the folder itself: no lock file is left behind
-    try:
+    with ExitStack() as stack:
         try:
+            from fcntl import LOCK_EX, LOCK_NB, flock
+
+            handle = os.open(folder, os.O_RDONLY)  # the folder itself: no lock file is left behind
+            stack.callback(os.close, handle)
             flock(handle, LOCK_EX | LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{folder}: another run is writing into it; name another folder, or wait") from None
-        except OSError:
+        except (ImportError, OSError):
             pass
         yield folder
-    finally:
-        os.close(handle)
 
 
 def writable(folder: Path) -> Path:

@@ -18,9 +18,9 @@ then it has the Plan's summary of all runs, saves it, prints the text of it and 
 jobs and the summary of an experiment that compares methods; see refmeta/lab/sine for one in full.
 """
 
-import argparse
 import importlib.util
 import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -35,6 +35,7 @@ from refmeta.trees import Theta
 
 Options = dict[str, dict[str, Any]]  # the name of an option, and its keywords of argparse's add_argument
 Result = dict[str, Any]  # as result.json has it
+RunOne = Callable[[Any, int, Report, Keep | None], "Run"]  # (config, seed, report, keep)
 
 
 class Run(NamedTuple):
@@ -89,7 +90,7 @@ class Experiment(NamedTuple):
     help: str
     description: str
     options: Options
-    plan: Callable[[argparse.Namespace], Plan]
+    plan: Callable[[Namespace], Plan]
     text: Callable[[Result], str]
     figures: Sequence[str]  # the names of the files that Plan.draw makes
     default: str  # of --out, for people
@@ -108,10 +109,10 @@ def add(commands: Any, experiment: Experiment) -> None:
 
 
 def add_command(
-    commands: Any, name: str, help: str, description: str, options: Options, run: Callable[[argparse.Namespace], int]
-) -> argparse.ArgumentParser:
+    commands: Any, name: str, help: str, description: str, options: Options, run: Callable[[Namespace], int]
+) -> ArgumentParser:
     """Declare any command, its options, and the function that runs it."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=description)
+    parser: ArgumentParser = commands.add_parser(name, help=help, description=description)
     parser.set_defaults(run=run)
     declare(parser, options)
     return parser
@@ -126,7 +127,7 @@ def declare(parser: Any, options: Options) -> None:
 # --- The command of an experiment -------------------------------------------------------------------
 
 
-def command(experiment: Experiment, args: argparse.Namespace) -> int:
+def command(experiment: Experiment, args: Namespace) -> int:
     """Do the jobs, save, print and draw what came out; returns the exit code."""
     plan = experiment.plan(args)
     runs: list[Run] = []
@@ -183,45 +184,32 @@ def show(folder: Path, files: str, figures: Sequence[str], draw: Callable[[], An
 # --- The jobs of an experiment that compares methods ------------------------------------------------
 
 
-def asked(args: argparse.Namespace) -> list[Any]:
+def asked(args: Namespace) -> list[Any]:
     """The names of --method; None where it was not given."""
     return list(METHODS) if args.method == "all" else [args.method]
 
 
-def given(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+def given(args: Namespace, config: Any) -> dict[str, Any]:
     """The options that were given, of those that are fields of Config; but not the method."""
     names = [field.name for field in fields(config) if field.name != "method"]
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
-def seeds(args: argparse.Namespace) -> list[int]:
+def seeds(args: Namespace) -> list[int]:
     return [args.seed] if args.seeds is None else seed_range(args.seeds)
 
 
 def jobs(
-    experiment: str,
-    main: str,
-    args: argparse.Namespace,
-    configs: list[Any],
-    names: Callable[[Any], list[str]],
-    run: Callable[[Any, int, Report, Keep | None], Run],
+    experiment: str, main: str, args: Namespace, configs: list[Any], names: Callable[[Any], list[str]], run: RunOne
 ) -> tuple[str, list[Job]]:
-    """The default folder, and the jobs of every seed and config. With one seed, `main` is at home in the folder itself."""
-    every = seeds(args)
-    sole = main if len(every) == 1 else None
-    todo = [
-        Job(
-            c.method,
-            seed,
-            "" if c.method == sole else f"{c.method}-{seed}",
-            c.iterations,
-            names(c),
-            partial(run, c, seed),
-        )
-        for seed in every
-        for c in configs
-    ]
-    return f"runs/{experiment}-{main}-{args.seeds or args.seed}", todo
+    """The default folder, and the jobs of every seed and config. With one seed, `main` has the folder itself."""
+
+    def job(config: Any, seed: int) -> Job:
+        place = "" if config.method == main and len(seeds(args)) == 1 else f"{config.method}-{seed}"
+        return Job(config.method, seed, place, config.iterations, names(config), partial(run, config, seed))
+
+    every = [job(config, seed) for seed in seeds(args) for config in configs]
+    return f"runs/{experiment}-{main}-{args.seeds or args.seed}", every
 
 
 def summary(experiment: str, main: str, score: str, runs: list[Run]) -> Result:
@@ -247,14 +235,14 @@ def first_seed(runs: list[Run]) -> list[Run]:
 RESUMED = 100  # a checkpoint takes as long as an iteration, more or less
 
 
-def keeping(args: argparse.Namespace, place: Path) -> Keep | None:
+def keeping(args: Namespace, place: Path) -> Keep | None:
     """Where --resume and --checkpoint-every keep the state of the run in this place."""
     every = args.checkpoint_every or RESUMED * bool(args.resume)
     return Keep(place / CHECKPOINT, every) if every else None
 
 
 @contextmanager
-def output_folder(args: argparse.Namespace, default: str, places: Collection[str]) -> Iterator[Path]:
+def output_folder(args: Namespace, default: str, places: Collection[str]) -> Iterator[Path]:
     """The folder to write into, of --resume or --out, or a new one, locked; `places`: its runs' subfolders.
 
     ValueError: see `new_folder` and `locked`; for --resume, there is no checkpoint, or one of a run in another place.
@@ -316,7 +304,7 @@ def whole(lowest: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.isdecimal() or len(text) > DIGITS or int(text) < lowest:
             needed = f"at least {lowest}" if len(text) <= DIGITS else f"at most {DIGITS} digits"
-            raise argparse.ArgumentTypeError(f"expected a whole number of {needed}, got {text!r:.40}")
+            raise ArgumentTypeError(f"expected a whole number of {needed}, got {text!r:.40}")
         return int(text)
 
     return parse
@@ -352,7 +340,7 @@ EVERY = {
 }
 
 
-def add_folder(parser: argparse.ArgumentParser, default: str) -> None:  # until fewshot and reuse are rebuilt
+def add_folder(parser: ArgumentParser, default: str) -> None:  # until fewshot and reuse are rebuilt
     out = {"metavar": "DIR", "help": f"a new folder (default: {default})"}
     declare(parser.add_mutually_exclusive_group(), {"out": out, "resume": RESUME})
     declare(parser, {"checkpoint_every": EVERY})

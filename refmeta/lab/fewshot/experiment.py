@@ -1,6 +1,6 @@
 """Few-shot classification of characters: the settings, one run of one method, its baselines, and the table of all."""
 
-import argparse
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -8,8 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import autograd.numpy as np
-import numpy
+import numpy as np
 
 from refmeta.checks import check_alpha
 from refmeta.fast import recorded, stacked
@@ -53,15 +52,13 @@ class Config:
 
 QUICKLY: dict[str, Any] = {"iterations": 150, "tasks": 4, "filters": (8, 8), "size": 14, "test_tasks": 60}
 # One inner step of Reptile would be joint training, so Reptile has defaults of its own.
-OWN: dict[str, dict[str, Any]] = {
-    "reptile": {"inner_steps": 5, "alpha": 0.2, "outer": "sgd:1:linear", "tasks": 8},
-}
+OWN = {"reptile": {"inner_steps": 5, "alpha": 0.2, "outer": "sgd:1:linear", "tasks": 8}}
 
 
 def _widths(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"expected positive whole numbers as 32,32, got {text!r}")
+        raise ArgumentTypeError(f"expected positive whole numbers as 32,32, got {text!r}")
     return tuple(map(int, parts))
 
 
@@ -106,14 +103,12 @@ def configure(method: str, quick: bool, explicit: dict[str, Any]) -> Config:
 
 def load(data: str, size: int, root: str | None) -> Images:
     """The images of `data`. ValueError: omniglot without its folder, or an error of `omniglot`."""
-    if data == "glyphs":
-        if root is not None:
-            raise ValueError(f"--root {root}: only --data omniglot reads it")
-        return glyphs(size)
-    if root is None:
+    if data == "glyphs" and root is not None:
+        raise ValueError(f"--root {root}: only --data omniglot reads it")
+    if data == "omniglot" and root is None:
         archives = "the folder that holds images_background.zip and images_evaluation.zip"
         raise ValueError(f"--data omniglot: name with --root {archives}; they are at {SOURCE}")
-    return omniglot(root, size)
+    return glyphs(size) if root is None else omniglot(root, size)
 
 
 def check_images(config: Config, images: Images) -> None:
@@ -139,12 +134,12 @@ class FlatMLP(MLP):
     """An MLP of images (…, n, h, w, 1), each a row of its pixels."""
 
     def layers(self, theta: Theta, x: Array) -> list[Array]:
-        return super().layers(theta, np.reshape(x, (*np.shape(x)[:-3], -1)))
+        return super().layers(theta, x.reshape(*x.shape[:-3], -1))
 
 
-def network(config: Config) -> tuple[ConvNet | FlatMLP, Loss]:
+def network(config: Config) -> tuple[Any, Loss]:
     """conv: 3×3 convolutions of stride 2; mlp: Finn et al. 2017's 256, 128, 64, 64; without batch normalisation."""
-    net: ConvNet | FlatMLP
+    net: Any
     if config.network == "mlp":
         net = FlatMLP((config.size**2, 256, 128, 64, 64, config.ways), activation="relu")
     else:
@@ -154,7 +149,8 @@ def network(config: Config) -> tuple[ConvNet | FlatMLP, Loss]:
 
 def initial(config: Config, seed: int) -> Theta:
     """θ before training, in float32: the same for every method of a seed."""
-    return network(config)[0].init(numpy.random.default_rng([seed, 2**32]), dtype=numpy.float32)
+    theta: Theta = network(config)[0].init(np.random.default_rng([seed, 2**32]), dtype=np.float32)
+    return theta
 
 
 def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | None = None) -> Run:
@@ -169,7 +165,7 @@ def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | 
     draw = partial(minibatches, shots=config.batch) if method.displacement else partial(episode, shots=config.shots)
     shape = {"ways": config.ways, "queries": config.queries, "steps": config.inner_steps}
 
-    def sample(rng: numpy.random.Generator) -> Tasks:
+    def sample(rng: np.random.Generator) -> Tasks:
         return [draw(rng, images.train, **shape) for _ in range(config.tasks)]
 
     algorithm, adapt = recorded(stacked(method.algorithm)), recorded(method.trajectory)
@@ -190,7 +186,7 @@ def resumable_on(
 
 def test_episodes(config: Config, images: Images, seed: int) -> Tasks:
     """The episodes of unseen classes that every method of a seed is tested on."""
-    streams = (numpy.random.default_rng([seed, 2**33, i]) for i in range(config.test_tasks))
+    streams = (np.random.default_rng([seed, 2**33, i]) for i in range(config.test_tasks))
     steps = max(config.report_steps)
     return [episode(rng, images.test, config.ways, config.shots, config.test_queries, steps) for rng in streams]
 
@@ -205,12 +201,12 @@ def accuracies(config: Config, theta: Theta, tasks: Tasks) -> Curve:
     """
     (net, loss), trajectory = network(config), recorded(METHODS[config.method].trajectory)
     scores = []
-    with numpy.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         for part, phis, _, (x, labels) in adapted(loss, theta, tasks, config.alpha, trajectory, TOGETHER):
-            logits = numpy.stack([net(phis[k], x) for k in config.report_steps])  # (reports, [tasks,] n, ways)
-            hits = numpy.where(numpy.isfinite(logits).all((-2, -1)), (logits.argmax(-1) == labels).mean(-1), numpy.nan)
+            logits = np.stack([net(phis[k], x) for k in config.report_steps])  # (reports, [tasks,] n, ways)
+            hits = np.where(np.isfinite(logits).all((-2, -1)), (logits.argmax(-1) == labels).mean(-1), np.nan)
             scores.append(hits.reshape(-1, len(part)))
-    return [_row(k, column) for k, column in zip(config.report_steps, numpy.hstack(scores), strict=True)]
+    return [_row(k, column) for k, column in zip(config.report_steps, np.hstack(scores), strict=True)]
 
 
 def _row(steps: int, scores: Sequence[float]) -> dict[str, Any]:
@@ -229,7 +225,7 @@ def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
 # --- The command ------------------------------------------------------------------------------------
 
 
-def plan(args: argparse.Namespace) -> Plan:
+def plan(args: Namespace) -> Plan:
     """The runs of a command: every method asked for, all beside the baselines of the first."""
     configs = [configure(name, args.quick, given(args, Config)) for name in asked(args)]
     images = load(configs[0].data, configs[0].size, args.root)
@@ -253,11 +249,7 @@ def _whole(main: str, beside: Callable[[int], dict[str, Curve]], runs: list[Run]
     return {**result, "baselines": known, "seconds": seconds}
 
 
-LABELS = {
-    **display.LABELS,
-    "untrained": "untrained, adapted alike",
-    "nearest neighbour": "nearest neighbour, pixels",
-}
+LABELS = {**display.LABELS, "untrained": "untrained, adapted alike", "nearest neighbour": "nearest neighbour, pixels"}
 
 
 def text(result: Result) -> str:

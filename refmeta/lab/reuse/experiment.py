@@ -1,6 +1,6 @@
 """`refmeta reuse`: MAML and ANIL trained, then asked what Raghu et al. 2020 asked: rapid learning, or feature reuse?"""
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from textwrap import indent
 from time import perf_counter
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from refmeta.lab import fewshot
 from refmeta.lab.checkpoint import Keep
@@ -19,7 +19,7 @@ from refmeta.lab.reuse.measurements import Net, Score, between, frozen, moved, m
 from refmeta.lab.runs import QUICK, Experiment, Job, Options, Plan, Result, Run, given, progress, seed_range, whole
 from refmeta.lab.sine import experiment as waves
 from refmeta.lab.training import Report
-from refmeta.models import ConvNet, accuracy
+from refmeta.models import accuracy
 from refmeta.trees import Loss, Tasks, Theta
 
 # 15 queries of a class, as the papers have for MiniImageNet: CCA needs far more samples than channels.
@@ -72,7 +72,7 @@ class Study(NamedTuple):
     untrained: Callable[[int], Theta] = lambda seed: []  # the random features of a seed
 
 
-def of_waves(args: argparse.Namespace) -> Study:
+def of_waves(args: Namespace) -> Study:
     """MAML and ANIL on sine waves. ValueError: an option that is impossible, or for images only."""
     if args.ways is not None:
         raise ValueError("--ways: waves have no classes; it is for glyphs and omniglot")
@@ -83,7 +83,7 @@ def of_waves(args: argparse.Namespace) -> Study:
     return Study(configs, trainings, net, loss, loss, partial(waves.unseen, configs["maml"]))
 
 
-def of_images(args: argparse.Namespace) -> Study:
+def of_images(args: Namespace) -> Study:
     """The four ways of training on characters. ValueError: an option that is impossible."""
     explicit = {**IMAGES, **given(args, characters.Config), "report_steps": (0, args.steps)}
     # The paper's multitask training has one head for all tasks, as joint training has.
@@ -94,13 +94,11 @@ def of_images(args: argparse.Namespace) -> Study:
     characters.check_images(config, images)
     (net, loss), seen = characters.network(config), config.tasks * config.ways * (config.shots + config.queries)
 
-    convnet = cast(ConvNet, net)
-
     def classifier(seed: int, report: Report, keep: Keep | None) -> Run:
         """Trained on as many images as the others see."""
         outer = optimiser(config.outer, config.iterations)
         kept = characters.resumable_on(images, keep, "multiclass", config, seed)
-        _, theta = multiclass(convnet, images.train, seen, config.iterations, outer, seed, report, kept)
+        _, theta = multiclass(net, images.train, seen, config.iterations, outer, seed, report, kept)
         return Run(config, seed, theta, [], [], 0.0, "multiclass")
 
     trainings = {name: partial(characters.run, images, each) for name, each in configs.items()}
@@ -111,28 +109,26 @@ def of_images(args: argparse.Namespace) -> Study:
         loss,
         accuracy(net),
         partial(characters.test_episodes, config, images),
-        {**dict.fromkeys(REGIMES, net), "multiclass": replace(convnet, classes=len(images.train))},
+        {**dict.fromkeys(REGIMES, net), "multiclass": replace(net, classes=len(images.train))},
         partial(characters.initial, config),
     )
 
 
-def plan(args: argparse.Namespace) -> Plan:
+def plan(args: Namespace) -> Plan:
     """Every training of every seed; the measurements come after all of them."""
     start, seeds = perf_counter(), seed_range(args.seeds)
     if len(seeds) < 2:
         raise ValueError(f"--seeds {args.seeds}: expected two or more, as 0-1: their networks are compared")
     study = of_waves(args) if args.data == "sine" else of_images(args)
-    iterations = study.configs["maml"].iterations
     jobs = [
-        Job(name, seed, f"{name}-{seed}", iterations, study.net.names, partial(train, seed))
+        Job(name, seed, f"{name}-{seed}", study.configs["maml"].iterations, study.net.names, partial(train, seed))
         for seed in seeds
         for name, train in study.trainings.items()
     ]
 
     def summary(runs: list[Run]) -> Result:
-        trained: dict[int, dict[str, Run]] = {seed: {} for seed in seeds}
-        for job, run in zip(jobs, runs, strict=True):
-            trained[job.seed][job.name] = run
+        every = iter(runs)
+        trained = {seed: {name: next(every) for name in study.trainings} for seed in seeds}  # in the jobs' order
         return {
             "experiment": "reuse",
             "data": args.data,

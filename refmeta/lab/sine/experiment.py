@@ -48,24 +48,12 @@ class Config:
     report_steps: tuple[int, ...] = (0, 1, 5, 10)
 
 
-FINN2017: dict[str, Any] = {
-    "activation": "relu",
-    "init": "finn2017",
-    "alpha": 0.001,  # what the authors' command uses; the paper's text says 0.01
-    "iterations": 70_000,
-}
-NICHOL2018: dict[str, Any] = {
-    "method": "reptile",
-    "law": "nichol",
-    "widths": (1, 64, 64, 1),
-    "init": "nichol2018",
-    "inner_steps": 5,
-    "alpha": 0.02,
-    "tasks": 1,
-    "iterations": 30_000,
-    "test_tasks": 300,
-    "report_steps": (0, 1, 8, 16, 32),
-}
+# Their command's α; the paper's text says 0.01.
+FINN2017: dict[str, Any] = {"activation": "relu", "init": "finn2017", "alpha": 0.001, "iterations": 70_000}
+NICHOLS_TASKS = {"method": "reptile", "law": "nichol", "test_tasks": 300, "report_steps": (0, 1, 8, 16, 32)}
+NICHOLS_NETWORK = {"widths": (1, 64, 64, 1), "init": "nichol2018"}
+NICHOLS_TRAINING = {"inner_steps": 5, "alpha": 0.02, "tasks": 1, "iterations": 30_000}
+NICHOL2018: dict[str, Any] = {**NICHOLS_TASKS, **NICHOLS_NETWORK, **NICHOLS_TRAINING}
 PRESETS = {"finn2017": FINN2017, "nichol2018": NICHOL2018}
 QUICKLY: dict[str, Any] = {"iterations": 200, "test_tasks": 100}
 
