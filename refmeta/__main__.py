@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import refmeta
 from refmeta.conformance.command import add_check, add_vectors
 from refmeta.fast import keep_freed_memory
-from refmeta.lab.fewshot_command import add_fewshot
-from refmeta.lab.geometry_command import add_geometry
-from refmeta.lab.reuse_command import add_reuse
+from refmeta.lab.fewshot import FEWSHOT
+from refmeta.lab.geometry import add_geometry
+from refmeta.lab.reuse import REUSE
 from refmeta.lab.runs import add
 from refmeta.lab.sine import SINE
 from refmeta.lab.sweep.command import add_sweep
@@ -49,7 +49,10 @@ def _parsed(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=refmeta.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     add(commands, SINE)
-    for declare in (add_fewshot, add_geometry, add_reuse, add_sweep, add_check, add_vectors):
+    add(commands, FEWSHOT)
+    add_geometry(commands)
+    add(commands, REUSE)
+    for declare in (add_sweep, add_check, add_vectors):
         declare(commands)
     cut = given.index("--") if "--" in given else len(given)
     for word in given[:cut]:

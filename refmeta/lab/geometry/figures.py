@@ -10,28 +10,30 @@ from matplotlib.patheffects import withStroke
 
 from refmeta import trajectory
 from refmeta.lab.display import COLOURS, FAINT, INK
-from refmeta.lab.geometry import METHODS, START, TASKS, direction, fixed_point, labels, quadratic, subscript
+from refmeta.lab.geometry.quadratics import START, TASKS, labels, quadratic, subscript
 from refmeta.trees import Array
 
 CONTOUR = "#d9d6ce"
 RING = {"mfc": "none", "mew": 2.4, "ms": 10}
 
 
-def draw(path: Path, alpha: float, k: int, paths: dict[str, Array]) -> None:
+def draw(folder: Path, result: dict[str, Any], paths: dict[str, Array]) -> None:
     """On the left the step of each method from θ on one task, beside the inner steps; on the right the way that
     descending it takes (`paths`, of `descent`) on two tasks, and a ring around its fixed point's closed form."""
+    alpha, k, ends = result["alpha"], result["inner_steps"] + 1, result["methods"]
     figure = Figure(figsize=(10.5, 6.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     inner = np.array([phi[0] for phi in trajectory(quadratic, [START], [TASKS[0]] * k, alpha)])
-    tips = {method: START - alpha * direction(method, quadratic, START, [[TASKS[0]] * k], alpha) for method in METHODS}
-    _plane(left, [*inner, *tips.values()], TASKS[:1])
+    tips = [START - alpha * np.array(end["direction"]) for end in ends]
+    _plane(left, [*inner, *tips], TASKS[:1])
     _plane(right, [START, *(c for _, c in TASKS), *(way[-1] for way in paths.values())], TASKS)
     left.plot(*inner.T, "o:", color=INK, ms=5, lw=1.6, label="inner steps")
-    for method, (name, symbol) in labels(k).items():
-        arrow = {"arrowstyle": "-|>", "color": COLOURS[method], "lw": 2.4, "shrinkA": 0, "shrinkB": 0}
-        left.annotate("", tips[method], START, arrowprops={**arrow, "mutation_scale": 16})
-        right.plot(*paths[method].T, color=COLOURS[method], lw=2.4, label=f"{name}  {symbol}")
-        right.plot(*fixed_point(method, TASKS, alpha, k), "o", color=COLOURS[method], **RING)
+    for end, tip in zip(ends, tips, strict=True):
+        method, style = end["method"], {"color": COLOURS[end["method"]], "lw": 2.4}
+        arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 16}
+        left.annotate("", tip, START, arrowprops={**arrow, **style})
+        right.plot(*paths[method].T, label="  ".join(labels(k)[method]), **style)
+        right.plot(*end["fixed_point"], "o", color=COLOURS[method], **RING)
     right.plot(*START, "o", color=INK, ms=5)
     for axis, points in ((left, inner), (right, inner[:1])):
         for j in sorted({0, 1, 2, k} & set(range(len(points)))):  # after two steps the labels would crowd
@@ -44,7 +46,7 @@ def draw(path: Path, alpha: float, k: int, paths: dict[str, Array]) -> None:
     left.plot([], "o", color=INK, label="fixed point, closed form", **RING)
     handles = [*right.get_legend_handles_labels()[0], *left.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=4, frameon=False, fontsize=10.5)
-    figure.savefig(path, dpi=130)
+    figure.savefig(folder / "geometry.png", dpi=130)
 
 
 def _plane(axis: Any, points: Sequence[Array], pairs: Sequence[tuple[Array, Array]]) -> None:

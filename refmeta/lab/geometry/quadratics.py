@@ -8,22 +8,19 @@ k − 1 inner steps and use the last gradient, Reptile takes k steps, pre-traini
 
 from collections.abc import Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from autograd import grad
+from numpy.linalg import matrix_power as power
+from numpy.linalg import norm
 
-import refmeta
 from refmeta.adjoint import hvp
 from refmeta.fast import recorded
+from refmeta.lab import training
 from refmeta.trees import Array, Batch, Loss, Theta
 
-METHODS = {
-    "joint": refmeta.joint,
-    "reptile": refmeta.reptile,
-    "fomaml": refmeta.fomaml,
-    "maml": refmeta.maml,
-}
+METHODS = {name: training.METHODS[name] for name in ("joint", "reptile", "fomaml", "maml")}
 # Each is steep where the other is flat: were their curvatures alike, every method would end midway between the minima.
 TASKS = [
     (np.array([[1.0, 0.4], [0.4, 3.0]]), np.array([0.0, 0.0])),
@@ -32,6 +29,7 @@ TASKS = [
 START = np.array([-2.4, 1.0])
 # An α below which rounding hides Reptile's displacement, a curvature below which it hides a direction.
 SMALLEST, FLATTEST = 1e-4, 1e-6
+COUNTS = 2, 3, 4  # the k of the coefficients
 
 
 def quadratic(theta: Theta, batch: Batch) -> Array:
@@ -46,22 +44,23 @@ def direction(method: str, loss: Loss, theta: Array, draws: Sequence[Sequence[Ba
 
     theta: one array; so is the direction. Joint training takes g_1 of B_k.      Nichol et al. 2018, §5.1
     """
-    inner = None if method == "reptile" else -1
-    tasks = [(list(draw[:inner]), draw[-1]) for draw in draws]
-    unit = alpha if method == "reptile" else 1.0  # reptile returns the displacement α (g_1 + … + g_k)
-    return METHODS[method](loss, [theta], tasks, alpha)[0] / (len(tasks) * unit)
+    algorithm, _, displacement = METHODS[method]
+    last, unit = (None, alpha) if displacement else (-1, 1.0)
+    tasks = [(list(draw[:last]), draw[-1]) for draw in draws]
+    return algorithm(loss, [theta], tasks, alpha)[0] / (len(tasks) * unit)
+
+
+WEIGHTS = {
+    "joint": lambda A, P, k: A,
+    "reptile": lambda A, P, k: A @ sum(power(P, j) for j in range(k)),
+    "fomaml": lambda A, P, k: A @ power(P, k - 1),
+    "maml": lambda A, P, k: power(P, k - 1) @ A @ power(P, k - 1),
+}
 
 
 def weight(method: str, A: Array, alpha: float, k: int) -> Array:
-    """W of the direction W (θ − c) that the method descends on one quadratic, P = I − αA, k gradients.
-
-    joint A       fomaml A P^(k−1)       maml P^(k−1) A P^(k−1)       reptile A (I + P + … + P^(k−1))
-    """
-    P = np.eye(len(A)) - alpha * A
-    if method == "reptile":
-        return A @ sum(np.linalg.matrix_power(P, j) for j in range(k))
-    last = np.linalg.matrix_power(P, k - 1)
-    return {"joint": A, "fomaml": A @ last, "maml": last @ A @ last}[method]
+    """W of the direction W (θ − c) that the method descends on one quadratic, P = I − αA, k gradients."""
+    return WEIGHTS[method](A, np.eye(len(A)) - alpha * A, k)
 
 
 def fixed_point(method: str, pairs: Sequence[Batch], alpha: float, k: int) -> Array:
@@ -90,22 +89,15 @@ def descent(method: str, pairs: Sequence[Batch], alpha: float, k: int, start: Ar
     return np.array(path)
 
 
-class Leading(NamedTuple):
-    """The two leading coefficients, and how much of the expansion's two terms they leave unexplained (0 … 1)."""
-
-    c1: float
-    c2: float
-    rest: float
-
-
 def formula(method: str, k: int) -> tuple[float, float]:
     """(c₁, c₂) of E g = c₁ AvgGrad − c₂ α AvgGradInner + O(α²) for k minibatches: Nichol et al. 2018, eqs. 39–41."""
     return {"joint": (1, 0), "reptile": (k, k * (k - 1) / 2), "fomaml": (1, k - 1), "maml": (1, 2 * (k - 1))}[method]
 
 
-def measured(method: str, loss: Loss, theta: Array, tasks: Sequence[Sequence[Batch]], k: int) -> Leading:
-    """The same coefficients of an actual expectation: over every draw of k of a task's minibatches, with replacement.
+def measured(method: str, loss: Loss, theta: Array, tasks: Sequence[Sequence[Batch]], k: int) -> dict[str, float]:
+    """{c1, c2, rest} of an actual expectation: over every draw of k of a task's minibatches, with replacement.
 
+    rest: the share of the expansion's two terms that c₁ and c₂ leave unexplained (0 … 1).
     AvgGrad = E ∇L_1      AvgGradInner = E ∇²L_2 ∇L_1      (two minibatches of one task, drawn independently)
 
     The expansion in α goes through seven small α: for quadratics and k ≤ 4 it is a polynomial and has no more terms.
@@ -118,9 +110,8 @@ def measured(method: str, loss: Loss, theta: Array, tasks: Sequence[Sequence[Bat
     Hg = [np.mean([hvp(loss, [theta], b, [v])[0] for b in task], axis=0) for task, v in zip(tasks, g, strict=True)]
     avg_grad, inner = np.mean(g, axis=0), np.mean(Hg, axis=0)
     c1, c2 = constant @ avg_grad / (avg_grad @ avg_grad), -slope @ inner / (inner @ inner)
-    left = np.linalg.norm(constant - c1 * avg_grad), np.linalg.norm(slope + c2 * inner)
-    rest = max(left[0] / np.linalg.norm(avg_grad), left[1] / np.linalg.norm(inner))
-    return Leading(float(c1), float(c2), float(rest))
+    left = norm(constant - c1 * avg_grad) / norm(avg_grad), norm(slope + c2 * inner) / norm(inner)
+    return {"c1": float(c1), "c2": float(c2), "rest": float(max(left))}
 
 
 def halves(A: Array, c: Array) -> list[Batch]:
@@ -129,15 +120,49 @@ def halves(A: Array, c: Array) -> list[Batch]:
     return [(A + s * E, np.linalg.solve(A + s * E, A @ c + s * e)) for s in (1, -1)]
 
 
+def paths(alpha: float, k: int) -> dict[str, Array]:
+    """Each method's `descent` on TASKS from START."""
+    return {method: descent(method, TASKS, alpha, k, START) for method in reversed(METHODS)}  # MAML: refused soonest
+
+
+def run(alpha: float, k: int, paths: dict[str, Array]) -> dict[str, Any]:
+    """Each method's direction, fixed point and the end of its path; the leading coefficients."""
+    minibatches = [halves(*task) for task in TASKS]
+    return {
+        "experiment": "geometry",
+        "alpha": alpha,
+        "inner_steps": k - 1,
+        "tasks": [{"A": A.tolist(), "c": c.tolist()} for A, c in TASKS],
+        "theta": START.tolist(),
+        "methods": [_end(method, alpha, k, paths[method]) for method in METHODS],
+        "coefficients": [
+            {"k": k, "method": m, **measured(m, quadratic, START, minibatches, k), "formula": formula(m, k)}
+            for k in COUNTS
+            for m in METHODS
+        ],
+    }
+
+
+def _end(method: str, alpha: float, k: int, path: Array) -> dict[str, Any]:
+    point = fixed_point(method, TASKS, alpha, k)
+    return {
+        "method": method,
+        "direction": direction(method, quadratic, START, [[TASKS[0]] * k], alpha).tolist(),
+        "fixed_point": point.tolist(),
+        "arrived": path[-1].tolist(),
+        "apart": float(norm(path[-1] - point)),
+        "steps": len(path) - 1,
+    }
+
+
 def labels(k: int) -> dict[str, tuple[str, str]]:
     """For people: each method's name, and its `direction` on a quadratic."""
-    total = "g₁ + g₂" if k == 2 else f"g₁ + … + g{subscript(k)}"
-    power = "" if k == 2 else str(k - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    last, power = f"g{subscript(k)}", str(k - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return {
         "joint": ("pre-training", "g₁"),
-        "reptile": ("Reptile", total),
-        "fomaml": ("first-order MAML", f"g{subscript(k)}"),
-        "maml": ("MAML", f"(I − αA){power} g{subscript(k)}"),
+        "reptile": ("Reptile", f"g₁ + {'… + ' * (k > 2)}{last}"),
+        "fomaml": ("first-order MAML", last),
+        "maml": ("MAML", f"(I − αA){power * (k > 2)} {last}"),
     }
 
 

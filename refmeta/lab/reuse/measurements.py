@@ -15,7 +15,7 @@ from refmeta import algorithms
 from refmeta.checks import check_alpha, check_head, check_tasks, check_theta
 from refmeta.fast import recorded
 from refmeta.lab.optimisers import Step
-from refmeta.lab.training import NEVER, Checkpoint, summary, train, trajectory_of_head
+from refmeta.lab.training import NEVER, Checkpoint, Report, summary, train, trajectory_of_head
 from refmeta.models import MLP, ConvNet, cross_entropy, one_hot, softmax
 from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, axpy, dot
 
@@ -206,28 +206,27 @@ def multiclass(
     iterations: int,
     outer: Step,
     seed: int = 0,
-    report: Callable[[int, float], Any] = lambda iteration, loss: None,
-    survive: Callable[[Theta, Step], Checkpoint] = lambda theta, outer: NEVER,
+    report: Report = lambda iteration, loss: None,
+    resumable: Callable[[Theta, Step], Checkpoint] = lambda theta, outer: NEVER,
 ) -> tuple[ConvNet, Theta]:
     """The network with a head for all classes, trained to tell them apart: ordinary classification, no tasks.
 
         θ ← outer(θ, ∇ cross-entropy of `examples` images, each of any class)             Raghu et al. 2020, table 5
 
-    classes: arrays (examples, h, w, channels), as `refmeta.lab.images` has them. survive(θ, outer) gives `train`'s
-    start, every and keep. ValueError: no classes; as `train`.
+    classes: arrays (examples, h, w, channels), as `refmeta.lab.fewshot` has them. resumable(θ, outer): `train`'s
+    checkpoint. ValueError: no classes; as `train`.
     """
     if not classes:
         raise ValueError("classes: expected at least one array of images, got none")
     wide = replace(net, classes=len(classes))
-    loss = cross_entropy(wide)
+    theta = wide.init(np.random.default_rng([seed, 2**32]), dtype=classes[0].dtype)
 
     def sample(rng: np.random.Generator) -> Tasks:
         labels = rng.integers(len(classes), size=examples)
         return [([], (np.stack([classes[c][rng.integers(len(classes[c]))] for c in labels]), labels))]
 
-    theta = wide.init(np.random.default_rng([seed, 2**32]), dtype=classes[0].dtype)
-    joint, more = recorded(algorithms.joint), survive(theta, outer)
-    return wide, train(joint, loss, theta, sample, 0.0, iterations, outer, seed, report, checkpoint=more)[0]
+    joint, loss, kept = recorded(algorithms.joint), cross_entropy(wide), resumable(theta, outer)
+    return wide, train(joint, loss, theta, sample, 0.0, iterations, outer, seed, report, checkpoint=kept)[0]
 
 
 def _layers(theta: Theta) -> int:

@@ -1,27 +1,24 @@
-"""Images of characters in classes, and few-shot episodes drawn from them.
+"""Images of characters in classes.
 
 glyphs      characters of a few strokes, drawn by this file: no download
 omniglot    the published archives (Lake, Salakhutdinov & Tenenbaum 2015)
 """
 
-import hashlib
 import io
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refmeta.lab.files import save_arrays
-from refmeta.trees import Array, Batch, Supports
-
-Rng = np.random.Generator
-Task = tuple[Supports, Batch]
+from refmeta.trees import Array
 
 
 class Images(NamedTuple):
@@ -33,53 +30,8 @@ class Images(NamedTuple):
 
 def fingerprint(images: Images) -> str:
     """SHA-256 of all pixels, and of which class they are in."""
-    found = hashlib.sha256()
-    for part in images:
-        for each in part:
-            found.update(f"{each.shape} {each.dtype.str}".encode())
-            found.update(each.tobytes())
-        found.update(b"|")
-    return found.hexdigest()
-
-
-# --- Episodes ---------------------------------------------------------------------------------------
-
-
-def episode(rng: Rng, classes: Sequence[Array], ways: int, shots: int, queries: int, steps: int) -> Task:
-    """An N-way K-shot task: N classes drawn and labelled 0 … N−1 afresh, K images of each to adapt to, others to ask.
-
-        ([support] · steps, query)       x (N·K, h, w, 1), labels (N·K,); the query likewise, with `queries` of each
-
-    Every step has the same support (the same arrays). Vinyals et al. 2016, as Finn et al. 2017 and others draw it.
-    ValueError: more ways than classes, a class with too few images.
-    """
-    support, query = _batches(rng, classes, ways, [shots, queries])
-    return [support] * steps, query
-
-
-def minibatches(rng: Rng, classes: Sequence[Array], ways: int, shots: int, queries: int, steps: int) -> Task:
-    """An `episode` that has other images at every inner step, K of each class: what Reptile trains on.
-
-    Nichol et al. 2018 draw 10 of the 50 images of a 5-way 10-shot task, 5 times; here every draw has 2 of each class.
-    """
-    *supports, query = _batches(rng, classes, ways, [shots] * steps + [queries])
-    return supports, query
-
-
-def _batches(rng: Rng, classes: Sequence[Array], ways: int, sizes: list[int]) -> list[Batch]:
-    """Batches without a common image: of each of `ways` classes, sizes[i] images are in batch i."""
-    if ways > len(classes):
-        raise ValueError(f"ways: {ways} of them need as many classes; there are {len(classes)}")
-    drawn, needed = [], sum(sizes)
-    for c in rng.choice(len(classes), ways, replace=False):  # in random order: a class's label tells nothing
-        if len(classes[c]) < needed:
-            raise ValueError(f"class {c}: has {len(classes[c])} images; shots and queries together take {needed}")
-        drawn.append(classes[c][rng.permutation(len(classes[c]))[:needed]])
-    ends = np.cumsum(sizes)
-    return [
-        (np.concatenate([images[end - size : end] for images in drawn]), np.repeat(np.arange(ways), size))
-        for size, end in zip(sizes, ends, strict=True)
-    ]
+    pixels = [[(each.shape, each.dtype.str, sha256(each.tobytes()).digest()) for each in part] for part in images]
+    return sha256(repr(pixels).encode()).hexdigest()
 
 
 # --- Glyphs -----------------------------------------------------------------------------------------
@@ -103,7 +55,7 @@ def glyphs(size: int = 28, seed: int = 0, classes: int = 300) -> Images:
     return Images(drawn[: -(classes // 3)], drawn[-(classes // 3) :])
 
 
-def _glyph(rng: Rng, size: int) -> Array:
+def _glyph(rng: np.random.Generator, size: int) -> Array:
     character = rng.uniform(-0.8, 0.8, (rng.integers(2, 5), 3, 2))  # strokes, control points, (x, y)
     hands = character + rng.normal(0, 0.1, (EXAMPLES, *character.shape))
     hands = hands @ (np.eye(2) + rng.normal(0, 0.15, (EXAMPLES, 1, 2, 2))) + rng.normal(0, 0.1, (EXAMPLES, 1, 1, 2))
@@ -121,7 +73,7 @@ def _glyph(rng: Rng, size: int) -> Array:
 PARTS = "images_background", "images_evaluation"
 SOURCE = "https://github.com/brendenlake/omniglot (folder python)"
 SIDE = 105
-# What is published has 19,280 and 13,180 images of at most 400 bytes. One of 8 bits, not compressed, has 12,000.
+# The published archives have 19,280 and 13,180 images of at most 400 bytes. One of 8 bits, not compressed, has 12,000.
 MOST_MEMBERS, MOST_BYTES, LARGEST_ARCHIVE = 100_000, 2**14, 2**28
 CACHE_VERSION = 1
 
@@ -136,7 +88,7 @@ def omniglot(root: str | Path, size: int = 28, rotations: bool = True) -> Images
     degrees is three more, as Santoro et al. 2016 and all since have them; test classes stand as they are drawn.
     The decoded images are kept in $XDG_CACHE_HOME/refmeta (~/.cache/refmeta), for each content of the archives and
     each size; a damaged file there is made anew, and where none can be written, every call decodes. Archives are
-    never unpacked to disk, and what is in them is limited before it is decoded.
+    never unpacked to disk, and all that is in them is limited before it is decoded.
     ValueError: no pillow; a missing, damaged or foreign archive, or member of it; alphabets that are in both.
     """
     if not 1 <= size <= SIDE:
@@ -144,56 +96,41 @@ def omniglot(root: str | Path, size: int = 28, rotations: bool = True) -> Images
     if not Path(root).is_dir():
         raise ValueError(f"{root}: no such folder; expected the one that holds {' and '.join(PARTS)}, .zip or unpacked")
     with ExitStack() as stack:
-        parts = [stack.enter_context(_part(Path(root), name)) for name in PARTS]
+        parts = [_part(Path(root), name, stack) for name in PARTS]
         if both := set.intersection(*({name.split("/")[1] for name in part.stamps} for part in parts)):
             raise ValueError(f"{root}: {', '.join(sorted(both))} in both parts: training and test classes must differ")
-        key = CACHE_VERSION, size, [sorted(part.stamps.items()) for part in parts]
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "refmeta")
-        cache = folder / f"omniglot-{size}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.npz"
-        pixels = _from_cache(cache, [(len(part.stamps), size, size) for part in parts])
-        if pixels is None:
-            pixels = [_decoded(part, size) for part in parts]
-            with suppress(OSError):
-                folder.mkdir(parents=True, exist_ok=True)
-                save_arrays(cache, dict(zip(PARTS, pixels, strict=True)))
-        train, test = (_by_class(part, images) for part, images in zip(parts, pixels, strict=True))
+        train, test = map(_by_class, parts, _pixels(parts, size))
     turns = range(4 if rotations else 1)
     return Images([np.rot90(images, turn, (1, 2)) for turn in turns for images in train], test)
 
 
 class _Part(NamedTuple):
-    """One of the two archives: its images by name, each with what tells another content; how to read one; its path."""
+    """One of the two archives, zip or folder: its path, {image's name: (size, checksum or time)}, the reader of one."""
 
+    where: Path
     stamps: dict[str, tuple[int, int]]
     read: Callable[[str], bytes]
-    where: Path
 
 
-@contextmanager
-def _part(root: Path, name: str) -> Iterator[_Part]:
-    """The zip archive or else the folder, its listing checked and nothing of it read."""
+def _part(root: Path, name: str, stack: ExitStack) -> _Part:
+    """The zip archive or else the folder, its listing checked and none of its images read."""
     archive, folder = root / f"{name}.zip", root / name
     if archive.is_file():
-        with _zip(archive) as file:
-            members = {info.filename: info for info in file.infolist() if _is_image(info.filename)}
-            stamps = {key: (info.file_size, info.CRC) for key, info in members.items()}
-            _check_listing(archive, name, stamps)
-
-            def read(key: str) -> bytes:
-                if members[key].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise zipfile.BadZipFile("compressed otherwise than published")
-                with file.open(members[key]) as member:
-                    return member.read(MOST_BYTES + 1)  # a bound on what is inflated, whatever the listing says
-
-            yield _Part(stamps, read, archive)
+        file = stack.enter_context(_zip(archive))
+        part = _Part(
+            archive, {i.filename: (i.file_size, i.CRC) for i in file.infolist()}, lambda key: _member(file, key)
+        )
     elif folder.is_dir():
         files = {path.relative_to(root).as_posix(): path.stat() for path in folder.glob("*/*/*.png")}
-        stamps = {key: (status.st_size, status.st_mtime_ns) for key, status in files.items() if _is_image(key)}
-        _check_listing(folder, name, stamps)
-        yield _Part(stamps, lambda key: (root / key).read_bytes(), folder)
+        stamps = {key: (status.st_size, status.st_mtime_ns) for key, status in files.items()}
+        part = _Part(folder, stamps, lambda key: (root / key).read_bytes())
     else:
         kind = f"; {archive.name} is a folder, name it {name} if it is the unpacked one" if archive.exists() else ""
         raise ValueError(f"{root}: holds neither {name}.zip nor the folder {name}: download it from {SOURCE}{kind}")
+    # no folders, no licence, nothing that macOS adds
+    images = {k: stamp for k, stamp in part.stamps.items() if k.endswith(".png") and not k.startswith("__MACOSX/")}
+    _check_listing(part.where, name, images)
+    return part._replace(stamps=images)
 
 
 def _zip(archive: Path) -> zipfile.ZipFile:
@@ -202,14 +139,15 @@ def _zip(archive: Path) -> zipfile.ZipFile:
             raise zipfile.BadZipFile(f"more than {LARGEST_ARCHIVE} bytes")
         return zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise ValueError(
-            f"{archive}: no zip archive, or truncated ({error}): download it again from {SOURCE}"
-        ) from None
+        why = f"no zip archive, or truncated ({error})"
+        raise ValueError(f"{archive}: {why}: download it again from {SOURCE}") from None
 
 
-def _is_image(name: str) -> bool:
-    """Not a folder, a licence, or what macOS adds."""
-    return name.endswith(".png") and not name.startswith("__MACOSX/")
+def _member(file: zipfile.ZipFile, name: str) -> bytes:
+    if file.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile("compressed otherwise than published")
+    with file.open(name) as member:
+        return member.read(MOST_BYTES + 1)  # a bound on what is inflated, whatever the listing says
 
 
 def _check_listing(where: Path, part: str, stamps: dict[str, tuple[int, int]]) -> None:
@@ -223,19 +161,25 @@ def _check_listing(where: Path, part: str, stamps: dict[str, tuple[int, int]]) -
             raise ValueError(f"{where}: member {name!r}: {length} bytes, too many for a drawing of Omniglot ({SOURCE})")
 
 
-def _from_cache(cache: Path, shapes: list[tuple[int, ...]]) -> list[Array] | None:
-    try:
+def _pixels(parts: list[_Part], size: int) -> list[Array]:
+    """The images of each part in the order of their names, ink = 255, (n, size, size): from the cache, or decoded."""
+    key = CACHE_VERSION, size, [sorted(part.stamps.items()) for part in parts]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "refmeta")
+    cache = folder / f"omniglot-{size}-{sha256(repr(key).encode()).hexdigest()[:16]}.npz"
+    with suppress(Exception):  # none yet, or zipfile's and NumPy's many errors on a damaged one
         with open(cache, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             pixels = [file[name] for name in PARTS]
-    except Exception:  # whatever zipfile and NumPy make of damage: it is read from the archives again
-        return None  # none yet, or damaged
-    return pixels if [(p.shape, p.dtype) for p in pixels] == [(s, np.uint8) for s in shapes] else None
+        if [(p.shape, p.dtype) for p in pixels] == [((len(part.stamps), size, size), np.uint8) for part in parts]:
+            return pixels
+    pixels = [_decoded(part, size) for part in parts]
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_arrays(cache, dict(zip(PARTS, pixels, strict=True)))
+    return pixels
 
 
 def _decoded(part: _Part, size: int) -> Array:
-    """All images in the order of their names, ink = 255, (n, size, size)."""
-    edges = np.arange(size + 1)[:, None] * SIDE / size
-    pixel = np.arange(SIDE)
+    edges, pixel = np.arange(size + 1)[:, None] * SIDE / size, np.arange(SIDE)
     overlap = (np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel)).clip(0) * size / SIDE
     pixels = np.empty((len(part.stamps), size, size), np.uint8)
     for image, name in zip(pixels, sorted(part.stamps), strict=True):
