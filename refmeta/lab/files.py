@@ -8,6 +8,7 @@ import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -98,6 +99,7 @@ def save_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     replace(path, lambda file: file.write(text.getvalue().encode()))
 
 
+@cache
 def versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("numpy", "autograd")}
     return {"refmeta": refmeta.__version__, **packages, "python": platform.python_version()}

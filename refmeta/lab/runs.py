@@ -338,12 +338,3 @@ EVERY = {
     "metavar": "N",
     "help": "keep each run's state in its folder every N iterations, and on Ctrl-C (default: never); it stays there",
 }
-
-
-def add_folder(parser: ArgumentParser, default: str) -> None:  # until fewshot and reuse are rebuilt
-    out = {"metavar": "DIR", "help": f"a new folder (default: {default})"}
-    declare(parser.add_mutually_exclusive_group(), {"out": out, "resume": RESUME})
-    declare(parser, {"checkpoint_every": EVERY})
-
-
-own_folder = output_folder

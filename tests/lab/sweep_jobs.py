@@ -6,7 +6,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from refmeta.lab import experiment
+from refmeta.lab.sine import experiment
 
 
 def start(marks, config, seed):

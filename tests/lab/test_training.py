@@ -1,16 +1,13 @@
-"""Tasks, optimisers, meta-training and evaluation."""
-
-import dataclasses
-from math import pi
+"""Optimisers, meta-training and evaluation."""
 
 import numpy as np
 import pytest
 from problems import assert_same
 
-from refmeta import adapt, anil, fomaml, joint, maml, reptile, stacked, trajectory
-from refmeta.lab import Diverged, Interrupted, adam, evaluate, experiment, linear, reptile_by, sgd, train, trajectory_by
-from refmeta.lab.experiment import configure, optimiser
-from refmeta.lab.sine import AGNOSTIC, AGNOSTIC_MSE, GRID, LAWS, ZERO_MSE
+from refmeta import adapt, anil, fomaml, joint, maml, recorded, reptile, stacked, trajectory
+from refmeta.lab import Diverged, Interrupted, adam, evaluate, linear, reptile_by, sgd, train, trajectory_by
+from refmeta.lab.optimisers import optimiser
+from refmeta.lab.sine.waves import LAWS
 from refmeta.lab.training import over_seeds, summary
 from refmeta.models import MLP, squared_error
 
@@ -30,68 +27,6 @@ def sampler(law, shots, steps, tasks):
 def unseen(law, shots=10, steps=10, n=100):
     rng, law = np.random.default_rng([9, 9]), LAWS[law]
     return [law.test(rng, law.wave(rng), shots, steps) for _ in range(n)]
-
-
-# --- The laws of sine waves ---
-
-
-def test_finns_waves_are_a_sin_of_x_minus_phi_over_half_a_turn():
-    rng = np.random.default_rng(0)
-    x = np.linspace(0, 2 * pi, 400, endpoint=False)
-    phases, amplitudes = [], []
-    for _ in range(2000):
-        y = LAWS["finn"].wave(rng)(x)
-        coefficient = 2 * np.mean(y * np.exp(-1j * x))  # A sin(x − φ) has −iA exp(−iφ)
-        amplitudes.append(abs(coefficient))
-        phases.append(-np.angle(1j * coefficient))
-    assert min(phases) > -1e-9 and max(phases) < pi + 1e-9
-    assert np.mean(phases) == pytest.approx(pi / 2, abs=0.1)
-    assert 0.1 <= min(amplitudes) < 0.2 and 4.9 < max(amplitudes) <= 5
-
-
-def test_nichols_waves_go_through_the_whole_turn_on_a_grid_of_50():
-    rng, law = np.random.default_rng(0), LAWS["nichol"]
-    signs = [np.sign(law.wave(rng)(np.zeros(1)))[0] for _ in range(400)]
-    assert abs(np.mean(signs)) < 0.2  # sin φ over a whole turn, not over half of one
-    wave = law.wave(rng)
-    supports, (x, y) = law.train(rng, wave, 10, 5)
-    assert np.array_equal(x, GRID) and np.array_equal(y, wave(GRID)) and len(x) == 50
-    assert np.array_equal(np.sort(np.ravel([xs for xs, _ in supports])), GRID[:, 0])
-    assert np.array_equal(supports[0][1], wave(supports[0][0]))
-
-
-def test_nichols_minibatches_start_a_new_pass_when_the_grid_is_used_up():
-    supports, _ = LAWS["nichol"].train(np.random.default_rng(0), np.sin, 30, 4)
-    points = np.ravel([xs for xs, _ in supports])
-    assert [len(xs) for xs, _ in supports] == [30] * 4
-    assert np.array_equal(np.sort(points[:50]), GRID[:, 0])
-    assert np.array_equal(np.sort(points[50:100]), GRID[:, 0])
-    assert LAWS["nichol"].train(np.random.default_rng(0), np.sin, 10, 0)[0] == []
-
-
-@pytest.mark.parametrize("law", LAWS)
-def test_a_task_has_as_many_batches_as_steps_and_points_in_range(law):
-    rng = np.random.default_rng(0)
-    for draw in (LAWS[law].train, LAWS[law].test):
-        supports, (x, y) = draw(rng, LAWS[law].wave(rng), 7, 3)
-        assert [(xs.shape, ys.shape) for xs, ys in supports] == [((7, 1), (7, 1))] * 3
-        assert x.shape == y.shape and abs(x).max() <= 5
-
-
-def test_finns_query_points_are_not_its_support_points():
-    supports, (x, _) = LAWS["finn"].train(np.random.default_rng(0), np.sin, 10, 1)
-    assert not set(x[:, 0]) & set(supports[0][0][:, 0])
-
-
-def test_the_baselines_are_those_published_and_those_drawn():
-    assert pytest.approx(4.251667, abs=5e-7) == ZERO_MSE
-    assert pytest.approx(3.005669, abs=5e-7) == AGNOSTIC_MSE
-    assert pytest.approx(1.623380, abs=5e-7) == AGNOSTIC
-    rng, x = np.random.default_rng(0), np.random.default_rng(1).uniform(-5, 5, 100)
-    for law, best in (("finn", -AGNOSTIC * np.cos(x)), ("nichol", 0 * x)):
-        y = np.array([LAWS[law].wave(rng)(x) for _ in range(20_000)])
-        assert np.mean(y**2) == pytest.approx(ZERO_MSE, rel=0.02)
-        assert np.allclose(y.mean(0), best, atol=0.08)  # the mean is the best constant prediction at each x
 
 
 # --- Optimisers ---
@@ -137,6 +72,12 @@ def test_inner_adam_starts_afresh_for_every_task(example):
     assert_same([sum(leaves) for leaves in zip(*apart, strict=True)], with_adam(*example), digits=13)
 
 
+@pytest.mark.parametrize("text", ["rmsprop:0.1", "sgd:fast", "sgd:0.1:cosine", "sgd:-1", "sgd:nan", ""])
+def test_an_unknown_outer_optimiser_is_refused(text):
+    with pytest.raises(ValueError, match=r"outer '.*': expected adam:RATE, sgd:RATE"):
+        optimiser(text, 10)
+
+
 # --- Meta-training ---
 
 
@@ -151,7 +92,9 @@ def test_inner_adam_starts_afresh_for_every_task(example):
     ],
 )
 def test_a_short_run_beats_its_starting_point_on_unseen_tasks(algorithm, steps, alpha, outer):
-    theta, history = train(stacked(algorithm), LOSS, start(), sampler("finn", 10, steps, 10), alpha, 400, outer)
+    theta, history = train(
+        recorded(stacked(algorithm)), LOSS, start(), sampler("finn", 10, steps, 10), alpha, 400, outer
+    )
     tasks = unseen("finn")
     before, after = (evaluate(LOSS, t, tasks, alpha)[10] for t in (start(), theta))
     assert after["mean"] + after["ci95"] < before["mean"]
@@ -164,12 +107,12 @@ def test_reptile_beats_joint_training_which_is_reptile_with_one_step():
     theta, loss = net.init(np.random.default_rng(0), "nichol2018"), squared_error(net)
     run = {"loss": loss, "theta": theta, "iterations": iterations}
     sample = sampler("nichol", 10, 5, 1)
-    trained, _ = train(reptile, sample=sample, alpha=0.02, outer=sgd(0.1), **run)
+    trained, _ = train(recorded(reptile), sample=sample, alpha=0.02, outer=sgd(0.1), **run)
 
     def whole_grid(rng):
         return [([query], query) for _, query in sample(rng)]
 
-    control, _ = train(reptile, sample=whole_grid, alpha=0.1, outer=sgd(0.1), **run)
+    control, _ = train(recorded(reptile), sample=whole_grid, alpha=0.1, outer=sgd(0.1), **run)
     end = {
         name: evaluate(loss, t, tasks, 0.02)[32]["mean"]
         for name, t in (("trained", trained), ("control", control), ("start", theta))
@@ -268,86 +211,6 @@ def test_an_interrupt_carries_what_was_learned(example):
     assert_same(caught.value.theta, expected, digits=15)
 
 
-# --- What the experiment hands on ---
-
-
-@pytest.fixture
-def handed(monkeypatch):
-    """What `run` gives to `train` and `evaluate`, for settings unlike the defaults."""
-    seen = {}
-
-    def fake_train(algorithm, loss, theta, sample, alpha, iterations, outer, seed, report, trajectory):
-        seen.update(train=locals())
-        return theta, []
-
-    def fake_evaluate(loss, theta, tasks, alpha, trajectory, limit):
-        seen.update(evaluate=locals())
-        return [{"steps": 0, "mean": 1.0, "median": 1.0, "ci95": 0.0, "diverged": 0}]
-
-    monkeypatch.setattr(experiment, "train", fake_train)
-    monkeypatch.setattr(experiment, "evaluate", fake_evaluate)
-
-    def run(method, seed=3, **changes):
-        settings = {"shots": 7, "inner_steps": 3, "alpha": 0.03, "tasks": 4, "iterations": 77, **changes}
-        experiment.run(configure(method, None, True, settings), seed, None)
-        return seen["train"], seen["evaluate"]
-
-    return run
-
-
-def test_the_experiment_trains_and_tests_as_configured(handed):
-    training, testing = handed("maml")
-    assert (training["alpha"], training["iterations"], training["seed"]) == (0.03, 77, 3)
-    assert (testing["alpha"], testing["limit"]) == (0.03, 20)
-    tasks = training["sample"](np.random.default_rng(0))
-    assert len(tasks) == 4 and [len(s) for s, _ in tasks] == [3] * 4 and len(tasks[0][0][0][0]) == 7
-    assert len(testing["tasks"]) == 100 and len(testing["tasks"][0][0]) == 10
-    assert len(testing["tasks"][0][0][0][0]) == 7 and len(testing["tasks"][0][1][0]) == 100
-
-
-def test_test_tasks_and_start_depend_on_the_seed_and_test_tasks_are_not_those_of_training(handed):
-    (one, tests), (other, others) = handed("maml", seed=1), handed("maml", seed=2)
-    assert (one["theta"][0] != other["theta"][0]).any()
-    assert (tests["tasks"][0][1][0] != others["tasks"][0][1][0]).any()
-    trained = [one["sample"](np.random.default_rng([1, i]))[0][0][0][0][0, 0] for i in range(20)]
-    assert not set(trained) & {s[0][0][0, 0] for s, _ in tests["tasks"]}
-
-
-def test_anil_adapts_its_head_alone_in_training_and_in_testing(handed):
-    for stage in handed("anil"):
-        loss, theta = stage["loss"], NET40.init(np.random.default_rng(0))
-        phis = stage["trajectory"](loss, theta, unseen("finn", steps=2, n=1)[0][0], 0.1)
-        assert all(a is b for a, b in zip(phis[-1][:4], theta[:4], strict=True))
-        assert (phis[-1][4] != theta[4]).any()
-
-
-def test_reptiles_inner_adam_is_used_in_training_and_in_testing(handed, example):
-    for stage in handed("reptile", inner="adam"):
-        supports = unseen("finn", steps=2, n=1)[0][0]
-        theta = NET40.init(np.random.default_rng(0))
-        phi = stage["trajectory"](stage["loss"], theta, supports, 0.1)[1]
-        moved = np.abs(phi[2] - theta[2])
-        assert np.allclose(moved, 0.1, rtol=1e-3)  # the first step of Adam has the size of the rate
-        if "algorithm" in stage:
-            g = stage["algorithm"](stage["loss"], theta, [(supports[:1], None)], 0.1)
-            assert np.allclose(np.abs(g[2]), 0.1, rtol=1e-3)
-
-
-NET40 = MLP((1, 40, 40, 1))
-
-
-def test_joint_training_beside_a_method_has_the_same_budget():
-    for preset, outer in ((None, "adam:0.001"), ("finn2017", "adam:0.001"), ("nichol2018", "sgd:0.01:linear")):
-        config = configure(None, preset, False, {})
-        joint_config = experiment.beside(config, preset)
-        assert joint_config == dataclasses.replace(config, method="joint", outer=outer, inner="sgd")
-
-
-def test_reptile_keeps_its_own_settings_under_finns_preset():
-    config = configure("reptile", "finn2017", False, {})
-    assert (config.inner_steps, config.alpha, config.outer) == (5, 0.02, "sgd:1:linear")
-
-
 # --- Evaluation ---
 
 
@@ -401,33 +264,3 @@ def test_over_seeds_the_interval_is_students():
     assert row["mse"] == 2 and row["median"] == 2 and row["diverged"] == 3
     assert row["ci95"] == pytest.approx(4.303 / 3**0.5)
     assert over_seeds(curves[:1]) is curves[0]
-
-
-# --- Settings ---
-
-
-def test_the_presets_are_the_published_settings():
-    finn, nichol = (configure(None, name, False, {}) for name in ("finn2017", "nichol2018"))
-    assert (finn.method, finn.law, finn.widths, finn.activation) == ("maml", "finn", (1, 40, 40, 1), "relu")
-    assert (finn.alpha, finn.inner_steps, finn.shots, finn.tasks) == (0.001, 1, 10, 25)
-    assert (finn.outer, finn.iterations, finn.init) == ("adam:0.001", 70_000, "finn2017")
-    assert (nichol.method, nichol.law, nichol.widths) == ("reptile", "nichol", (1, 64, 64, 1))
-    assert (nichol.alpha, nichol.inner_steps, nichol.shots, nichol.tasks) == (0.02, 5, 10, 1)
-    assert (nichol.outer, nichol.iterations, nichol.activation) == ("sgd:0.1:linear", 30_000, "tanh")
-
-
-def test_explicit_settings_win_over_quick_and_quick_over_the_preset():
-    config = configure("fomaml", "finn2017", True, {"alpha": 0.5})
-    assert (config.method, config.alpha, config.iterations) == ("fomaml", 0.5, 200)
-
-
-@pytest.mark.parametrize("text", ["rmsprop:0.1", "sgd:fast", "sgd:0.1:cosine", "sgd:-1", "sgd:nan", ""])
-def test_an_unknown_outer_optimiser_is_refused(text):
-    with pytest.raises(ValueError, match=r"outer '.*': expected adam:RATE, sgd:RATE"):
-        optimiser(text, 10)
-
-
-def test_only_reptile_takes_another_inner_optimiser():
-    assert configure("reptile", None, False, {"inner": "adam"}).inner == "adam"
-    with pytest.raises(ValueError, match="only reptile takes another inner optimiser"):
-        configure("maml", None, False, {"inner": "adam"})
