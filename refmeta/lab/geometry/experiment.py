@@ -9,7 +9,7 @@ import numpy as np
 
 from refmeta.lab.display import plural
 from refmeta.lab.files import new_folder, save_result
-from refmeta.lab.geometry.quadratics import COUNTS, labels, paths, run
+from refmeta.lab.geometry.quadratics import labels, run
 from refmeta.lab.runs import Options, Result, add_command, show, whole
 from refmeta.trees import Array
 
@@ -41,13 +41,11 @@ def add_geometry(commands: Any) -> None:
 
 def geometry(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code: 1 where a closed form or a coefficient is not confirmed."""
-    alpha, k = args.alpha, args.inner_steps + 1
-    ways = paths(alpha, k)
+    result, paths = run(args.alpha, args.inner_steps + 1)
     folder = new_folder(args.out, "runs/geometry")
-    result = run(alpha, k, ways)
     print(text(result))
     save_result(folder / "result.json", result)
-    show(folder, "result.json", ["geometry.png"], lambda: draw(folder, result, ways))
+    show(folder, "result.json", ["geometry.png"], lambda: draw(folder, result, paths))
     if wrong := unconfirmed(result):
         print(f"refmeta geometry: not confirmed to {TOLERANCE:g}: {', '.join(wrong)}", file=sys.stderr)
     return int(bool(wrong))
@@ -73,10 +71,11 @@ def text(result: Result) -> str:
     for end in result["methods"]:
         points = ("({:.{}f}, {:.{}f})".format(end[key][0], n, end[key][1], n) for key, n in DIGITS.items())
         lines.append(ROW.format(*labels(k)[end["method"]], *points, f"{end['apart']:.0e}"))
+    counts = dict.fromkeys(row["k"] for row in result["coefficients"])
     lines += [
         "\nleading order, E g = c₁ AvgGrad − c₂ α AvgGradInner + O(α²), over every draw of k minibatches of a task;",
         "the last is the query of MAML and first-order MAML, a step of Reptile. Measured, in brackets the formula\n",
-        " " * 17 + "".join(f"{f'k = {k}:  c₁':>14}{'c₂':>12}" for k in COUNTS) + "    k:  c₁  c₂",
+        " " * 17 + "".join(f"{f'k = {k}:  c₁':>14}{'c₂':>12}" for k in counts) + "    k:  c₁  c₂",
     ]
     for method, (c1, c2) in IN_WORDS.items():
         cells = "".join(_coefficients(**row) for row in result["coefficients"] if row["method"] == method)
@@ -88,7 +87,7 @@ def _coefficients(c1: float, c2: float, formula: tuple[float, float], **_: Any) 
     return f"{c1:>10.5f} ({formula[0]:g}){c2:>8.5f} ({formula[1]:g})"
 
 
-def draw(folder: Path, result: Result, ways: dict[str, Array]) -> None:
+def draw(folder: Path, result: Result, paths: dict[str, Array]) -> None:
     from refmeta.lab.geometry import figures
 
-    figures.draw(folder, result, ways)
+    figures.draw(folder, result, paths)

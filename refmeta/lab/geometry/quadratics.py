@@ -120,15 +120,14 @@ def halves(A: Array, c: Array) -> list[Batch]:
     return [(A + s * E, np.linalg.solve(A + s * E, A @ c + s * e)) for s in (1, -1)]
 
 
-def paths(alpha: float, k: int) -> dict[str, Array]:
-    """Each method's `descent` on TASKS from START."""
-    return {method: descent(method, TASKS, alpha, k, START) for method in reversed(METHODS)}  # MAML: refused soonest
+def run(alpha: float, k: int) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Each method's direction, fixed point and the end of its descent, the leading coefficients; and the descents.
 
-
-def run(alpha: float, k: int, paths: dict[str, Array]) -> dict[str, Any]:
-    """Each method's direction, fixed point and the end of its path; the leading coefficients."""
+    ValueError: see `descent`.
+    """
+    paths = {method: descent(method, TASKS, alpha, k, START) for method in reversed(METHODS)}  # MAML: refused soonest
     minibatches = [halves(*task) for task in TASKS]
-    return {
+    result = {
         "experiment": "geometry",
         "alpha": alpha,
         "inner_steps": k - 1,
@@ -141,6 +140,7 @@ def run(alpha: float, k: int, paths: dict[str, Array]) -> dict[str, Any]:
             for m in METHODS
         ],
     }
+    return result, paths
 
 
 def _end(method: str, alpha: float, k: int, path: Array) -> dict[str, Any]:
