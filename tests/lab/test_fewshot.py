@@ -214,7 +214,7 @@ def test_all_methods_go_into_one_table(tmp_path, capsys):
         assert words in table
 
 
-def test_several_seeds_and_other_options_run(tmp_path, capsys):
+def test_several_seeds_and_other_options_run(tmp_path, capsys, no_figures):
     out = tmp_path / "out"
     options = ["--seeds", "0-1", "--ways", "3", "--shots", "2", "--queries", "2", "--method", "reptile"]
     assert main(["fewshot", *SMALL, *options, "--out", str(out)]) == 0
@@ -233,7 +233,7 @@ def test_omniglot_goes_the_same_way(tmp_path, capsys, monkeypatch):
     assert "test class 0 of omniglot has 3" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_divergence_ends_with_1_and_saves_the_last_good_theta(tmp_path, capsys):
+def test_divergence_ends_with_1_and_saves_the_last_good_theta(tmp_path, capsys, no_figures):
     out = tmp_path / "out"
     assert main(["fewshot", *SMALL, "--outer", "sgd:1e30", "--out", str(out)]) == 1
     assert "fewshot: maml: training diverged at iteration" in capsys.readouterr().err

@@ -162,11 +162,11 @@ def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | 
     check_images(config, images)
     method, (_, loss) = METHODS[config.method], network(config)
     start, outer = initial(config, seed), optimiser(config.outer, config.iterations)
-    draw = partial(minibatches, shots=config.batch) if method.displacement else partial(episode, shots=config.shots)
-    shape = {"ways": config.ways, "queries": config.queries, "steps": config.inner_steps}
+    draw, shots = (minibatches, config.batch) if method.displacement else (episode, config.shots)
+    shape = config.ways, shots, config.queries, config.inner_steps
 
     def sample(rng: np.random.Generator) -> Tasks:
-        return [draw(rng, images.train, **shape) for _ in range(config.tasks)]
+        return [draw(rng, images.train, *shape) for _ in range(config.tasks)]
 
     algorithm, adapt = recorded(stacked(method.algorithm)), recorded(method.trajectory)
     kept = resumable_on(images, keep, "fewshot", config, seed)(start, outer)
@@ -239,14 +239,13 @@ def plan(args: Namespace) -> Plan:
     def record(run: Run) -> Result:
         return {**run.result(), "baselines": beside(run.seed)}
 
-    return Plan(folder, todo, partial(_whole, args.method, beside), partial(draw, images), record)
+    def record_of_all(runs: list[Run]) -> Result:
+        result = pooled("fewshot", args.method, "accuracy", runs)
+        curves, seconds = [beside(seed) for seed in result["seeds"]], result.pop("seconds")
+        known = {name: over_seeds([each[name] for each in curves], "accuracy") for name in curves[0]}
+        return {**result, "baselines": known, "seconds": seconds}
 
-
-def _whole(main: str, beside: Callable[[int], dict[str, Curve]], runs: list[Run]) -> Result:
-    result = pooled("fewshot", main, "accuracy", runs)
-    curves, seconds = [beside(seed) for seed in result["seeds"]], result.pop("seconds")
-    known = {name: over_seeds([each[name] for each in curves], "accuracy") for name in curves[0]}
-    return {**result, "baselines": known, "seconds": seconds}
+    return Plan(folder, todo, record_of_all, partial(draw, images), record)
 
 
 LABELS = {**display.LABELS, "untrained": "untrained, adapted alike", "nearest neighbour": "nearest neighbour, pixels"}
@@ -279,14 +278,10 @@ def draw(images: Images, folder: Path, result: Result, runs: list[Run]) -> None:
     figures.draw(images, folder, result, runs)
 
 
-FEWSHOT = Experiment(
-    "fewshot",
-    "meta-train on characters and classify unseen ones from a few examples",
+HELP = "meta-train on characters and classify unseen ones from a few examples"
+DESCRIPTION = (
     "Meta-train a small network to tell N characters apart from K examples of each, their labels permuted in every "
-    "episode, and test it on characters it has not seen.",
-    options,
-    plan,
-    text,
-    ("episode.png", "curves.png"),
-    "runs/fewshot-METHOD-SEED",
+    "episode, and test it on characters it has not seen."
 )
+FIGURES, FOLDER = ["episode.png", "curves.png"], "runs/fewshot-METHOD-SEED"
+FEWSHOT = Experiment("fewshot", HELP, DESCRIPTION, options, plan, text, FIGURES, FOLDER)

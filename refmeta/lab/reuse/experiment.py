@@ -101,17 +101,10 @@ def of_images(args: Namespace) -> Study:
         _, theta = multiclass(net, images.train, seen, config.iterations, outer, seed, report, kept)
         return Run(config, seed, theta, [], [], 0.0, "multiclass")
 
-    trainings = {name: partial(characters.run, images, each) for name, each in configs.items()}
-    return Study(
-        configs,
-        {**trainings, "multiclass": classifier},
-        net,
-        loss,
-        accuracy(net),
-        partial(characters.test_episodes, config, images),
-        {**dict.fromkeys(REGIMES, net), "multiclass": replace(net, classes=len(images.train))},
-        partial(characters.initial, config),
-    )
+    trained = {name: partial(characters.run, images, each) for name, each in configs.items()}
+    tasks, untrained = partial(characters.test_episodes, config, images), partial(characters.initial, config)
+    nets = {**dict.fromkeys(REGIMES, net), "multiclass": replace(net, classes=len(images.train))}
+    return Study(configs, {**trained, "multiclass": classifier}, net, loss, accuracy(net), tasks, nets, untrained)
 
 
 def plan(args: Namespace) -> Plan:
@@ -293,16 +286,11 @@ def draw(folder: Path, result: Result, runs: list[Run]) -> None:
     figures.draw(folder, result, runs)
 
 
-REUSE = Experiment(
-    "reuse",
-    "ask whether MAML learns rapidly or reuses its features",
+HELP = "ask whether MAML learns rapidly or reuses its features"
+DESCRIPTION = (
     "Train MAML and ANIL, then measure, as Raghu et al. 2020: the score with the first layers frozen at test; how "
     "alike each layer is before and after adaptation, and between seeds; how far each layer moves; and, of images, the "
-    "accuracy without the head (NIL) after five ways of training.",
-    options,
-    plan,
-    text,
-    ["reuse.png"],
-    "runs/reuse-DATA-SEEDS",
-    "result.json, each θ",
+    "accuracy without the head (NIL) after five ways of training."
 )
+FIGURES, FOLDER, FILES = ["reuse.png"], "runs/reuse-DATA-SEEDS", "result.json, each θ"
+REUSE = Experiment("reuse", HELP, DESCRIPTION, options, plan, text, FIGURES, FOLDER, FILES)
