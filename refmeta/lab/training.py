@@ -158,12 +158,10 @@ def train(
     Errors: Diverged, Interrupted; ValueError and TypeError for tasks, θ, α or gradients that are not as they should be.
     """
     theta, alpha, outer = check_theta(theta), check_alpha(alpha), outer or adam(1e-3)
-    state = first = _start(checkpoint.start or State(0, theta, None, []), iterations, report)
+    state = _start(checkpoint.start or State(0, theta, None, []), iterations, report)
     try:
         for iteration in range(state.iteration, iterations):
             tasks = sample(np.random.default_rng([seed, iteration]))
-            if state is first:
-                check_tasks(tasks, queries_needed=False)
             after = _outer_step(algorithm, loss, state, tasks, alpha, outer)
             if iteration % max(1, iterations // 200) == 0 or iteration == iterations - 1:
                 value = adapted_loss(loss, state.theta, tasks, alpha, trajectory)
@@ -187,6 +185,8 @@ def _start(state: State, iterations: int, report: Report) -> State:
 
 def _outer_step(algorithm: Algorithm, loss: Loss, state: State, tasks: Tasks, alpha: float, outer: Step) -> State:
     """The state after one more iteration, without its entry in the history. Diverged: it is not finite."""
+    if state.outer is None:  # the first of all: what follows is drawn by the same function
+        check_tasks(tasks, queries_needed=False)
     with np.errstate(over="ignore", invalid="ignore"):
         total = algorithm(loss, state.theta, tasks, alpha)
         check_like(total, state.theta)
