@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refmeta.lab.files import replace, versions
+from refmeta.lab.files import plain, replace, versions
 from refmeta.lab.optimisers import Step
 from refmeta.lab.training import NEVER, Checkpoint, State
 from refmeta.trees import Array, Theta
@@ -86,8 +86,7 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
     """All that the next iteration's bytes depend on, as JSON has it."""
     made = {name: number for name, number in versions().items() if name != "python"}
-    known: dict[str, Any] = json.loads(json.dumps({"checkpoint": FORMAT, **made, **settings}))
-    return known
+    return dict(plain({"checkpoint": FORMAT, **made, **settings}))
 
 
 def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:

@@ -13,13 +13,7 @@ from refmeta.trees import Array
 Row = dict[str, Any]
 Curve = list[Row]  # a row for each number of steps
 
-COLOURS = {
-    "maml": "#2460a7",
-    "fomaml": "#3a9bb5",
-    "anil": "#7a4fa3",
-    "reptile": "#2e8b57",
-    "joint": "#c8553d",
-}
+COLOURS = {"maml": "#2460a7", "fomaml": "#3a9bb5", "anil": "#7a4fa3", "reptile": "#2e8b57", "joint": "#c8553d"}
 INK, FAINT = "#222222", "#9a9a9a"
 LABELS = {"joint": "joint training"}
 BAND = " ± 95 % interval"

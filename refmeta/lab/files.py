@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import version
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +121,4 @@ def replace(path: Path, write: Any) -> None:
 
 def plain(value: Any) -> Any:
     """As JSON has it: tuples are lists, and numbers that are not finite None."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    return value
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
