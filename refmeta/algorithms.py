@@ -19,8 +19,8 @@ from refmeta.trees import Array, Loss, Supports, Tasks, Theta, add, axpy, holdin
 def trajectory(loss: Loss, theta: Theta, supports: Supports, alpha: float) -> list[Theta]:
     """The parameters before, between and after the inner steps: [φ_0, …, φ_K].
 
-        φ_0     = θ
-        φ_{k+1} = φ_k − α ∇L(φ_k; S_k)               Finn et al. 2017, §2.2
+    φ_0     = θ
+    φ_{k+1} = φ_k − α ∇L(φ_k; S_k)               Finn et al. 2017, §2.2
     """
     phis = [list(theta)]
     for support in supports:

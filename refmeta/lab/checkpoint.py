@@ -1,29 +1,26 @@
-"""Training's State in one file, so that a run which was killed goes on to the same bytes. Line by line it is
+"""Training's State in one npz file, so that a run which was killed goes on to the same bytes.
 
-    refmeta-checkpoint 1 SHA-256 of what follows
-    {"settings": {name: value, …}, "arrays": [[dtype, shape], …]}
-    the arrays' bytes, one after the other, little-endian, in C order
-
-The arrays are those of iteration, θ and the optimiser's state, then the iterations and the losses of the history. Their
-number, types and shapes follow from the settings; only the history's length is the file's to say, by its size.
+Its arrays are `settings` (JSON: all that the next iteration's bytes depend on), `history`, and `0`, `1`, …: the
+iteration, θ and the optimiser's state. Every member carries its CRC-32, and no pickle is read.
 """
 
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refmeta.lab.files import replace, versions
+from refmeta.lab.files import plain, replace, versions
 from refmeta.lab.optimisers import Step
-from refmeta.lab.training import State
+from refmeta.lab.training import NEVER, Checkpoint, State
 from refmeta.trees import Array, Theta
 
-MAGIC, VERSION = b"refmeta-checkpoint", b"1"
-LONGEST = 1 << 20  # bytes of settings and history, which are some thousand
+FORMAT = 2  # 1 was refmeta's own: a line "refmeta-checkpoint 1 SHA-256", and bytes
+LONGEST = 1 << 20  # bytes of the settings and the history; they are some thousand
+ENTRY = np.dtype([("iteration", np.int64), ("loss", np.float64)])  # of the history
 
 
 class Keep(NamedTuple):
@@ -33,25 +30,24 @@ class Keep(NamedTuple):
     every: int
 
 
-def surviving(keep: Keep | None, settings: dict[str, Any], theta: Theta, outer: Step) -> dict[str, Any]:
-    """`train`'s start, every and keep, of a training that begins with θ, or with the checkpoint if there is one.
+def resumable(keep: Keep | None, settings: dict[str, Any], theta: Theta, outer: Step) -> Checkpoint:
+    """`train`'s checkpoint, of a training that begins with θ, or where the file is, with its state.
 
     Errors: see `save` and `load`.
     """
     if keep is None:
-        return {}
+        return NEVER
     keep.path.parent.mkdir(exist_ok=True)
     like = State(0, theta, outer(theta, [0 * leaf for leaf in theta])[1], [])
     start = load(keep.path, settings, like) if keep.path.exists() else None
-    return {"start": start, "every": keep.every, "keep": partial(save, keep.path, settings)}
+    return Checkpoint(keep.every, partial(save, keep.path, settings), start)
 
 
 def save(path: Path, settings: dict[str, Any], state: State) -> None:
     """Put the state in the place of the last one. OSError: it could not be written, and the last one is still there."""
-    leaves = list(_leaves([*state[:3], *_columns(state.history)]))
-    head = json.dumps({"settings": _known(settings), "arrays": [_form(leaf) for leaf in leaves]}).encode()
-    rest = b"\n".join([head, b"".join(leaf.tobytes() for leaf in leaves)])
-    replace(path, lambda file: file.write(b" ".join([MAGIC, VERSION, _sum(rest)]) + b"\n" + rest))
+    arrays = {str(i): leaf for i, leaf in enumerate(_leaves(state))}
+    history, said = np.array(state.history, ENTRY), np.array(json.dumps(_known(settings)).encode())
+    replace(path, lambda file: np.savez(file, settings=said, history=history, **arrays))
 
 
 def load(path: Path, settings: dict[str, Any], like: State) -> State:
@@ -59,84 +55,60 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
 
     ValueError: no checkpoint, a damaged one, one of another version of refmeta, of other settings, or of other arrays.
     """
-    fixed = list(_leaves(list(like[:3])))
-    size = sum(leaf.nbytes for leaf in fixed)
-    with open(path, "rb") as file:  # what is longer than any of these settings is as good as damaged
-        first, _, rest = file.read(size + LONGEST).partition(b"\n")
-    magic, _, more = first.partition(b" ")
-    version, _, checksum = more.partition(b" ")
-    if magic != MAGIC:
+    expected, now = _leaves(like), _known(settings)
+    with open(path, "rb") as file:  # a longer one than these settings can make it is as good as damaged
+        data = file.read(sum(leaf.nbytes + 1000 for leaf in expected) + LONGEST)
+    if data.startswith(b"refmeta-checkpoint"):
+        raise ValueError(f"{path}: version 1 of a checkpoint; this refmeta reads {FORMAT}")
+    if not data.startswith(b"PK"):
         raise ValueError(f"{path}: not a checkpoint")
-    if version != VERSION:
-        raise ValueError(f"{path}: version {version!r:.9} of a checkpoint; this refmeta reads {VERSION!r}")
-    if checksum != _sum(rest):
-        raise ValueError(f"{path}: damaged or cut short; remove it, and its run starts anew")
-    head, _, raw = rest.partition(b"\n")
-    now = _known(settings)
     try:
-        said = json.loads(head)
-        was, forms = dict(said["settings"]), said["arrays"]
-        changed = [
-            f"{name}: {was.get(name)!r:.99} in the checkpoint, {now.get(name)!r:.99} now"
-            for name in now | was
-            if was.get(name) != now.get(name)
-        ]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise ValueError(f"{path}: its second line is not that of a checkpoint") from None
-    if changed:
-        raise ValueError(f"{path}: other settings: {'; '.join(changed)}")
-    reports, over = divmod(len(raw) - size, 16)
-    expected = [*map(_form, fixed), ["<i8", [reports]], ["<f8", [reports]]]
-    if over or reports < 0 or forms != expected:
+        with np.load(io.BytesIO(data)) as archive:
+            sizes = sum(member.file_size for member in archive.zip.infolist())
+            # NumPy does not read the checksum of an array that claims to be shorter than it is.
+            if sizes > len(data) or archive.zip.testzip():
+                raise ValueError
+            arrays = {name: archive[name] for name in archive}
+        was, history = dict(json.loads(arrays.pop("settings").item())), arrays.pop("history")
+    except Exception:  # zipfile and NumPy have a dozen kinds for damage
+        raise ValueError(f"{path}: damaged or cut short; remove it, and its run starts anew") from None
+    if changed := [name for name in now | was if was.get(name) != now.get(name)]:
+        each = (f"{name}: {was.get(name)!r:.99} in the checkpoint, {now.get(name)!r:.99} now" for name in changed)
+        raise ValueError(f"{path}: other settings: {'; '.join(each)}")
+    saved: list[Any] = [arrays.get(str(i)) for i in range(len(expected))]
+    if _forms([history, *saved]) != _forms([np.empty(np.size(history), ENTRY), *expected]):
         raise ValueError(f"{path}: its arrays are not those of these settings")
-    *leaves, iterations, losses = _arrays(raw, expected)
-    iteration, theta, outer = _rebuilt(list(like[:3]), iter(leaves))
-    return State(iteration, theta, outer, list(zip(iterations.tolist(), losses.tolist(), strict=True)))
-
-
-def _sum(data: bytes) -> bytes:
-    return sha256(data).hexdigest().encode()
+    leaves = iter(saved)
+    iteration, theta, outer = _mapped(lambda leaf: _number_if(leaf, next(leaves)), list(like[:3]))
+    return State(iteration, theta, outer, history.tolist())
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the next iteration's bytes depend on, as JSON has it."""
+    """All that the next iteration's bytes depend on, as JSON has it."""
     made = {name: number for name, number in versions().items() if name != "python"}
-    known: dict[str, Any] = json.loads(json.dumps(made | settings))
-    return known
+    return dict(plain({"checkpoint": FORMAT, **made, **settings}))
 
 
-def _columns(history: list[tuple[int, float]]) -> list[Array]:
-    return [np.array([i for i, _ in history], np.int64), np.array([loss for _, loss in history], np.float64)]
-
-
-def _leaves(tree: Any) -> Iterator[Array]:
-    """The arrays and numbers in nested lists and tuples, as little-endian arrays. TypeError: anything else."""
+def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The function of every array and number in nested lists and tuples, in lists and tuples like these."""
     if isinstance(tree, (list, tuple)):
-        for item in tree:
-            yield from _leaves(item)
-    else:
-        leaf = np.asarray(tree)
-        if leaf.dtype.hasobject:
-            raise TypeError(f"an optimiser's state: expected numbers and arrays, got {tree!r:.40}")
-        yield leaf.astype(leaf.dtype.newbyteorder("<"), copy=False)
+        return type(tree)(_mapped(function, item) for item in tree)
+    return function(tree)
 
 
-def _form(leaf: Array) -> list[Any]:
-    return [leaf.dtype.str, list(leaf.shape)]
-
-
-def _arrays(raw: bytes, forms: list[Any]) -> Iterator[Array]:
-    """Copies, in this machine's byte order."""
-    at = 0
-    for kind, shape in forms:
-        leaf = np.ndarray(shape, kind, raw, at)
-        at += leaf.nbytes
-        yield leaf.astype(leaf.dtype.newbyteorder("="))
-
-
-def _rebuilt(like: Any, leaves: Iterator[Array]) -> Any:
-    """The leaves in the lists and tuples of `like`, and numbers where it has numbers."""
-    if isinstance(like, (list, tuple)):
-        return type(like)(_rebuilt(item, leaves) for item in like)
-    leaf = next(leaves)
+def _number_if(like: Any, leaf: Array) -> Any:
     return leaf.item() if type(like) in (int, float) else leaf
+
+
+def _leaves(state: State) -> list[Array]:
+    """The iteration, θ and the optimiser's state. TypeError: something else than numbers and arrays."""
+    leaves: list[Any] = []
+    _mapped(leaves.append, list(state[:3]))
+    for leaf in leaves:
+        if np.asarray(leaf).dtype.hasobject:
+            raise TypeError(f"an optimiser's state: expected numbers and arrays, got {leaf!r:.40}")
+    return [np.asarray(leaf) for leaf in leaves]
+
+
+def _forms(arrays: list[Any]) -> list[Any]:
+    return [(getattr(array, "dtype", None), np.shape(array)) for array in arrays]

@@ -7,9 +7,9 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from importlib.metadata import version
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,18 @@ def locked(folder: Path) -> Iterator[Path]:
 
     Where there are no such locks (Windows, some network disks), nothing is locked. ValueError: another process has it.
     """
-    try:
-        from fcntl import LOCK_EX, LOCK_NB, flock
-    except ImportError:
-        yield folder
-        return
-    handle = os.open(folder, os.O_RDONLY)  # the folder itself: no lock file is left behind
-    try:
+    with ExitStack() as stack:
         try:
+            from fcntl import LOCK_EX, LOCK_NB, flock
+
+            handle = os.open(folder, os.O_RDONLY)  # the folder itself: no lock file is left behind
+            stack.callback(os.close, handle)
             flock(handle, LOCK_EX | LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{folder}: another run is writing into it; name another folder, or wait") from None
-        except OSError:
+        except (ImportError, OSError):
             pass
         yield folder
-    finally:
-        os.close(handle)
 
 
 def writable(folder: Path) -> Path:
@@ -102,6 +98,7 @@ def save_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     replace(path, lambda file: file.write(text.getvalue().encode()))
 
 
+@cache
 def versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("numpy", "autograd")}
     return {"refmeta": refmeta.__version__, **packages, "python": platform.python_version()}
@@ -124,10 +121,4 @@ def replace(path: Path, write: Any) -> None:
 
 def plain(value: Any) -> Any:
     """As JSON has it: tuples are lists, and numbers that are not finite None."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    return value
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from refmeta.checks import check_alpha
 from refmeta.trees import Theta, axpy
 
 Rate = float | Callable[[int], float]  # constant, or a function of the number of steps done
@@ -48,3 +49,22 @@ def adam(rate: Rate, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
 
 def _at(rate: Rate, t: int) -> float:
     return rate(t) if callable(rate) else rate
+
+
+INNER = {"sgd": sgd, "adam": adam}
+
+
+def optimiser(text: str, iterations: int) -> Step:
+    """adam:RATE, sgd:RATE, or either with :linear, the rate then falling to 0 over the iterations.
+
+    ValueError: anything else.
+    """
+    name, _, rest = text.partition(":")
+    rate, _, schedule = rest.partition(":")
+    try:
+        number = check_alpha(float(rate))
+        if name not in INNER or schedule not in ("", "linear") or not number:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"outer {text!r}: expected adam:RATE, sgd:RATE, or either with :linear behind") from None
+    return INNER[name](linear(number, iterations) if schedule else number)

@@ -1,6 +1,6 @@
 """Meta-training and evaluation, for any algorithm, loss and source of tasks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
@@ -15,97 +15,11 @@ from refmeta.trees import Batch, Loss, Supports, Tasks, Theta, add, axpy, dot, h
 
 Algorithm = Callable[[Loss, Theta, Tasks, float], Theta]
 Trajectory = Callable[[Loss, Theta, Supports, float], list[Theta]]
+Report = Callable[[int, float], Any]  # hears (iteration, loss)
+History = list[tuple[int, float]]  # of (iteration, loss)
 
 
-class State(NamedTuple):
-    """Where meta-training is after so many iterations: with its arguments, all that the rest of it depends on."""
-
-    iteration: int  # how many are done
-    theta: Theta
-    outer: Any  # the outer optimiser's state
-    history: list[tuple[int, float]]
-
-
-class Diverged(ArithmeticError):
-    """Meta-training met a θ that is not finite: `iteration` says when, `theta` is the last good one."""
-
-    def __init__(self, iteration: int, theta: Theta):
-        super().__init__(f"training diverged at iteration {iteration}: try a smaller rate or alpha")
-        self.iteration, self.theta = iteration, theta
-
-    def __reduce__(self) -> Any:
-        return type(self), (self.iteration, self.theta)
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in the middle of training: `iteration` says when, `theta` is what had been learned."""
-
-    def __init__(self, iteration: int, theta: Theta):
-        super().__init__(f"interrupted at iteration {iteration}")
-        self.iteration, self.theta = iteration, theta
-
-    def __reduce__(self) -> Any:
-        return type(self), (self.iteration, self.theta)
-
-
-def train(
-    algorithm: Algorithm,
-    loss: Loss,
-    theta: Theta,
-    sample: Callable[[np.random.Generator], Tasks],
-    alpha: float,
-    iterations: int,
-    outer: Step | None = None,
-    seed: int = 0,
-    report: Callable[[int, float], Any] = lambda iteration, loss: None,
-    trajectory: Trajectory = algorithms.trajectory,
-    start: State | None = None,
-    every: int = 0,
-    keep: Callable[[State], Any] = lambda state: None,
-) -> tuple[Theta, list[tuple[int, float]]]:
-    """Meta-train θ: at every iteration draw tasks, take the algorithm's gradient and one outer step.
-
-        θ ← outer(θ, algorithm(loss, θ, tasks, α) / len(tasks))
-
-    sample(rng) gives an iteration's tasks; its rng depends only on `seed` and the iteration. `outer` is one
-    of refmeta.lab.optimisers (default: Adam, 1e-3). About 200 times, report(iteration, value) hears the mean
-    loss after adaptation, by `trajectory`, on the current tasks. Returns θ and those (iteration, value).
-    With `every`, keep(state) hears the State after so many iterations each, at the end and on Ctrl-C. The same call
-    with one of these for `start` goes on from there, to the same bytes; report hears its last value once more.
-    Errors: Diverged, Interrupted; ValueError and TypeError for tasks, θ, α or gradients that are not as they should be.
-    """
-    theta, alpha, outer = check_theta(theta), check_alpha(alpha), outer or adam(1e-3)
-    state = start or State(0, theta, None, [])
-    first = state.iteration
-    if not 0 <= first <= iterations:
-        raise ValueError(f"start: expected a state after 0 … {iterations} iterations, got one after {first}")
-    if state.history:
-        report(*state.history[-1])
-    try:
-        for iteration in range(first, iterations):
-            tasks = sample(np.random.default_rng([seed, iteration]))
-            if iteration == first:
-                check_tasks(tasks, queries_needed=False)
-            with np.errstate(over="ignore", invalid="ignore"):
-                total = algorithm(loss, state.theta, tasks, alpha)
-                check_like(total, theta)
-                moved, outers = outer(state.theta, [g / len(tasks) for g in total], state.outer)
-                # The square too: where it overflows, Adam's second moment does, and θ would silently stand still.
-                if not np.isfinite([dot(total, total), *(leaf.sum() for leaf in moved)]).all():
-                    check_tasks(tasks, queries_needed=False)  # NaN in the data is not divergence
-                    raise Diverged(iteration, state.theta)
-                history = state.history
-                if iteration % max(1, iterations // 200) == 0 or iteration == iterations - 1:
-                    history = [*history, (iteration, adapted_loss(loss, state.theta, tasks, alpha, trajectory))]
-                    report(*history[-1])
-            state = State(iteration + 1, moved, outers, history)  # all at once: Ctrl-C may come between any two lines
-            if every and (state.iteration % every == 0 or state.iteration == iterations):
-                keep(state)
-    except KeyboardInterrupt:
-        if every and state.iteration:
-            keep(state)
-        raise Interrupted(state.iteration, state.theta) from None
-    return state.theta, state.history
+# --- The methods ------------------------------------------------------------------------------------
 
 
 def trajectory_of_head(head: int) -> Trajectory:
@@ -118,18 +32,198 @@ def trajectory_of_head(head: int) -> Trajectory:
     return trajectory
 
 
+def trajectory_by(optimiser: Callable[[float], Step]) -> Trajectory:
+    """`refmeta.trajectory` with any optimiser inside, as a black box with a fresh state for every task."""
+
+    def trajectory(loss: Loss, theta: Theta, supports: Supports, alpha: float) -> list[Theta]:
+        step, phis, state = optimiser(alpha), [theta], None
+        for support in supports:
+            phi, state = step(phis[-1], grad(loss)(phis[-1], support), state)
+            phis.append(phi)
+        return phis
+
+    return trajectory
+
+
+def reptile_by(optimiser: Callable[[float], Step]) -> Algorithm:
+    """`refmeta.reptile` with any optimiser inside: Σ_i (θ − φ_i), φ_i the end of its `trajectory_by`."""
+    trajectory = trajectory_by(optimiser)
+
+    def reptile(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
+        return add(axpy(-1, trajectory(loss, theta, supports, alpha)[-1], theta) for supports, _ in tasks)
+
+    return reptile
+
+
+class Method(NamedTuple):
+    """An algorithm, and how it is used."""
+
+    algorithm: Algorithm
+    trajectory: Trajectory = algorithms.trajectory  # how it adapts, in training and at test
+    # Σ_i (θ − φ_i): it needs an inner step, learns from inner steps alone (it sees no query), takes any optimiser
+    # inside, and what it descends is α times a gradient.
+    displacement: bool = False
+
+    def by(self, optimiser: Callable[[float], Step]) -> "Method":
+        """The same displacement with another optimiser inside."""
+        return Method(reptile_by(optimiser), trajectory_by(optimiser), True)
+
+
+METHODS = {
+    "maml": Method(algorithms.maml),
+    "fomaml": Method(algorithms.fomaml),
+    "anil": Method(algorithms.anil, trajectory_of_head(2)),
+    "reptile": Method(algorithms.reptile, displacement=True),
+    "joint": Method(algorithms.joint),
+}
+
+
+# --- Meta-training ----------------------------------------------------------------------------------
+
+
+class State(NamedTuple):
+    """Where meta-training is after so many iterations: with its arguments, all that the rest of it depends on."""
+
+    iteration: int  # how many are done
+    theta: Theta
+    outer: Any  # the outer optimiser's state
+    history: History
+
+
+class Checkpoint(NamedTuple):
+    """keep(state) hears the State after `every` iterations each, at the end and on Ctrl-C (0: never).
+
+    With one of these for `start`, the same call of `train` goes on from there, to the same bytes.
+    """
+
+    every: int = 0
+    keep: Callable[[State], Any] = lambda state: None
+    start: State | None = None
+
+    def hear(self, state: State, last: int) -> None:
+        """Keep the state if it is time to; `last` is the number of the last iteration."""
+        if self.every and state.iteration and (state.iteration % self.every == 0 or state.iteration == last):
+            self.keep(state)
+
+
+NEVER = Checkpoint()
+
+
+class Stopped(BaseException):
+    """Training ended early: `iteration` says when, `theta` is the last good θ."""
+
+    said = ""
+
+    def __init__(self, iteration: int, theta: Theta):
+        super().__init__(self.said.format(iteration))
+        self.iteration, self.theta = iteration, theta
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.iteration, self.theta)
+
+
+class Diverged(Stopped, ArithmeticError):
+    """Meta-training met a θ that is not finite."""
+
+    said = "training diverged at iteration {}: try a smaller rate or alpha"
+
+
+class Interrupted(Stopped, KeyboardInterrupt):
+    """Ctrl-C in the middle of training."""
+
+    said = "interrupted at iteration {}"
+
+
+def train(
+    algorithm: Algorithm,
+    loss: Loss,
+    theta: Theta,
+    sample: Callable[[np.random.Generator], Tasks],
+    alpha: float,
+    iterations: int,
+    outer: Step | None = None,
+    seed: int = 0,
+    report: Report = lambda iteration, loss: None,
+    trajectory: Trajectory = algorithms.trajectory,
+    checkpoint: Checkpoint = NEVER,
+) -> tuple[Theta, History]:
+    """Meta-train θ: at every iteration draw tasks, take the algorithm's gradient and one outer step.
+
+        θ ← outer(θ, algorithm(loss, θ, tasks, α) / len(tasks))
+
+    sample(rng) gives an iteration's tasks; its rng depends only on `seed` and the iteration. `outer` is one
+    of refmeta.lab.optimisers (default: Adam, 1e-3). About 200 times, report(iteration, value) hears the mean
+    loss after adaptation, by `trajectory`, on the current tasks. Returns θ and those (iteration, value).
+    Going on from a checkpoint, report hears its last value once more.
+    Errors: Diverged, Interrupted; ValueError and TypeError for tasks, θ, α or gradients that are not as they should be.
+    """
+    theta, alpha, outer = check_theta(theta), check_alpha(alpha), outer or adam(1e-3)
+    state = _start(checkpoint.start or State(0, theta, None, []), iterations, report)
+    try:
+        for iteration in range(state.iteration, iterations):
+            tasks = sample(np.random.default_rng([seed, iteration]))
+            after = _outer_step(algorithm, loss, state, tasks, alpha, outer)
+            if iteration % max(1, iterations // 200) == 0 or iteration == iterations - 1:
+                value = adapted_loss(loss, state.theta, tasks, alpha, trajectory)
+                after = after._replace(history=[*state.history, (iteration, value)])
+                report(iteration, value)
+            state = after  # all at once: Ctrl-C may come between any two lines
+            checkpoint.hear(state, iterations)
+    except KeyboardInterrupt:
+        checkpoint.hear(state, state.iteration)
+        raise Interrupted(state.iteration, state.theta) from None
+    return state.theta, state.history
+
+
+def _start(state: State, iterations: int, report: Report) -> State:
+    if not 0 <= state.iteration <= iterations:
+        raise ValueError(f"start: expected a state after 0 … {iterations} iterations, got one after {state.iteration}")
+    if state.history:
+        report(*state.history[-1])
+    return state
+
+
+def _outer_step(algorithm: Algorithm, loss: Loss, state: State, tasks: Tasks, alpha: float, outer: Step) -> State:
+    """The state after one more iteration, without its entry in the history. Diverged: it is not finite."""
+    if state.outer is None:  # the first of all: what follows is drawn by the same function
+        check_tasks(tasks, queries_needed=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = algorithm(loss, state.theta, tasks, alpha)
+        check_like(total, state.theta)
+        moved, outers = outer(state.theta, [g / len(tasks) for g in total], state.outer)
+        # The square too: where it overflows, Adam's second moment does, and θ would silently stand still.
+        if not np.isfinite([dot(total, total), *(leaf.sum() for leaf in moved)]).all():
+            check_tasks(tasks, queries_needed=False)  # NaN in the data is not divergence
+            raise Diverged(state.iteration, state.theta)
+    return State(state.iteration + 1, moved, outers, state.history)
+
+
+# --- Adaptation and evaluation ----------------------------------------------------------------------
+
+
+def adapted(
+    loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajectory: Trajectory, most: int | None = None
+) -> Iterator[tuple[Tasks, list[Theta], Supports, Batch]]:
+    """Adapt θ to the tasks, at once those of equal shapes if the loss allows, but no more than `most`.
+
+    Yields (part, [φ_0 … φ_K], supports, query), part the tasks adapted together, in groups of equal shapes. Where they
+    are several, every array of the others has a leading task axis; a single task's has none.
+    """
+    for group in by_shape(tasks):
+        several = len(group) > 1 and most != 1 and not why_not_stackable(loss, theta, group)
+        size = (most or len(group)) if several else 1
+        for part in (group[i : i + size] for i in range(0, len(group), size)):
+            start, (supports, query) = (copies(theta, len(part)), stack(part)) if len(part) > 1 else (theta, part[0])
+            yield part, trajectory(loss, start, supports, alpha), supports, query
+
+
 def adapted_loss(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajectory: Trajectory) -> float:
     """The mean over tasks of L(φ_K; Q); a task without a query counts with its last support."""
-    total, counted = 0.0, 0
-    for group in by_shape([task for task in tasks if any(task)]):
-        if len(group) > 1 and not why_not_stackable(loss, theta, group):
-            parts = [(len(group), copies(theta, len(group)), *stack(group))]
-        else:
-            parts = [(1, theta, *task) for task in group]
-        for n, start, supports, query in parts:
-            phi = trajectory(loss, start, supports, alpha)[-1]
-            total, counted = total + float(loss(phi, query or supports[-1])), counted + n
-    return total / max(1, counted)
+    seen, total = [task for task in tasks if any(task)], 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _, phis, supports, query in adapted(loss, theta, seen, alpha, trajectory):
+            total += float(loss(phis[-1], query or supports[-1]))
+    return total / max(1, len(seen))
 
 
 def evaluate(
@@ -151,24 +245,13 @@ def evaluate(
     theta, alpha, tasks = check_theta(theta), check_alpha(alpha), check_tasks(tasks)
     if len({len(supports) for supports, _ in tasks}) > 1:
         raise ValueError("tasks: expected the same number of inner steps in all of them")
+    scores = []  # a row for each task, a column for each number of steps
     with np.errstate(over="ignore", invalid="ignore"):
-        scores = np.array(_scores(loss, theta, tasks, alpha, score or loss, trajectory))
-    return [{"steps": k, **summary(column, limit)} for k, column in enumerate(scores.T)]
-
-
-def _scores(
-    loss: Loss, theta: Theta, tasks: Tasks, alpha: float, score: Any, trajectory: Trajectory
-) -> list[list[float]]:
-    """One row for each task, one column for each number of steps."""
-    rows = []
-    for group in by_shape(tasks):
-        if len(group) > 1 and not why_not_stackable(loss, theta, group):
-            phis = trajectory(loss, copies(theta, len(group)), stack(group)[0], alpha)
-            paths = [[[leaf[i] for leaf in phi] for phi in phis] for i in range(len(group))]
-        else:
-            paths = [trajectory(loss, theta, supports, alpha) for supports, _ in group]
-        rows += [[float(score(phi, query)) for phi in path] for path, (_, query) in zip(paths, group, strict=True)]
-    return rows
+        for part, phis, *_ in adapted(loss, theta, tasks, alpha, trajectory):
+            for i, (_, query) in enumerate(part):
+                own = phis if len(part) == 1 else [[leaf[i] for leaf in phi] for phi in phis]
+                scores.append([float((score or loss)(phi, query)) for phi in own])
+    return [{"steps": k, **summary(column, limit)} for k, column in enumerate(np.transpose(scores))]
 
 
 def summary(values: Sequence[float], limit: float = inf) -> dict[str, float]:
@@ -193,46 +276,14 @@ def over_seeds(curves: Sequence[list[dict[str, Any]]], score: str = "mse") -> li
 
     `diverged` is the sum. One curve comes back as it is, its intervals those over its tasks.
     """
-    if len(curves) == 1:
+    freedom = len(curves) - 1
+    if not freedom:
         return curves[0]
-    t = (
-        T95[len(curves) - 2]
-        if len(curves) <= len(T95) + 1
-        else 1.96 + 2.37 / (len(curves) - 1) + 2.82 / (len(curves) - 1) ** 2
-    )
+    t = T95[freedom - 1] if freedom <= len(T95) else 1.96 + 2.37 / freedom + 2.82 / freedom**2
     rows = []
     for same in zip(*curves, strict=True):
         means = np.array([row[score] for row in same])
-        rows.append(
-            {
-                "steps": same[0]["steps"],
-                score: float(means.mean()),
-                "median": float(np.median(means)),
-                "ci95": float(t * means.std(ddof=1) / len(means) ** 0.5),
-                "diverged": sum(row["diverged"] for row in same),
-            }
-        )
+        ci95 = float(t * means.std(ddof=1) / len(means) ** 0.5)
+        middle = {score: float(means.mean()), "median": float(np.median(means)), "ci95": ci95}
+        rows.append({"steps": same[0]["steps"], **middle, "diverged": sum(row["diverged"] for row in same)})
     return rows
-
-
-def trajectory_by(optimiser: Callable[[float], Step]) -> Trajectory:
-    """`refmeta.trajectory` with any optimiser inside, as a black box with a fresh state for every task."""
-
-    def trajectory(loss: Loss, theta: Theta, supports: Supports, alpha: float) -> list[Theta]:
-        step, phis, state = optimiser(alpha), [theta], None
-        for support in supports:
-            phi, state = step(phis[-1], grad(loss)(phis[-1], support), state)
-            phis.append(phi)
-        return phis
-
-    return trajectory
-
-
-def reptile_by(optimiser: Callable[[float], Step]) -> Algorithm:
-    """`refmeta.reptile` with any optimiser inside: Σ_i (θ − φ_i), φ_i the end of its `trajectory_by`."""
-    trajectory = trajectory_by(optimiser)
-
-    def reptile(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
-        return add(axpy(-1, trajectory(loss, theta, supports, alpha)[-1], theta) for supports, _ in tasks)
-
-    return reptile

@@ -1,0 +1,77 @@
+"""How results look, the same for all experiments: text tables, and the colours, axes and curves of figures.
+
+Nothing here imports matplotlib: the functions get its axes from the figures.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from refmeta.trees import Array
+
+Row = dict[str, Any]
+Curve = list[Row]  # a row for each number of steps
+
+COLOURS = {"maml": "#2460a7", "fomaml": "#3a9bb5", "anil": "#7a4fa3", "reptile": "#2e8b57", "joint": "#c8553d"}
+INK, FAINT = "#222222", "#9a9a9a"
+LABELS = {"joint": "joint training"}
+BAND = " ± 95 % interval"
+
+
+# --- Text -------------------------------------------------------------------------------------------
+
+
+def plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" + "s" * (n != 1)
+
+
+def cell(mean: float, ci95: float, percent: bool = False) -> str:
+    """A mean and the half-width of its interval, as "0.123 ± 0.045"; of a share, in per cent: "12.3 ± 4.5"."""
+    return f"{100 * mean:.1f} ± {100 * ci95:.1f}" if percent else f"{mean:.3f} ± {ci95:.3f}"
+
+
+def table(lines: Sequence[Sequence[str]], *least: int, gap: str = "") -> str:
+    """Lines of cells as text, each column to the right; a column without a cell below its head is left out.
+
+    `least` are the columns' smallest widths, the last of them that of all further columns.
+    """
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    wide = [*least, *least[-1:] * len(columns)] or [0] * len(columns)
+    widths = [max(low, *map(len, column)) for low, column in zip(wide, columns, strict=False)]
+    return "\n".join(
+        gap.join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in zip(*columns, strict=True)
+    )
+
+
+# --- Curves and figures -----------------------------------------------------------------------------
+
+
+def by_method(rows: Iterable[Row]) -> dict[str, Curve]:
+    """The rows of several methods' curves, by method."""
+    curves: dict[str, Curve] = {}
+    for row in rows:
+        curves.setdefault(row["method"], []).append(row)
+    return curves
+
+
+def column(rows: Curve, key: str) -> Array:
+    return np.array([row[key] for row in rows], float)
+
+
+def draw_curve(
+    axis: Any, curve: Curve, score: str, label: str, colour: str, factor: float = 1, least: float = -np.inf
+) -> None:
+    """The mean score, times `factor`, against the steps, with its 95 % band; below `least` there is no band."""
+    shown = [row for row in curve if np.isfinite([row[score], row["ci95"]]).all()]
+    steps, mean, ci95 = (column(shown, key) for key in ("steps", score, "ci95"))
+    axis.plot(steps, factor * mean, "o-", color=colour, ms=4, lw=2, label=label)
+    low, high = factor * np.maximum(mean - ci95, least), factor * (mean + ci95)
+    axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+
+
+def plain_axis(axis: Any) -> None:
+    """Two spines and small ticks, as all figures here have."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(colors=INK, labelsize=9)

@@ -1,0 +1,94 @@
+"""The figures of few-shot classification (matplotlib, from the extra `lab`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from refmeta.lab.display import COLOURS, FAINT, INK, Curve, by_method, draw_curve, plain_axis, plural
+from refmeta.lab.fewshot.experiment import LABELS, network, test_episodes
+from refmeta.lab.fewshot.images import Images
+from refmeta.lab.runs import Result, Run, first_seed
+from refmeta.lab.training import METHODS
+from refmeta.trees import Array, Supports
+
+WAYS, SHOTS = 10, 5  # of an episode are shown at most
+RIGHT, WRONG = COLOURS["reptile"], COLOURS["joint"]
+TILE = 0.68  # inches
+
+
+def draw(images: Images, folder: Path, result: Result, runs: list[Run]) -> None:
+    """episode.png, of the first seed's runs, and curves.png, of all."""
+    episode(folder / "episode.png", first_seed(runs), images)
+    curves(
+        folder / "curves.png", next(iter(result["config"].values())), by_method(result["curve"]) | result["baselines"]
+    )
+
+
+def episode(path: Path, runs: Sequence[Run], images: Images) -> None:
+    """The first test episode, a row for each class: what there is to learn from, and what its queries are taken for,
+    before adapting (the first run) and after as many steps as in training (every run)."""
+    config = runs[0].config
+    (support, *_), (x, labels) = test_episodes(config, images, runs[0].seed)[0]
+    most = SHOTS if len(runs) < 3 else 3
+    ways, shots, queries = min(config.ways, WAYS), min(config.shots, SHOTS), min(config.test_queries, most)
+    pictures, asked = (a.reshape(config.ways, -1, *a.shape[1:3]) for a in (support[0], x))
+    wide = TILE * (shots + queries * (1 + len(runs))) + 0.25 * (1 + len(runs)) + 0.4
+    figure = Figure(figsize=(wide, TILE * ways + 0.9), layout="constrained")
+    axes = figure.subplots(1, 2 + len(runs), width_ratios=[shots] + [queries] * (1 + len(runs)))
+    _tiles(axes[0], pictures[:ways, :shots])
+    axes[0].set_title("support", fontsize=9, color=INK)
+    axes[0].set_yticks(range(ways), [chr(65 + c) for c in range(ways)], fontsize=11, weight="bold")
+    panels = [(runs[0], 0), *((run, max(1, run.config.inner_steps)) for run in runs)]
+    for axis, (run, steps) in zip(axes[1:], panels, strict=True):
+        guesses = _guesses(run, [support] * steps, x)
+        _tiles(axis, asked[:ways, :queries])
+        _verdicts(axis, guesses.reshape(config.ways, -1)[:ways, :queries])
+        title = f"{run.config.method}, {plural(steps, 'step')}: {100 * np.mean(guesses == labels):.0f} %"
+        axis.set_title(title, fontsize=9, color=COLOURS[run.config.method])
+        axis.set_yticks([])
+    figure.supxlabel("queries, and the class that each is taken for", fontsize=9, color=INK)
+    figure.savefig(path, dpi=130)
+
+
+def _guesses(run: Run, supports: Supports, x: Array) -> Array:
+    """The classes that the run's network, adapted to the supports, takes the images for."""
+    net, loss = network(run.config)
+    with np.errstate(all="ignore"):
+        phi = METHODS[run.config.method].trajectory(loss, run.theta, supports, run.config.alpha)[-1]
+        return np.argmax(net(phi, x), -1)
+
+
+def _tiles(axis: Any, pictures: Array) -> None:
+    for r, c in np.ndindex(pictures.shape[:2]):
+        box = (c - 0.47, c + 0.47, r + 0.47, r - 0.47)
+        axis.imshow(0.95 * (1 - pictures[r, c]), cmap="gray", vmin=0, vmax=1, extent=box)
+    axis.set(xlim=(-0.5, pictures.shape[1] - 0.5), ylim=(len(pictures) - 0.5, -0.5), xticks=[])
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+
+
+def _verdicts(axis: Any, guesses: Array) -> None:
+    for (c, q), guess in np.ndenumerate(guesses):
+        box = {"boxstyle": "round,pad=.15", "lw": 0, "fc": RIGHT if guess == c else WRONG}
+        place = {"ha": "right", "va": "bottom", "bbox": box}
+        axis.text(q + 0.42, c + 0.42, chr(65 + guess), color="white", fontsize=7, weight="bold", **place)
+
+
+def curves(path: Path, config: dict[str, Any], named: dict[str, Curve]) -> None:
+    """Accuracy against steps for every method, with 95 % bands; the nearest neighbour and chance as lines."""
+    figure = Figure(figsize=(7.4, 4.6), layout="constrained")
+    axis = figure.subplots()
+    for name, curve in named.items():
+        if curve[-1]["steps"]:
+            draw_curve(axis, curve, "accuracy", name, COLOURS.get(name, FAINT), factor=100)
+        else:  # it takes no steps
+            axis.axhline(100 * curve[0]["accuracy"], color=FAINT, ls="--", lw=1.2, label=LABELS[name])
+    axis.axhline(100 / config["ways"], color=FAINT, ls=":", lw=1.2, label="chance")
+    axis.set(xlabel="gradient steps on an unseen episode", ylabel="accuracy (%)", ylim=(0, 100))
+    axis.set_xticks(config["report_steps"])
+    axis.legend(frameon=False, fontsize=9)
+    plain_axis(axis)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,213 @@
+"""Images of characters in classes.
+
+glyphs      characters of a few strokes, drawn by this file: no download
+omniglot    the published archives (Lake, Salakhutdinov & Tenenbaum 2015)
+"""
+
+import io
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refmeta.lab.files import save_arrays
+from refmeta.trees import Array
+
+
+class Images(NamedTuple):
+    """Classes to train on and others to test on: each an array (examples, h, w, 1), float32 in [0, 1], ink = 1."""
+
+    train: list[Array]
+    test: list[Array]
+
+
+def fingerprint(images: Images) -> str:
+    """SHA-256 of all pixels, and of which class they are in."""
+    pixels = [[(each.shape, each.dtype.str, sha256(each.tobytes()).digest()) for each in part] for part in images]
+    return sha256(repr(pixels).encode()).hexdigest()
+
+
+# --- Glyphs -----------------------------------------------------------------------------------------
+
+EXAMPLES = 20  # of a class, as Omniglot has
+POINTS = 40  # of a stroke
+
+
+def glyphs(size: int = 28, seed: int = 0, classes: int = 300) -> Images:
+    """Invented characters of two to four curved strokes, each drawn by 20 unsteady hands; a third is for testing.
+
+        image = min(1, Σ_p exp(−|pixel − p|² / 2w²))        p: 40 points of each stroke, a quadratic Bézier curve
+
+    A character is its curves' control points. A hand moves each of them a little, slants, stretches and shifts the
+    whole, and has its own width w. The same arguments give the same images.
+    ValueError: fewer than three classes, an image of less than 8 pixels.
+    """
+    if classes < 3 or size < 8:
+        raise ValueError(f"glyphs: expected at least 3 classes and 8 pixels, got {classes} and {size}")
+    drawn = [_glyph(np.random.default_rng([seed, c]), size) for c in range(classes)]
+    return Images(drawn[: -(classes // 3)], drawn[-(classes // 3) :])
+
+
+def _glyph(rng: np.random.Generator, size: int) -> Array:
+    character = rng.uniform(-0.8, 0.8, (rng.integers(2, 5), 3, 2))  # strokes, control points, (x, y)
+    hands = character + rng.normal(0, 0.1, (EXAMPLES, *character.shape))
+    hands = hands @ (np.eye(2) + rng.normal(0, 0.15, (EXAMPLES, 1, 2, 2))) + rng.normal(0, 0.1, (EXAMPLES, 1, 1, 2))
+    width = 0.04 * np.exp(rng.normal(0, 0.1, (EXAMPLES, 1, 1)))
+    t = np.linspace(0, 1, POINTS)[:, None]
+    points = (np.hstack([(1 - t) ** 2, 2 * t * (1 - t), t**2]) @ hands).reshape(EXAMPLES, -1, 2)
+    pixels = (2 * np.arange(size) + 1) / size - 1
+    # exp(−(dx² + dy²)) is a product, so the sum over the points is a product of matrices.
+    across, down = (np.exp(-(((pixels - points[..., i : i + 1]) / width) ** 2) / 2) for i in (0, 1))
+    return (down.mT @ across).clip(0, 1).astype(np.float32)[..., None]
+
+
+# --- Omniglot ---------------------------------------------------------------------------------------
+
+PARTS = "images_background", "images_evaluation"
+SOURCE = "https://github.com/brendenlake/omniglot (folder python)"
+SIDE = 105
+# The published archives have 19,280 and 13,180 images of at most 400 bytes. One of 8 bits, not compressed, has 12,000.
+MOST_MEMBERS, MOST_BYTES, LARGEST_ARCHIVE = 100_000, 2**14, 2**28
+CACHE_VERSION = 1
+
+
+def omniglot(root: str | Path, size: int = 28, rotations: bool = True) -> Images:
+    """Omniglot from the folder `root`, that holds the published archives or what they unpack to.
+
+        images_background.zip or images_background/<Alphabet>/character<NN>/<id>_<drawer>.png     964 classes: train
+        images_evaluation.zip or images_evaluation/…                                              659 classes: test
+
+    Images are shrunk to size × size by area means. `rotations`: every training class turned by 90, 180 and 270
+    degrees is three more, as Santoro et al. 2016 and all since have them; test classes stand as they are drawn.
+    The decoded images are kept in $XDG_CACHE_HOME/refmeta (~/.cache/refmeta), for each content of the archives and
+    each size; a damaged file there is made anew, and where none can be written, every call decodes. Archives are
+    never unpacked to disk, and all that is in them is limited before it is decoded.
+    ValueError: no pillow; a missing, damaged or foreign archive, or member of it; alphabets that are in both.
+    """
+    if not 1 <= size <= SIDE:
+        raise ValueError(f"size: expected 1 … {SIDE} pixels, got {size}")
+    if not Path(root).is_dir():
+        raise ValueError(f"{root}: no such folder; expected the one that holds {' and '.join(PARTS)}, .zip or unpacked")
+    with ExitStack() as stack:
+        parts = [_part(Path(root), name, stack) for name in PARTS]
+        if both := set.intersection(*({name.split("/")[1] for name in part.stamps} for part in parts)):
+            raise ValueError(f"{root}: {', '.join(sorted(both))} in both parts: training and test classes must differ")
+        train, test = map(_by_class, parts, _pixels(parts, size))
+    turns = range(4 if rotations else 1)
+    return Images([np.rot90(images, turn, (1, 2)) for turn in turns for images in train], test)
+
+
+class _Part(NamedTuple):
+    """One of the two archives, zip or folder: its path, {image's name: (size, checksum or time)}, the reader of one."""
+
+    where: Path
+    stamps: dict[str, tuple[int, int]]
+    read: Callable[[str], bytes]
+
+
+def _part(root: Path, name: str, stack: ExitStack) -> _Part:
+    """The zip archive or else the folder, its listing checked and none of its images read."""
+    archive, folder = root / f"{name}.zip", root / name
+    if archive.is_file():
+        file = stack.enter_context(_zip(archive))
+        part = _Part(
+            archive, {i.filename: (i.file_size, i.CRC) for i in file.infolist()}, lambda key: _member(file, key)
+        )
+    elif folder.is_dir():
+        files = {path.relative_to(root).as_posix(): path.stat() for path in folder.glob("*/*/*.png")}
+        stamps = {key: (status.st_size, status.st_mtime_ns) for key, status in files.items()}
+        part = _Part(folder, stamps, lambda key: (root / key).read_bytes())
+    else:
+        kind = f"; {archive.name} is a folder, name it {name} if it is the unpacked one" if archive.exists() else ""
+        raise ValueError(f"{root}: holds neither {name}.zip nor the folder {name}: download it from {SOURCE}{kind}")
+    # no folders, no licence, nothing that macOS adds
+    images = {k: stamp for k, stamp in part.stamps.items() if k.endswith(".png") and not k.startswith("__MACOSX/")}
+    _check_listing(part.where, name, images)
+    return part._replace(stamps=images)
+
+
+def _zip(archive: Path) -> zipfile.ZipFile:
+    try:
+        if archive.stat().st_size > LARGEST_ARCHIVE:
+            raise zipfile.BadZipFile(f"more than {LARGEST_ARCHIVE} bytes")
+        return zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        why = f"no zip archive, or truncated ({error})"
+        raise ValueError(f"{archive}: {why}: download it again from {SOURCE}") from None
+
+
+def _member(file: zipfile.ZipFile, name: str) -> bytes:
+    if file.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile("compressed otherwise than published")
+    with file.open(name) as member:
+        return member.read(MOST_BYTES + 1)  # a bound on what is inflated, whatever the listing says
+
+
+def _check_listing(where: Path, part: str, stamps: dict[str, tuple[int, int]]) -> None:
+    layout = f"{part}/<Alphabet>/character<NN>/<id>_<drawer>.png"
+    if not 0 < len(stamps) <= MOST_MEMBERS:
+        raise ValueError(f"{where}: {len(stamps)} images; expected 1 … {MOST_MEMBERS}, as {layout}: from {SOURCE}")
+    for name, (length, _) in stamps.items():
+        if not re.fullmatch(rf"{part}/(?!\.)[^/\\]+/character\d+/\d+_\d+\.png", name):
+            raise ValueError(f"{where}: member {name!r}: expected {layout}; another data set? Omniglot is at {SOURCE}")
+        if length > MOST_BYTES:
+            raise ValueError(f"{where}: member {name!r}: {length} bytes, too many for a drawing of Omniglot ({SOURCE})")
+
+
+def _pixels(parts: list[_Part], size: int) -> list[Array]:
+    """The images of each part in the order of their names, ink = 255, (n, size, size): from the cache, or decoded."""
+    key = CACHE_VERSION, size, [sorted(part.stamps.items()) for part in parts]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "refmeta")
+    cache = folder / f"omniglot-{size}-{sha256(repr(key).encode()).hexdigest()[:16]}.npz"
+    with suppress(Exception):  # none yet, or zipfile's and NumPy's many errors on a damaged one
+        with open(cache, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            pixels = [file[name] for name in PARTS]
+        if [(p.shape, p.dtype) for p in pixels] == [((len(part.stamps), size, size), np.uint8) for part in parts]:
+            return pixels
+    pixels = [_decoded(part, size) for part in parts]
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_arrays(cache, dict(zip(PARTS, pixels, strict=True)))
+    return pixels
+
+
+def _decoded(part: _Part, size: int) -> Array:
+    edges, pixel = np.arange(size + 1)[:, None] * SIDE / size, np.arange(SIDE)
+    overlap = (np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel)).clip(0) * size / SIDE
+    pixels = np.empty((len(part.stamps), size, size), np.uint8)
+    for image, name in zip(pixels, sorted(part.stamps), strict=True):
+        image[...] = np.rint(overlap @ _ink(part, name) @ overlap.T)
+    return pixels
+
+
+def _ink(part: _Part, name: str) -> Array:
+    """One drawing, (105, 105), ink = 255."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ValueError("omniglot: PNG images need pillow: pip install 'refmeta[images]'") from None
+    try:
+        image: Any = Image.open(io.BytesIO(part.read(name)), formats=["PNG"])
+        if (image.size, image.mode) not in [((SIDE, SIDE), "1"), ((SIDE, SIDE), "L")]:  # before it is decoded
+            raise ValueError(f"{image.size[0]} × {image.size[1]} pixels of mode {image.mode}")
+        return 255 - np.asarray(image.convert("L"), float)
+    # RuntimeError: the member is encrypted. SyntaxError: pillow's, for a broken PNG.
+    except (OSError, EOFError, ValueError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{part.where}: member {name!r}: expected a PNG of {SIDE} × {SIDE} pixels, 1 bit or grey; got: {error}. "
+            f"Damaged, or another data set: Omniglot is at {SOURCE}"
+        ) from error
+
+
+def _by_class(part: _Part, pixels: Array) -> list[Array]:
+    """float32 in [0, 1], (examples, h, w, 1) for every character."""
+    names = [name.rpartition("/")[0] for name in sorted(part.stamps)]
+    starts = [i for i in range(1, len(names)) if names[i] != names[i - 1]]
+    return np.split((pixels / np.float32(255))[..., None], starts)

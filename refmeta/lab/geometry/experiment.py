@@ -1,0 +1,93 @@
+"""`refmeta geometry`: each method's direction, descent and fixed point on two quadratic tasks; tables and a figure."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refmeta.lab.display import plural
+from refmeta.lab.files import new_folder, save_result
+from refmeta.lab.geometry.quadratics import labels, run
+from refmeta.lab.runs import Options, Result, add_command, show, whole
+from refmeta.trees import Array
+
+TOLERANCE = 1e-9
+DIGITS = {"direction": 3, "fixed_point": 7, "arrived": 7}
+ROW = "{:>17}  {:<15}{:>17}{:>25}{:>26}{:>9}"
+IN_WORDS = {"joint": ("1", "0"), "reptile": ("k", "k(k − 1)/2"), "fomaml": ("1", "k − 1"), "maml": ("1", "2(k − 1)")}
+HELP = "where each method leads on two quadratic tasks, exactly, in one figure"
+DESCRIPTION = (
+    "Two quadratic tasks in the plane: the directions of pre-training, Reptile, first-order MAML and MAML, where "
+    "descending them arrives beside the fixed points in closed form, and the leading coefficients of Nichol et al. "
+    "2018, measured beside the formulas."
+)
+STEPS = (
+    "of MAML and first-order MAML before the last gradient; Reptile takes that one too, as its step K + 1 (default: 1)"
+)
+
+options: Options = {
+    "alpha": {"type": float, "default": 0.25, "help": "inner rate (default: 0.25)"},
+    "inner_steps": {"type": whole(1), "default": 1, "metavar": "K", "help": STEPS},
+    "out": {"metavar": "DIR", "help": "a new folder (default: runs/geometry)"},
+}
+
+
+def add_geometry(commands: Any) -> None:
+    """Declare the command on argparse's subparsers."""
+    add_command(commands, "geometry", HELP, DESCRIPTION, options, geometry)
+
+
+def geometry(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code: 1 where a closed form or a coefficient is not confirmed."""
+    result, paths = run(args.alpha, args.inner_steps + 1)
+    folder = new_folder(args.out, "runs/geometry")
+    print(text(result))
+    save_result(folder / "result.json", result)
+    show(folder, "result.json", ["geometry.png"], lambda: draw(folder, result, paths))
+    if wrong := unconfirmed(result):
+        print(f"refmeta geometry: not confirmed to {TOLERANCE:g}: {', '.join(wrong)}", file=sys.stderr)
+    return int(bool(wrong))
+
+
+def unconfirmed(result: Result) -> list[str]:
+    """All that differs from its closed form by TOLERANCE or more."""
+    wrong = [f"{end['method']}'s fixed point" for end in result["methods"] if not end["apart"] < TOLERANCE]
+    for row in result["coefficients"]:
+        if not np.allclose([row["c1"], row["c2"], row["rest"]], [*row["formula"], 0], 0, TOLERANCE):
+            wrong.append(f"{row['method']}'s coefficients for k = {row['k']}")
+    return wrong
+
+
+def text(result: Result) -> str:
+    """Both tables."""
+    (x, y), k = result["theta"], result["inner_steps"] + 1
+    lines = [
+        f"\ntwo tasks ½ (θ − c)ᵀ A (θ − c) in the plane, θ = ({x:g}, {y:g}), α = {result['alpha']:g}; MAML and "
+        f"first-order MAML\nafter {plural(k - 1, 'inner step')}, Reptile after {k}\n",
+        ROW.format("", "direction", "on task 1", "fixed point", "descent arrives at", "apart"),
+    ]
+    for end in result["methods"]:
+        points = ("({:.{}f}, {:.{}f})".format(end[key][0], n, end[key][1], n) for key, n in DIGITS.items())
+        lines.append(ROW.format(*labels(k)[end["method"]], *points, f"{end['apart']:.0e}"))
+    counts = dict.fromkeys(row["k"] for row in result["coefficients"])
+    lines += [
+        "\nleading order, E g = c₁ AvgGrad − c₂ α AvgGradInner + O(α²), over every draw of k minibatches of a task;",
+        "the last is the query of MAML and first-order MAML, a step of Reptile. Measured, in brackets the formula\n",
+        " " * 17 + "".join(f"{f'k = {k}:  c₁':>14}{'c₂':>12}" for k in counts) + "    k:  c₁  c₂",
+    ]
+    for method, (c1, c2) in IN_WORDS.items():
+        cells = "".join(_coefficients(**row) for row in result["coefficients"] if row["method"] == method)
+        lines.append(f"{labels(2)[method][0]:>17}{cells}{c1:>10}  {c2}")
+    return "\n".join(lines)
+
+
+def _coefficients(c1: float, c2: float, formula: tuple[float, float], **_: Any) -> str:
+    return f"{c1:>10.5f} ({formula[0]:g}){c2:>8.5f} ({formula[1]:g})"
+
+
+def draw(folder: Path, result: Result, paths: dict[str, Array]) -> None:
+    from refmeta.lab.geometry import figures
+
+    figures.draw(folder, result, paths)

@@ -1,0 +1,170 @@
+"""The picture of the survey article, computed: two quadratic tasks in the plane, and where each method leads on them.
+
+    L(θ; (A, c)) = ½ (θ − c)ᵀ A (θ − c)
+
+The methods see the same k gradients, g_j of the j-th batch after j − 1 inner steps. MAML and first-order MAML take
+k − 1 inner steps and use the last gradient, Reptile takes k steps, pre-training uses the gradient before any step.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+from autograd import grad
+from numpy.linalg import matrix_power as power
+from numpy.linalg import norm
+
+from refmeta.adjoint import hvp
+from refmeta.fast import recorded
+from refmeta.lab import training
+from refmeta.trees import Array, Batch, Loss, Theta
+
+METHODS = {name: training.METHODS[name] for name in ("joint", "reptile", "fomaml", "maml")}
+# Each is steep where the other is flat: were their curvatures alike, every method would end midway between the minima.
+TASKS = [
+    (np.array([[1.0, 0.4], [0.4, 3.0]]), np.array([0.0, 0.0])),
+    (np.array([[3.0, -0.5], [-0.5, 1.0]]), np.array([2.4, -4.0])),
+]
+START = np.array([-2.4, 1.0])
+# An α below which rounding hides Reptile's displacement, a curvature below which it hides a direction.
+SMALLEST, FLATTEST = 1e-4, 1e-6
+COUNTS = 2, 3, 4  # the k of the coefficients
+
+
+def quadratic(theta: Theta, batch: Batch) -> Array:
+    A, c = batch
+    return (theta[0] - c) @ A @ (theta[0] - c) / 2
+
+
+def direction(method: str, loss: Loss, theta: Array, draws: Sequence[Sequence[Batch]], alpha: float) -> Array:
+    """What the method descends, for the mean of the draws: each is the k batches (B_1, …, B_k) of one task.
+
+        joint g_1       fomaml g_k       maml (I − αH_1) ⋯ (I − αH_{k−1}) g_k       reptile g_1 + … + g_k
+
+    theta: one array; so is the direction. Joint training takes g_1 of B_k.      Nichol et al. 2018, §5.1
+    """
+    algorithm, _, displacement = METHODS[method]
+    last, unit = (None, alpha) if displacement else (-1, 1.0)
+    tasks = [(list(draw[:last]), draw[-1]) for draw in draws]
+    return algorithm(loss, [theta], tasks, alpha)[0] / (len(tasks) * unit)
+
+
+WEIGHTS = {
+    "joint": lambda A, P, k: A,
+    "reptile": lambda A, P, k: A @ sum(power(P, j) for j in range(k)),
+    "fomaml": lambda A, P, k: A @ power(P, k - 1),
+    "maml": lambda A, P, k: power(P, k - 1) @ A @ power(P, k - 1),
+}
+
+
+def weight(method: str, A: Array, alpha: float, k: int) -> Array:
+    """W of the direction W (θ − c) that the method descends on one quadratic, P = I − αA, k gradients."""
+    return WEIGHTS[method](A, np.eye(len(A)) - alpha * A, k)
+
+
+def fixed_point(method: str, pairs: Sequence[Batch], alpha: float, k: int) -> Array:
+    """Where the mean direction over the tasks (A, c) is zero: θ* = (Σ W)⁻¹ Σ W c."""
+    weights = [weight(method, A, alpha, k) for A, _ in pairs]
+    return np.linalg.solve(sum(weights), sum(W @ c for W, (_, c) in zip(weights, pairs, strict=True)))
+
+
+def descent(method: str, pairs: Sequence[Batch], alpha: float, k: int, start: Array) -> Array:
+    """The points of gradient descent along the method's mean direction, to 13 digits of the end, shape (steps + 1, 2).
+
+    ValueError: the inner steps do not converge, or the descent does not.
+    """
+    limit = 2 / max(np.linalg.eigvalsh(A)[-1] for A, _ in pairs)
+    if not SMALLEST <= alpha < limit:
+        most = f"{limit:.4g}, where the inner steps begin to diverge"
+        raise ValueError(f"alpha {alpha:g}: expected at least {SMALLEST:g}, and less than {most}")
+    low, high = np.linalg.eigvalsh(sum(weight(method, A, alpha, k) for A, _ in pairs) / len(pairs))
+    if low < max(FLATTEST, high / 1000):
+        why = "runs away: a smaller alpha is" if low < 0 else "hardly moves: another alpha or fewer inner steps are"
+        given = f"alpha {alpha:g}, inner steps {k - 1}"
+        raise ValueError(f"{given}: descending {method} {why} expected (its curvature is {low:.2g})")
+    path, draws, replay = [start], [[pair] * k for pair in pairs], recorded(direction)
+    for _ in range(int(13 * np.log(10) * 4 * high / low)):  # each leaves at most 1 − low/(4 high) of the way
+        path.append(path[-1] - replay(method, quadratic, path[-1], draws, alpha) / (4 * high))
+    return np.array(path)
+
+
+def formula(method: str, k: int) -> tuple[float, float]:
+    """(c₁, c₂) of E g = c₁ AvgGrad − c₂ α AvgGradInner + O(α²) for k minibatches: Nichol et al. 2018, eqs. 39–41."""
+    return {"joint": (1, 0), "reptile": (k, k * (k - 1) / 2), "fomaml": (1, k - 1), "maml": (1, 2 * (k - 1))}[method]
+
+
+def measured(method: str, loss: Loss, theta: Array, tasks: Sequence[Sequence[Batch]], k: int) -> dict[str, float]:
+    """{c1, c2, rest} of an actual expectation: over every draw of k of a task's minibatches, with replacement.
+
+    rest: the share of the expansion's two terms that c₁ and c₂ leave unexplained (0 … 1).
+    AvgGrad = E ∇L_1      AvgGradInner = E ∇²L_2 ∇L_1      (two minibatches of one task, drawn independently)
+
+    The expansion in α goes through seven small α: for quadratics and k ≤ 4 it is a polynomial and has no more terms.
+    """
+    draws = [draw for task in tasks for draw in product(task, repeat=k)]
+    alphas = 0.002 * np.arange(1, 8)
+    values = [direction(method, loss, theta, draws, alpha) for alpha in alphas]
+    constant, slope = np.linalg.solve(np.vander(alphas, increasing=True), values)[:2]
+    g = [np.mean([grad(loss)([theta], batch)[0] for batch in task], axis=0) for task in tasks]
+    Hg = [np.mean([hvp(loss, [theta], b, [v])[0] for b in task], axis=0) for task, v in zip(tasks, g, strict=True)]
+    avg_grad, inner = np.mean(g, axis=0), np.mean(Hg, axis=0)
+    c1, c2 = constant @ avg_grad / (avg_grad @ avg_grad), -slope @ inner / (inner @ inner)
+    left = norm(constant - c1 * avg_grad) / norm(avg_grad), norm(slope + c2 * inner) / norm(inner)
+    return {"c1": float(c1), "c2": float(c2), "rest": float(max(left))}
+
+
+def halves(A: Array, c: Array) -> list[Batch]:
+    """Two minibatches with curvatures and minima of their own, whose mean is the task (A, c) up to a constant."""
+    E, e = np.array([[0.5, 0.2], [0.2, -0.3]]), np.array([1.0, -2.0])
+    return [(A + s * E, np.linalg.solve(A + s * E, A @ c + s * e)) for s in (1, -1)]
+
+
+def run(alpha: float, k: int) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Each method's direction, fixed point and the end of its descent, the leading coefficients; and the descents.
+
+    ValueError: see `descent`.
+    """
+    paths = {method: descent(method, TASKS, alpha, k, START) for method in reversed(METHODS)}  # MAML: refused soonest
+    minibatches = [halves(*task) for task in TASKS]
+    result = {
+        "experiment": "geometry",
+        "alpha": alpha,
+        "inner_steps": k - 1,
+        "tasks": [{"A": A.tolist(), "c": c.tolist()} for A, c in TASKS],
+        "theta": START.tolist(),
+        "methods": [_end(method, alpha, k, paths[method]) for method in METHODS],
+        "coefficients": [
+            {"k": k, "method": m, **measured(m, quadratic, START, minibatches, k), "formula": formula(m, k)}
+            for k in COUNTS
+            for m in METHODS
+        ],
+    }
+    return result, paths
+
+
+def _end(method: str, alpha: float, k: int, path: Array) -> dict[str, Any]:
+    point = fixed_point(method, TASKS, alpha, k)
+    return {
+        "method": method,
+        "direction": direction(method, quadratic, START, [[TASKS[0]] * k], alpha).tolist(),
+        "fixed_point": point.tolist(),
+        "arrived": path[-1].tolist(),
+        "apart": float(norm(path[-1] - point)),
+        "steps": len(path) - 1,
+    }
+
+
+def labels(k: int) -> dict[str, tuple[str, str]]:
+    """For people: each method's name, and its `direction` on a quadratic."""
+    last, power = f"g{subscript(k)}", str(k - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return {
+        "joint": ("pre-training", "g₁"),
+        "reptile": ("Reptile", f"g₁ + {'… + ' * (k > 2)}{last}"),
+        "fomaml": ("first-order MAML", last),
+        "maml": ("MAML", f"(I − αA){power * (k > 2)} {last}"),
+    }
+
+
+def subscript(j: int) -> str:
+    return str(j).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))

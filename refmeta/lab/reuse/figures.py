@@ -1,0 +1,78 @@
+"""The figure of `refmeta reuse` (matplotlib, from the extra `lab`)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from refmeta.lab.display import COLOURS, FAINT, INK, Row, column, plain_axis, plural
+from refmeta.lab.reuse.experiment import depths, layers
+from refmeta.lab.runs import Result, Run
+
+MAML = COLOURS["maml"]
+INDICES = {"cca": "CCA", "pwcca": "PWCCA", "cka": "CKA"}
+
+
+def draw(folder: Path, result: Result, runs: list[Run]) -> None:
+    """A panel for each table: the score against the frozen layers, each layer's similarity, how far each moves, NIL."""
+    images, steps = "regimes" in result, plural(max(result["config"]["maml"]["report_steps"]), "step")
+    panels = [_frozen, _similarity, _moved] + [_regimes] * images
+    figure = Figure(figsize=(11, 7.6) if images else (13.5, 4), layout="constrained")
+    axes = figure.subplots(2 if images else 1, 2 if images else 3).ravel()
+    for panel, axis in zip(panels, axes, strict=True):
+        panel(axis, result, images, steps)
+        plain_axis(axis)
+    figure.savefig(folder / "reuse.png", dpi=130)
+
+
+def _bars(axis: Any, x: Any, rows: list[Row], colours: Any, factor: float = 1, form: str = "") -> None:
+    """A bar for each row, with its interval, and its mean in this form above it."""
+    mean, ci95 = factor * column(rows, "mean"), factor * column(rows, "ci95")
+    axis.bar(x, mean, 0.62, yerr=ci95, color=colours, ecolor=INK, capsize=3)
+    for i, value in enumerate(mean if form else []):
+        axis.text(i, value + ci95[i], f" {value:{form}}\n", ha="center", va="center")
+
+
+def _frozen(axis: Any, result: Result, images: bool, steps: str) -> None:
+    names = depths(result)
+    factor, form, score = (100, ".1f", "accuracy (%)") if images else (1, ".2f", "mean squared error")
+    _bars(axis, names, result["frozen"], [*[MAML] * (len(names) - 1), FAINT], factor, form)
+    axis.set(xlabel="layers frozen at test", ylabel=score)
+    axis.set_title(f"MAML, {steps} on an unseen task", fontsize=10, color=INK)
+    axis.margins(y=0.1)
+
+
+def _similarity(axis: Any, result: Result, images: bool, steps: str) -> None:
+    names = layers(result)
+    pairs = (
+        (result["similarity"], MAML, "-", f"before and after {steps}"),
+        (result["between"]["maml–maml"], FAINT, "--", "of two seeds"),
+    )
+    for rows, colour, dash, what in pairs:
+        for (index, label), marker in zip(INDICES.items(), "osD", strict=True):
+            mean, ci95 = ([row[index][key] for row in rows] for key in ("mean", "ci95"))
+            axis.errorbar(names, mean, ci95, fmt=marker + dash, color=colour, ms=5, lw=1.4, label=f"{label}, {what}")
+    axis.set(ylabel="similarity", ylim=(0, 1.04))
+    axis.set_title("MAML's layers, activations on the query", fontsize=10, color=INK)
+    axis.legend(frameon=False, fontsize=8, loc="lower left")
+
+
+def _moved(axis: Any, result: Result, images: bool, steps: str) -> None:
+    _bars(axis, layers(result), result["moved"], MAML)
+    axis.set(ylabel="‖φ − θ‖ / ‖θ‖")
+    axis.set_title(f"how far MAML's layers move in {steps}", fontsize=10, color=INK)
+
+
+def _regimes(axis: Any, result: Result, images: bool, steps: str) -> None:
+    names = [row["regime"] for row in result["regimes"]]
+    place = np.arange(len(names))
+    _bars(axis, place, result["regimes"], [COLOURS.get(name, FAINT) for name in names], 100, ".1f")
+    for name, row in result["own"].items():
+        axis.plot(names.index(name) + np.array([-0.4, 0.4]), [100 * row["mean"]] * 2, "--", color=INK, lw=1.4)
+    axis.plot([], [], "--", color=INK, lw=1.4, label="with its head and inner loop")
+    axis.set_xticks(place, [name.replace(" ", "\n") for name in names])
+    axis.set(ylabel="accuracy (%)")
+    axis.set_title("without head or inner loop (NIL), by training", fontsize=10, color=INK)
+    axis.legend(frameon=False, fontsize=8.5)
+    axis.margins(y=0.22)

@@ -1,0 +1,340 @@
+"""What every command of the lab has, once: options, folder, lock, checkpoints, progress, results, figures, exit codes.
+
+An experiment is data. Its author writes, in refmeta/lab/NAME/,
+
+    its mathematics     functions of arrays, that know no command and no figure
+    experiment.py       Config    a frozen dataclass: everything that determines a run, but for its seed
+                        options   {name of the option: keywords of argparse's add_argument}, in the order of --help
+                        run       run(config, seed, report, keep) -> Run: train, from the checkpoint if there is one,
+                                  and test; report(iteration, loss) and keep go to `train` (see `resumable`)
+                        plan      plan(args) -> Plan: what the given options ask for (ValueError: what is impossible)
+                        text      text(result) -> str: the tables, from the same dict as in result.json
+                        NAME      Experiment("name", help, description, options, plan, text, figures)
+    figures.py          draw      draw(folder, result, runs) -> None: the figures, with matplotlib
+
+and `add(commands, NAME)` makes it `refmeta name`, with --out, --resume, --checkpoint-every, and --seed | --seeds unless
+it has an option of that name. The command does every Job of the Plan and leaves theta.npz and result.json in its place;
+then it has the Plan's summary of all runs, saves it, prints the text of it and draws. `jobs` and `summary` are the
+jobs and the summary of an experiment that compares methods; see refmeta/lab/sine for one in full.
+"""
+
+import importlib.util
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from refmeta.lab.checkpoint import Keep
+from refmeta.lab.files import CHECKPOINT, PARTS, checkpoints, locked, new_folder, save_result, save_theta, writable
+from refmeta.lab.training import METHODS, Diverged, History, Report, Stopped, over_seeds
+from refmeta.trees import Theta
+
+Options = dict[str, dict[str, Any]]  # the name of an option, and its keywords of argparse's add_argument
+Result = dict[str, Any]  # as result.json has it
+RunOne = Callable[[Any, int, Report, Keep | None], "Run"]  # (config, seed, report, keep)
+
+
+class Run(NamedTuple):
+    """One trained θ, and how it fares on unseen tasks."""
+
+    config: Any  # a Config
+    seed: int
+    theta: Theta
+    history: History
+    curve: list[dict[str, Any]]
+    seconds: float
+    experiment: str
+
+    def result(self) -> Result:
+        """The run as result.json has it."""
+        return {
+            "experiment": self.experiment,
+            "method": self.config.method,
+            "seed": self.seed,
+            "config": asdict(self.config),
+            "curve": self.curve,
+            "history": [{"iteration": i, "loss": value} for i, value in self.history],
+            "seconds": self.seconds,
+        }
+
+
+class Job(NamedTuple):
+    """One training that a command does."""
+
+    name: str  # for people: the method
+    seed: int
+    place: str  # its folder in the command's; "": that one itself
+    iterations: int
+    names: list[str]  # of θ's arrays
+    run: Callable[[Report, Keep | None], Run]
+
+
+class Plan(NamedTuple):
+    """What a command is going to do."""
+
+    folder: str  # the default of --out
+    jobs: list[Job]
+    summary: Callable[[list[Run]], Result]
+    draw: Callable[[Path, Result, list[Run]], Any]  # imports the figures: only called where matplotlib is
+    record: Callable[[Run], Result | None] = Run.result  # the result.json of a job's place; None: it has none
+
+
+class Experiment(NamedTuple):
+    """A command that trains."""
+
+    name: str
+    help: str
+    description: str
+    options: Options
+    plan: Callable[[Namespace], Plan]
+    text: Callable[[Result], str]
+    figures: Sequence[str]  # the names of the files that Plan.draw makes
+    default: str  # of --out, for people
+    files: str = "results"  # the other files, for people
+
+
+def add(commands: Any, experiment: Experiment) -> None:
+    """Declare the command of an experiment on argparse's subparsers."""
+    run = partial(command, experiment)
+    parser = add_command(commands, experiment.name, experiment.help, experiment.description, experiment.options, run)
+    if "seeds" not in experiment.options:
+        declare(parser.add_mutually_exclusive_group(), SEEDS)
+    out = {"metavar": "DIR", "help": f"a new folder (default: {experiment.default})"}
+    declare(parser.add_mutually_exclusive_group(), {"out": out, "resume": RESUME})
+    declare(parser, {"checkpoint_every": EVERY})
+
+
+def add_command(
+    commands: Any, name: str, help: str, description: str, options: Options, run: Callable[[Namespace], int]
+) -> ArgumentParser:
+    """Declare any command, its options, and the function that runs it."""
+    parser: ArgumentParser = commands.add_parser(name, help=help, description=description)
+    parser.set_defaults(run=run)
+    declare(parser, options)
+    return parser
+
+
+def declare(parser: Any, options: Options) -> None:
+    """Declare the options on a parser, or on a group of one."""
+    for name, keywords in options.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
+
+
+# --- The command of an experiment -------------------------------------------------------------------
+
+
+def command(experiment: Experiment, args: Namespace) -> int:
+    """Do the jobs, save, print and draw what came out; returns the exit code."""
+    plan = experiment.plan(args)
+    runs: list[Run] = []
+    with output_folder(args, plan.folder, [job.place for job in plan.jobs]) as folder:
+        for job in plan.jobs:
+            place = folder / job.place
+            try:
+                with progress(job.iterations, f"{job.name}, seed {job.seed}") as move:
+                    run = job.run(lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keeping(args, place))
+            except Stopped as error:
+                return stopped(f"{experiment.name}: {_called(job, plan.jobs)}", folder, place, job.names, error)
+            save_run(place, job.names, run.theta, plan.record(run))
+            runs.append(run)
+        result = plan.summary(runs)
+        if all(job.place for job in plan.jobs):  # else it is that one job's folder, and has its result
+            save_result(folder / "result.json", result)
+        print(experiment.text(result))
+        show(folder, experiment.files, experiment.figures, lambda: plan.draw(folder, result, runs))
+    return 0
+
+
+def _called(job: Job, jobs: list[Job]) -> str:
+    return job.name if len({each.seed for each in jobs}) == 1 else f"{job.name}, seed {job.seed}"
+
+
+def save_run(place: Path, names: list[str], theta: Theta, record: Result | None) -> None:
+    place.mkdir(exist_ok=True)
+    save_theta(place / "theta.npz", names, theta)
+    if record is not None:
+        save_result(place / "result.json", record)
+
+
+def stopped(what: str, folder: Path, place: Path, names: list[str], error: Stopped) -> int:
+    """Report a run that ended early: save θ, say where it is and how to go on. Returns the exit code."""
+    save_run(place, names, error.theta, None)
+    if isinstance(error, Diverged):  # and would diverge again
+        last, then, code = "the last good θ", "", 1
+    else:
+        last, then, code = "θ", to_go_on(folder), 130
+    print(f"refmeta {what}: {error}; {last} is in {place}/theta.npz{then}", file=sys.stderr)
+    return code
+
+
+def show(folder: Path, files: str, figures: Sequence[str], draw: Callable[[], Any]) -> None:
+    """Draw the figures, or say what they need, and say what is in the folder."""
+    if importlib.util.find_spec("matplotlib") is None:
+        more = f"; for the figure{'s' * (len(figures) > 1)} too: pip install 'refmeta[lab]'"
+    else:
+        draw()
+        more = "".join(f", {name}" for name in figures)
+    print(f"\n{folder}: {files}{more}")
+
+
+# --- The jobs of an experiment that compares methods ------------------------------------------------
+
+
+def asked(args: Namespace) -> list[Any]:
+    """The names of --method; None where it was not given."""
+    return list(METHODS) if args.method == "all" else [args.method]
+
+
+def given(args: Namespace, config: Any) -> dict[str, Any]:
+    """The options that were given, of those that are fields of Config; but not the method."""
+    names = [field.name for field in fields(config) if field.name != "method"]
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+
+
+def seeds(args: Namespace) -> list[int]:
+    return [args.seed] if args.seeds is None else seed_range(args.seeds)
+
+
+def jobs(
+    experiment: str, main: str, args: Namespace, configs: list[Any], names: Callable[[Any], list[str]], run: RunOne
+) -> tuple[str, list[Job]]:
+    """The default folder, and the jobs of every seed and config. With one seed, `main` has the folder itself."""
+
+    def job(config: Any, seed: int) -> Job:
+        place = "" if config.method == main and len(seeds(args)) == 1 else f"{config.method}-{seed}"
+        return Job(config.method, seed, place, config.iterations, names(config), partial(run, config, seed))
+
+    every = [job(config, seed) for seed in seeds(args) for config in configs]
+    return f"runs/{experiment}-{main}-{args.seeds or args.seed}", every
+
+
+def summary(experiment: str, main: str, score: str, runs: list[Run]) -> Result:
+    """All runs in one: each method's curve over the seeds."""
+    configs = {run.config.method: run.config for run in runs}
+    curves = {m: over_seeds([run.curve for run in runs if run.config.method == m], score) for m in configs}
+    return {
+        "experiment": experiment,
+        "method": main,
+        "seeds": list(dict.fromkeys(run.seed for run in runs)),
+        "config": {method: asdict(config) for method, config in configs.items()},
+        "curve": [{"method": method, **row} for method, curve in curves.items() for row in curve],
+        "seconds": sum(run.seconds for run in runs),
+    }
+
+
+def first_seed(runs: list[Run]) -> list[Run]:
+    return [run for run in runs if run.seed == runs[0].seed]
+
+
+# --- The folder -------------------------------------------------------------------------------------
+
+RESUMED = 100  # a checkpoint takes as long as an iteration, more or less
+
+
+def keeping(args: Namespace, place: Path) -> Keep | None:
+    """Where --resume and --checkpoint-every keep the state of the run in this place."""
+    every = args.checkpoint_every or RESUMED * bool(args.resume)
+    return Keep(place / CHECKPOINT, every) if every else None
+
+
+@contextmanager
+def output_folder(args: Namespace, default: str, places: Collection[str]) -> Iterator[Path]:
+    """The folder to write into, of --resume or --out, or a new one, locked; `places`: its runs' subfolders.
+
+    ValueError: see `new_folder` and `locked`; for --resume, there is no checkpoint, or one of a run in another place.
+    """
+    folder = _resumed(args.resume, places) if args.resume else new_folder(args.out, default)
+    with locked(folder):
+        for part in folder.rglob(PARTS):
+            if not part.is_dir():
+                part.unlink()
+        try:
+            yield folder
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"interrupted{to_go_on(folder)}") from error
+
+
+def _resumed(wanted: str, places: Collection[str]) -> Path:
+    folder = Path(wanted)
+    try:
+        found = checkpoints(folder)
+    except OSError as error:
+        raise ValueError(f"--resume {wanted:.99}: cannot be read: {error.strerror}") from error
+    if not found:
+        raise ValueError(f"--resume {folder}: there is no checkpoint; expected the folder of a command with some")
+    for other in sorted(found - {folder / place / CHECKPOINT for place in places}):
+        raise ValueError(f"--resume {folder}: {other} is not of this command; expected its options")
+    return writable(folder)
+
+
+def to_go_on(folder: Path) -> str:
+    return f"; to go on, the same command with --resume {folder}" if checkpoints(folder) else ""
+
+
+@contextmanager
+def progress(total: int, title: str) -> Iterator[Callable[[int, str], None]]:
+    """A function of (how many are done, a note) that moves a progress bar; one that does nothing without tqdm."""
+    if importlib.util.find_spec("tqdm") is None:
+        yield lambda done, note: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=title, file=sys.stderr) as bar:
+
+        def move(done: int, note: str) -> None:
+            bar.set_postfix_str(note, refresh=False)
+            bar.update(done - bar.n)
+
+        yield move
+
+
+# --- Options ----------------------------------------------------------------------------------------
+
+DIGITS = 18  # of a number that fits an index
+MOST_SEEDS = 10_000
+
+
+def whole(lowest: int) -> Callable[[str], int]:
+    """A whole number of at least `lowest`, for argparse."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or len(text) > DIGITS or int(text) < lowest:
+            needed = f"at least {lowest}" if len(text) <= DIGITS else f"at most {DIGITS} digits"
+            raise ArgumentTypeError(f"expected a whole number of {needed}, got {text!r:.40}")
+        return int(text)
+
+    return parse
+
+
+def seed_range(text: str) -> list[int]:
+    """The seeds of "A-B" or "A". ValueError: anything else, or too many."""
+    first, _, last = text.partition("-")
+    try:
+        low, high = int(first), int(last or first)
+    except ValueError:
+        low, high = 0, -1
+    if not low <= high < low + MOST_SEEDS:
+        raise ValueError(f"--seeds {text:.40}: expected a range as 0-4, of at most {MOST_SEEDS} seeds")
+    return list(range(low, high + 1))
+
+
+METHOD = {"choices": [*METHODS, "all"]}
+QUICK = {"action": "store_true", "help": "a smoke run of seconds"}
+SEEDS: Options = {
+    "seed": {"type": whole(0), "default": 0, "metavar": "N", "help": "default: 0"},
+    "seeds": {"metavar": "A-B", "help": "several, as 0-4: mean and interval over the seeds"},
+}
+RESUME = {
+    "metavar": "DIR",
+    "help": "in place of --out: go on in the folder of the same command, stopped by whatever; what it had finished is "
+    f"only tested again (checkpoints: every {RESUMED} iterations, if not said otherwise)",
+}
+EVERY = {
+    "type": whole(1),
+    "metavar": "N",
+    "help": "keep each run's state in its folder every N iterations, and on Ctrl-C (default: never); it stays there",
+}
