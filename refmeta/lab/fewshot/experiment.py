@@ -1,4 +1,6 @@
-"""Few-shot classification of characters: the settings, one run of one method, its baselines, and the table of all."""
+"""Meta-train a small network to tell N characters apart from K examples of each, their labels permuted in every episode,
+and test it on characters it has not seen.
+"""
 
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
@@ -279,9 +281,5 @@ def draw(images: Images, folder: Path, result: Result, runs: list[Run]) -> None:
 
 
 HELP = "meta-train on characters and classify unseen ones from a few examples"
-DESCRIPTION = (
-    "Meta-train a small network to tell N characters apart from K examples of each, their labels permuted in every "
-    "episode, and test it on characters it has not seen."
-)
 FIGURES, FOLDER = ["episode.png", "curves.png"], "runs/fewshot-METHOD-SEED"
-FEWSHOT = Experiment("fewshot", HELP, DESCRIPTION, options, plan, text, FIGURES, FOLDER)
+FEWSHOT = Experiment("fewshot", HELP, str(__doc__), options, plan, text, FIGURES, FOLDER)
