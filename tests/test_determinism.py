@@ -28,21 +28,6 @@ def python(*arguments, threads="1", hash_seed="0", **more):
     return done.stdout
 
 
-SINE = ["sine", "--quick", "--iterations", "20"]
-FEWSHOT = ["fewshot", "--quick", "--iterations", "4", "--tasks", "2", "--filters", "8,8"]
-
-
-@pytest.mark.parametrize("command", [SINE, [*SINE, "--method", "reptile", "--law", "nichol"], FEWSHOT], ids=" ".join)
-def test_a_seeds_theta_has_the_same_bytes_whatever_the_process_its_threads_and_its_hashes(command, tmp_path):
-    def theta(seed, threads, hash_seed):
-        out = tmp_path / f"{seed}-{threads}-{hash_seed}"
-        python("-m", "refmeta", *command, "--seed", seed, "--out", out, threads=threads, hash_seed=hash_seed)
-        return (out / "theta.npz").read_bytes()
-
-    assert len({theta(0, *environment) for environment in ENVIRONMENTS}) == 1
-    assert theta(1, "1", "0") != (tmp_path / "0-1-0/theta.npz").read_bytes()
-
-
 # The algorithms in every way of running them, in hexadecimal: python -c GRADIENTS seed width ways algorithm …
 GRADIENTS = """
 import sys

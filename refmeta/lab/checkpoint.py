@@ -46,7 +46,7 @@ def resumable(keep: Keep | None, settings: dict[str, Any], theta: Theta, outer: 
 def save(path: Path, settings: dict[str, Any], state: State) -> None:
     """Put the state in the place of the last one. OSError: it could not be written, and the last one is still there."""
     arrays = {str(i): leaf for i, leaf in enumerate(_leaves(state))}
-    history, said = np.array(state.history, ENTRY), np.array(json.dumps(_known(settings)))
+    history, said = np.array(state.history, ENTRY), np.array(json.dumps(_known(settings)).encode())
     replace(path, lambda file: np.savez(file, settings=said, history=history, **arrays))
 
 
@@ -69,7 +69,7 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
             if sizes > len(data) or archive.zip.testzip():
                 raise ValueError
             arrays = {name: archive[name] for name in archive}
-        was, history = dict(json.loads(str(arrays.pop("settings")))), arrays.pop("history")
+        was, history = dict(json.loads(arrays.pop("settings").item())), arrays.pop("history")
     except Exception:  # zipfile and NumPy have a dozen kinds for damage
         raise ValueError(f"{path}: damaged or cut short; remove it, and its run starts anew") from None
     if changed := [name for name in now | was if was.get(name) != now.get(name)]:

@@ -8,7 +8,7 @@ from refmeta import adapt, anil, fomaml, joint, maml, recorded, reptile, stacked
 from refmeta.lab import Diverged, Interrupted, adam, evaluate, linear, reptile_by, sgd, train, trajectory_by
 from refmeta.lab.optimisers import optimiser
 from refmeta.lab.sine.waves import LAWS
-from refmeta.lab.training import over_seeds, summary
+from refmeta.lab.training import adapted, over_seeds, summary
 from refmeta.models import MLP, squared_error
 
 NET = MLP((1, 16, 16, 1), activation="tanh")
@@ -235,6 +235,19 @@ def test_evaluation_of_ragged_tasks_and_of_losses_without_a_task_axis_is_the_sam
 
     plain, other = (evaluate(loss, start(), tasks, 0.02) for loss in (LOSS, own))
     assert [row["mean"] for row in plain] == pytest.approx([row["mean"] for row in other], rel=1e-12)
+
+
+@pytest.mark.parametrize("most, sizes", [(None, [5, 2, 1]), (2, [2, 2, 1, 2, 1]), (1, [1] * 8)])
+def test_tasks_are_adapted_together_as_one_by_one_in_groups_of_equal_shapes(most, sizes):
+    tasks = unseen("finn", 5, 2, 3) + unseen("finn", 10, 2, 2) + unseen("finn", 5, 2, 2) + unseen("finn", 5, 3, 1)
+    seen = []
+    for part, phis, supports, (x, _) in adapted(LOSS, start(), tasks, 0.02, trajectory, most):
+        seen.append(len(part))
+        assert len(supports) == len(phis) - 1 and np.ndim(x) == 2 + (len(part) > 1)
+        for i, (own, _) in enumerate(part):
+            for phi, expected in zip(phis, trajectory(LOSS, start(), own, 0.02), strict=True):
+                assert_same([leaf[i] for leaf in phi] if len(part) > 1 else phi, expected, digits=13)
+    assert seen == sizes
 
 
 def test_diverged_tasks_are_counted_and_never_averaged():
