@@ -1,6 +1,6 @@
-"""Two quadratic tasks in the plane: the directions of pre-training, Reptile, first-order MAML and MAML, where descending
-them arrives beside the fixed points in closed form, and the leading coefficients of Nichol et al. 2018, measured beside
-the formulas.
+"""Two quadratic tasks in the plane: the directions of pre-training, Reptile, first-order MAML and MAML, where
+descending them arrives beside the fixed points in closed form, and the leading coefficients of Nichol et al. 2018,
+measured beside the formulas.
 """
 
 import argparse
