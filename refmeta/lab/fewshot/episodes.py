@@ -23,7 +23,7 @@ def episode(rng: Rng, classes: Sequence[Array], ways: int, shots: int, queries: 
 
 
 def minibatches(rng: Rng, classes: Sequence[Array], ways: int, shots: int, queries: int, steps: int) -> Task:
-    """An `episode` that has other images at every inner step, K of each class: what Reptile trains on.
+    """An `episode` that has other images at every inner step, K of each class. Reptile trains on these.
 
     Nichol et al. 2018 draw 10 of the 50 images of a 5-way 10-shot task, 5 times; here every draw has 2 of each class.
     """

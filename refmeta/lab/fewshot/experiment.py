@@ -1,4 +1,6 @@
-"""Few-shot classification of characters: the settings, one run of one method, its baselines, and the table of all."""
+"""Meta-train a small network to tell N characters apart from K examples of each, their labels permuted in every
+episode, and test it on characters it has not seen.
+"""
 
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
@@ -62,12 +64,11 @@ def _widths(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-ROOT = {"metavar": "DIR", "help": "the folder with Omniglot's two archives, or both unpacked"}
 OUTER = "as in refmeta sine (default: adam:0.002:linear; reptile: sgd:1:linear)"
 options: Options = {
     "method": {**METHOD, "default": "maml", "help": "default: maml"},
     "data": {"choices": ["glyphs", "omniglot"], "help": "default: glyphs, invented here"},
-    "root": ROOT,
+    "root": {"metavar": "DIR", "help": "the folder with Omniglot's two archives, or both unpacked"},
     "quick": QUICK,
     "ways": {"type": whole(2), "metavar": "N", "help": "classes of an episode (default: 5)"},
     "shots": {"type": whole(1), "metavar": "K", "help": "images of each to adapt to (default: 1)"},
@@ -279,9 +280,5 @@ def draw(images: Images, folder: Path, result: Result, runs: list[Run]) -> None:
 
 
 HELP = "meta-train on characters and classify unseen ones from a few examples"
-DESCRIPTION = (
-    "Meta-train a small network to tell N characters apart from K examples of each, their labels permuted in every "
-    "episode, and test it on characters it has not seen."
-)
 FIGURES, FOLDER = ["episode.png", "curves.png"], "runs/fewshot-METHOD-SEED"
-FEWSHOT = Experiment("fewshot", HELP, DESCRIPTION, options, plan, text, FIGURES, FOLDER)
+FEWSHOT = Experiment("fewshot", HELP, str(__doc__), options, plan, text, FIGURES, FOLDER)

@@ -28,7 +28,7 @@ def draw(images: Images, folder: Path, result: Result, runs: list[Run]) -> None:
 
 
 def episode(path: Path, runs: Sequence[Run], images: Images) -> None:
-    """The first test episode, a row for each class: what there is to learn from, and what its queries are taken for,
+    """The first test episode, a row for each class: its support, and its queries with the network's guesses,
     before adapting (the first run) and after as many steps as in training (every run)."""
     config = runs[0].config
     (support, *_), (x, labels) = test_episodes(config, images, runs[0].seed)[0]

@@ -79,7 +79,7 @@ CACHE_VERSION = 1
 
 
 def omniglot(root: str | Path, size: int = 28, rotations: bool = True) -> Images:
-    """Omniglot from the folder `root`, that holds the published archives or what they unpack to.
+    """Omniglot from the folder `root`, that holds the published archives or their unpacked folders.
 
         images_background.zip or images_background/<Alphabet>/character<NN>/<id>_<drawer>.png     964 classes: train
         images_evaluation.zip or images_evaluation/…                                              659 classes: test
@@ -127,7 +127,7 @@ def _part(root: Path, name: str, stack: ExitStack) -> _Part:
     else:
         kind = f"; {archive.name} is a folder, name it {name} if it is the unpacked one" if archive.exists() else ""
         raise ValueError(f"{root}: holds neither {name}.zip nor the folder {name}: download it from {SOURCE}{kind}")
-    # no folders, no licence, nothing that macOS adds
+    # no folders, no licence, no files that macOS adds
     images = {k: stamp for k, stamp in part.stamps.items() if k.endswith(".png") and not k.startswith("__MACOSX/")}
     _check_listing(part.where, name, images)
     return part._replace(stamps=images)
@@ -147,7 +147,7 @@ def _member(file: zipfile.ZipFile, name: str) -> bytes:
     if file.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise zipfile.BadZipFile("compressed otherwise than published")
     with file.open(name) as member:
-        return member.read(MOST_BYTES + 1)  # a bound on what is inflated, whatever the listing says
+        return member.read(MOST_BYTES + 1)  # bounds the inflation: the listing may lie
 
 
 def _check_listing(where: Path, part: str, stamps: dict[str, tuple[int, int]]) -> None:

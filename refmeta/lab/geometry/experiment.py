@@ -1,4 +1,7 @@
-"""`refmeta geometry`: each method's direction, descent and fixed point on two quadratic tasks; tables and a figure."""
+"""Two quadratic tasks in the plane: the directions of pre-training, Reptile, first-order MAML and MAML, where
+descending them arrives beside the fixed points in closed form, and the leading coefficients of Nichol et al. 2018,
+measured beside the formulas.
+"""
 
 import argparse
 import sys
@@ -18,11 +21,6 @@ DIGITS = {"direction": 3, "fixed_point": 7, "arrived": 7}
 ROW = "{:>17}  {:<15}{:>17}{:>25}{:>26}{:>9}"
 IN_WORDS = {"joint": ("1", "0"), "reptile": ("k", "k(k − 1)/2"), "fomaml": ("1", "k − 1"), "maml": ("1", "2(k − 1)")}
 HELP = "where each method leads on two quadratic tasks, exactly, in one figure"
-DESCRIPTION = (
-    "Two quadratic tasks in the plane: the directions of pre-training, Reptile, first-order MAML and MAML, where "
-    "descending them arrives beside the fixed points in closed form, and the leading coefficients of Nichol et al. "
-    "2018, measured beside the formulas."
-)
 STEPS = (
     "of MAML and first-order MAML before the last gradient; Reptile takes that one too, as its step K + 1 (default: 1)"
 )
@@ -36,7 +34,7 @@ options: Options = {
 
 def add_geometry(commands: Any) -> None:
     """Declare the command on argparse's subparsers."""
-    add_command(commands, "geometry", HELP, DESCRIPTION, options, geometry)
+    add_command(commands, "geometry", HELP, str(__doc__), options, geometry)
 
 
 def geometry(args: argparse.Namespace) -> int:

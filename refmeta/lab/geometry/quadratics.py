@@ -38,7 +38,7 @@ def quadratic(theta: Theta, batch: Batch) -> Array:
 
 
 def direction(method: str, loss: Loss, theta: Array, draws: Sequence[Sequence[Batch]], alpha: float) -> Array:
-    """What the method descends, for the mean of the draws: each is the k batches (B_1, …, B_k) of one task.
+    """The method's direction, for the mean of the draws: each is the k batches (B_1, …, B_k) of one task.
 
         joint g_1       fomaml g_k       maml (I − αH_1) ⋯ (I − αH_{k−1}) g_k       reptile g_1 + … + g_k
 
@@ -157,12 +157,12 @@ def _end(method: str, alpha: float, k: int, path: Array) -> dict[str, Any]:
 
 def labels(k: int) -> dict[str, tuple[str, str]]:
     """For people: each method's name, and its `direction` on a quadratic."""
-    last, power = f"g{subscript(k)}", str(k - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    last, exponent = f"g{subscript(k)}", str(k - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return {
         "joint": ("pre-training", "g₁"),
         "reptile": ("Reptile", f"g₁ + {'… + ' * (k > 2)}{last}"),
         "fomaml": ("first-order MAML", last),
-        "maml": ("MAML", f"(I − αA){power * (k > 2)} {last}"),
+        "maml": ("MAML", f"(I − αA){exponent * (k > 2)} {last}"),
     }
 
 

@@ -1,4 +1,7 @@
-"""`refmeta reuse`: MAML and ANIL trained, then asked what Raghu et al. 2020 asked: rapid learning, or feature reuse?"""
+"""Train MAML and ANIL, then measure, as Raghu et al. 2020: the score with the first layers frozen at test; how alike
+each layer is before and after adaptation, and between seeds; how far each layer moves; and, of images, the accuracy
+without the head (NIL) after five ways of training.
+"""
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +30,8 @@ IMAGES: dict[str, Any] = {"test_queries": 15}
 ALIKE = 50  # tasks of a seed that a similarity is a mean over: it varies little, and takes its time
 REGIMES = "maml", "anil", "multiclass", "multitask", "random features"
 
-# Raghu et al. 2020 on MiniImageNet, 5-way, by shots: tables 1 (final version), 2 and 5, in per cent; what is missing
-# here is known from memory only. Then table 2, Omniglot 20-way; and table 3, the body's CCA and CKA between seeds.
+# Raghu et al. 2020 on MiniImageNet, 5-way, by shots: tables 1 (final version), 2 and 5, in per cent, without the
+# numbers known from memory only. Then table 2, Omniglot 20-way; and table 3, the body's CCA and CKA between seeds.
 PAPER: dict[int, dict[str, dict[str, float]]] = {
     1: {
         "frozen": {"none": 46.9, "1": 46.5, "1–2": 46.4, "1–3": 46.3, "body": 46.3},
@@ -56,11 +59,11 @@ options: Options = {
 }
 
 
-# --- What is trained --------------------------------------------------------------------------------
+# --- The trainings -----------------------------------------------------------------------------------
 
 
 class Study(NamedTuple):
-    """The trainings, and what the measurements need of them; the score of waves is the loss."""
+    """The trainings, and all that the measurements need; the score of waves is the loss."""
 
     configs: dict[str, Any]  # of each regime that is meta-trained
     trainings: Mapping[str, Callable[[int, Report, Keep | None], Run]]  # by regime, of a seed
@@ -135,7 +138,7 @@ def plan(args: Namespace) -> Plan:
     return Plan(f"runs/reuse-{args.data}-{args.seeds}", jobs, summary, draw, lambda run: None)
 
 
-# --- What is measured -------------------------------------------------------------------------------
+# --- The measurements -------------------------------------------------------------------------------
 
 
 def _measure(study: Study, seed: int, trained: dict[str, Run]) -> dict[str, Any]:
@@ -182,7 +185,7 @@ def _pooled(trees: list[Any]) -> Any:
     return {**first, "mean": mean, "ci95": ci95, "diverged": sum(tree["diverged"] for tree in trees)}
 
 
-# --- What is printed --------------------------------------------------------------------------------
+# --- The text ---------------------------------------------------------------------------------------
 
 
 def text(result: Result) -> str:
@@ -287,10 +290,5 @@ def draw(folder: Path, result: Result, runs: list[Run]) -> None:
 
 
 HELP = "ask whether MAML learns rapidly or reuses its features"
-DESCRIPTION = (
-    "Train MAML and ANIL, then measure, as Raghu et al. 2020: the score with the first layers frozen at test; how "
-    "alike each layer is before and after adaptation, and between seeds; how far each layer moves; and, of images, the "
-    "accuracy without the head (NIL) after five ways of training."
-)
 FIGURES, FOLDER, FILES = ["reuse.png"], "runs/reuse-DATA-SEEDS", "result.json, each θ"
-REUSE = Experiment("reuse", HELP, DESCRIPTION, options, plan, text, FIGURES, FOLDER, FILES)
+REUSE = Experiment("reuse", HELP, str(__doc__), options, plan, text, FIGURES, FOLDER, FILES)

@@ -49,10 +49,10 @@ def _similarity(axis: Any, result: Result, images: bool, steps: str) -> None:
         (result["similarity"], MAML, "-", f"before and after {steps}"),
         (result["between"]["maml–maml"], FAINT, "--", "of two seeds"),
     )
-    for rows, colour, dash, what in pairs:
+    for rows, colour, dash, of in pairs:
         for (index, label), marker in zip(INDICES.items(), "osD", strict=True):
             mean, ci95 = ([row[index][key] for row in rows] for key in ("mean", "ci95"))
-            axis.errorbar(names, mean, ci95, fmt=marker + dash, color=colour, ms=5, lw=1.4, label=f"{label}, {what}")
+            axis.errorbar(names, mean, ci95, fmt=marker + dash, color=colour, ms=5, lw=1.4, label=f"{label}, {of}")
     axis.set(ylabel="similarity", ylim=(0, 1.04))
     axis.set_title("MAML's layers, activations on the query", fontsize=10, color=INK)
     axis.legend(frameon=False, fontsize=8, loc="lower left")

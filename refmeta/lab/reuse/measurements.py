@@ -110,11 +110,11 @@ def _directions(x: Array, variance: float) -> Array:
 def frozen(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, score: Score) -> list[Row]:
     """The score on the query when the first n layers keep θ at test: n = 0 (all adapt), 1, … all of them (none does).
 
-        mean over tasks of score(φ_K; Q), φ_K = adapt(…, head = the arrays behind layer n)    Raghu et al. 2020, table 1
+        mean over tasks of score(φ_K; Q), φ_K: θ with the arrays behind layer n adapted       Raghu et al. 2020, table 1
 
     score(φ, query) is a number: `refmeta.models.accuracy(net)`, or the loss. Rows {frozen, mean, ci95, diverged}: the
     95 % interval is over the tasks; those whose φ_K or score is not finite are counted and left out.
-    ValueError and TypeError: what `refmeta.adapt` refuses, a loss that `refmeta.recorded` refuses, no tasks.
+    ValueError and TypeError: all that `refmeta.adapt` refuses, a loss that `refmeta.recorded` refuses, no tasks.
     """
     theta, tasks, alpha = check_theta(theta), check_tasks(tasks), check_alpha(alpha)
     rows = []
@@ -152,7 +152,7 @@ def moved(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | None
 
         mean over tasks of ‖φ_K − θ‖ / ‖θ‖, the Euclidean norm over a layer's W and b        Raghu et al. 2020, app. B
 
-    `head` as for `refmeta.adapt`. Rows {layer, mean, ci95, diverged}, as in `frozen`.
+    `head` counts the arrays that adapt, from the end (default: all). Rows {layer, mean, ci95, diverged}, as `frozen`.
     Errors: as `frozen`. ValueError: a layer of norm 0.
     """
     theta, tasks, alpha = check_theta(theta), check_tasks(tasks), check_alpha(alpha)
@@ -191,7 +191,7 @@ def nil(net: Net, theta: Theta, task: Task) -> float:
 
 
 def regimes(trained: Mapping[str, tuple[Net, Theta]], tasks: Tasks) -> list[Row]:
-    """What each way of training leaves in the body: the `nil` accuracy of every (net, θ) on the same tasks.
+    """How useful a body each way of training leaves: the `nil` accuracy of every (net, θ) on the same tasks.
 
     Rows {regime, mean, ci95, diverged}. Raghu et al. 2020, table 5. Errors: as `nil`.
     """
