@@ -23,8 +23,7 @@ FOLDER = Path(__file__).parent.parent / "vectors"
 FORMAT, FORMAT_VERSION = "refmeta-vectors", 1
 DTYPES = ("float32", "float64")
 PLAIN = ("id", "algorithm", "model", "loss", "alpha", "head", "conventions")  # fields that JSON has as they are
-WORDS: dict[str, list[Any]] = {
-    "loss": [{"kind": kind} for kind in ("quadratic", "squared_error", "cross_entropy")],
+CONVENTIONS = {
     "tasks": ["sum", "mean"],
     "examples": ["mean", "sum"],
     "reptile": ["displacement", "over_alpha", "over_alpha_k"],
@@ -155,7 +154,7 @@ class Case:
             **{name: content[name] for name in PLAIN} | {"alpha": finite([content["alpha"]]).item()},
             theta=[array(leaf) for leaf in content["theta"]],
             tasks=[task(t) for t in content["tasks"]],
-            names=[str(leaf["name"]) for leaf in content["theta"]],
+            names=[leaf["name"] for leaf in content["theta"]],
             tier=tier,
             flags=content.get("flags", []),
         )
@@ -259,7 +258,7 @@ def parse(path: Path, data: bytes) -> list[Vector]:
     content = _content(path, data)
     try:
         _, _, tier, _, vectors = fields(content, "format", "format_version", "tier", "notes", "vectors")
-        return [Vector.from_json(v, str(tier)) for v in vectors]
+        return [Vector.from_json(v, tier) for v in vectors]
     except (LookupError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise VectorError(f"{path}: not as schema.json says: {error!r}") from error
 
@@ -293,21 +292,22 @@ def fields(content: Any, *names: str, optional: Sequence[str] = ()) -> list[Any]
 
 def check_words(case: Case) -> None:
     """ValueError unless a case keeps to the words that its docstring lists."""
-    widths = case.model.get("widths", [1])
-    network = {"kind": "mlp", "widths": widths, "activation": "tanh"}
     fields(case.conventions, "tasks", "examples", "reptile")
-    words: dict[str, list[Any]] = {
-        "algorithm": list(RULES),
-        "id": [case.algorithm],
-        "model": [{"kind": "quadratic"}, network],
-        **WORDS,
-    }
-    said = {**vars(case), **case.conventions, "id": case.id.partition("-")[0]}
-    for what in words:
-        if said[what] not in words[what]:
-            raise ValueError(f"{case.id}: {what}: expected one of {words[what]!r:.99}, got {said[what]!r:.60}")
-    if min(widths) < 1 or type(case.head) not in (int, type(None)):
-        raise ValueError(f"{case.id}: expected widths of at least 1, and a number as head")
+    widths = case.model.get("widths", [1])
+    models = [{"kind": "quadratic"}, {"kind": "mlp", "widths": widths, "activation": "tanh"}]
+    rules: list[tuple[str, Any, list[Any]]] = [
+        ("algorithm", case.algorithm, list(RULES)),
+        ("id", case.id.partition("-")[0], [case.algorithm]),
+        ("model", case.model, models),
+        ("widths", min(widths) > 0, [True]),
+        ("loss", case.loss, [{"kind": kind} for kind in ("quadratic", "squared_error", "cross_entropy")]),
+        ("head", type(case.head), [int, type(None)]),
+        *((name, case.conventions[name], words) for name, words in CONVENTIONS.items()),
+        *(("name or flag", type(word), [str]) for word in (*case.names, *case.flags, case.tier)),
+    ]
+    for what, word, words in rules:
+        if word not in words:
+            raise ValueError(f"{case.id}: {what}: expected one of {words!r:.99}, got {word!r:.60}")
 
 
 def number(value: Any) -> float:

@@ -29,8 +29,8 @@ def add_check(commands: Any) -> None:
     parser.set_defaults(run=run_check)
     parser.add_argument("function", nargs="?", metavar="MODULE:FUNCTION", help="a function of a case, as for check()")
     parser.add_argument("--results", metavar="FILE.json", help="answers computed elsewhere: {id: gradient, …}")
-    parser.add_argument("--algorithm", action="append", metavar="NAME", help="only this one (may be repeated)")
-    parser.add_argument("--tier", action="append", metavar="NAME", help="only this one (may be repeated)")
+    for option in ("--algorithm", "--tier"):
+        parser.add_argument(option, action="append", metavar="NAME", help="only this one (may be repeated)")
     parser.add_argument("--dtype", default="float64", help="float64 (default) or float32, for MODULE:FUNCTION")
     parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="for one answer (default: 60)")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
@@ -38,8 +38,7 @@ def add_check(commands: Any) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Run `refmeta check`; returns the exit code."""
-    ways = [way for way in (args.function, args.results, args.command_line) if way]
-    if len(ways) != 1:
+    if sum(map(bool, (args.function, args.results, args.command_line))) != 1:
         raise ValueError("expected one of MODULE:FUNCTION, --results FILE.json, or -- COMMAND …")
     if not 0 < args.timeout <= DAY:
         raise ValueError(f"--timeout {args.timeout}: expected a number of seconds above 0, at most {DAY}")
@@ -50,8 +49,8 @@ def run_check(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # with it ends what it started
         report = check_command(args.command_line, vectors, args.timeout)
     else:
-        function = _function(args.function)
-        report = check(function, args.dtype, args.algorithm, args.tier, args.timeout, f"refmeta check {args.function}")
+        function, title = _function(args.function), f"refmeta check {args.function}"
+        report = check(function, args.dtype, args.algorithm, args.tier, args.timeout, title)
     print(report.json() if args.json else report)
     return 0 if report.passed else 1
 

@@ -210,7 +210,7 @@ class Program:
 
     def line(self) -> bytes:
         """The next line. Failed: it does not come in time, or at all, or without an end."""
-        end = time.monotonic() + self.timeout
+        deadline = time.monotonic() + self.timeout
         while b"\n" not in self.unread:
             ended = self.stdout not in self.reading
             if len(self.unread) > LONGEST or (ended and self.unread):
@@ -219,13 +219,11 @@ class Program:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(1)
                 raise Failed(f"ended with exit code {self.process.poll()} before it answered")
-            left = end - time.monotonic()
+            left = deadline - time.monotonic()
             if left <= 0 or not self.exchange(left):
                 raise Failed(f"gave no answer within {self.timeout:g} seconds")
-        length = self.unread.index(b"\n") + 1
-        line = bytes(self.unread[:length])
-        del self.unread[:length]
-        return line
+        line, end_of_line, self.unread = self.unread.partition(b"\n")
+        return bytes(line + end_of_line)
 
     def exchange(self, seconds: float) -> bool:
         """Write and read once, as soon as something can be. False: nothing could for so many seconds."""

@@ -564,6 +564,10 @@ def test_float32_has_less_than_ten_digits(digits, text):
     assert verdict_of(off, (vector(float32=1e-4), answer([3, 4 + 1e-15]))).text == text
 
 
+def test_ten_digits_are_more_than_those_of_float32():
+    assert verdict_of((vector(gradient=[[0.0]]), answer([1e-10]))).text == ROUNDABOUT
+
+
 def test_nothing_explains_answers_whose_squares_overflow():
     rng = np.random.default_rng(0)
 

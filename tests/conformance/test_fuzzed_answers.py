@@ -44,7 +44,11 @@ def test_a_vector_file_is_refused_or_read_as_what_it_says(data, name):
         assert {tuple(leaf.shape for leaf in tree) for tree in trees} == {tuple(leaf.shape for leaf in case.theta)}
         assert all(np.isfinite(leaf).all() for tree in trees for leaf in tree)
         assert [*vector.tolerance] == ["float32", "float64"] and min(vector.scale) > 0
-        assert case.settings and case.loss_fn and case.algorithm in ("maml", "fomaml", "anil", "reptile", "joint")
+        assert (
+            len(case.settings) == len(case.tasks)
+            and case.loss_fn
+            and case.algorithm in ("maml", "fomaml", "anil", "reptile", "joint")
+        )
 
 
 def plain(content):

@@ -1,8 +1,9 @@
-"""Mutation testing: `python tests/mutation/run.py spec` (or `models`, `attribution`, `comparison`), extra `mutation`.
+"""Mutation testing: `python tests/mutation/run.py spec` (or `models`, `explain`, `check`), extra `mutation`.
 
 cosmic-ray changes the files in one place at a time, and the tests must fail each time, but for the mutants of
-`equivalent.toml`, which must exist and pass. Each statement of the specification is also struck out once.
-A copy is changed, not the checkout.
+`equivalent.toml`, which must exist and pass. A mutant's name is its function and the expression that it has changed, as
+`ast.unparse` writes it, so no layout of the source is part of it. Each statement of the specification is also struck
+out once. A copy is changed, not the checkout.
 """
 
 import ast
@@ -17,21 +18,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_db import use_db
+from cosmic_ray.work_item import MutationSpec
 
 ROOT = Path(__file__).parents[2]
 FILES = {
-    "spec": ["refmeta/spec"],
+    "spec": ["refmeta/algorithms.py", "refmeta/adjoint.py", "refmeta/trees.py"],
     "models": ["refmeta/models.py"],
-    "attribution": [f"refmeta/conformance/{name}.py" for name in ("rules", "attribution")],
-    "comparison": ["refmeta/conformance/checker.py"],
+    "explain": ["refmeta/conformance/rules.py", "refmeta/conformance/explain.py"],
+    "check": ["refmeta/conformance/check.py", "refmeta/conformance/report.py"],
 }
-TESTS = {  # what kills soonest comes first
-    "spec": "tests/test_errors.py tests/test_gradients.py tests/test_closed_forms.py tests/test_identities.py",
-    "models": "tests/test_models.py tests/test_errors.py tests/test_gradients.py tests/test_identities.py",
-    "attribution": "tests/vectors/test_vectors.py::test_the_rules_give_the_intermediate_values_too"
-    " tests/test_conformance.py tests/test_errors.py -k 'not noise'",
-    "comparison": "tests/test_comparison.py",
+TESTS = {  # wherever these files are; what kills soonest comes first
+    "spec": ["test_errors.py", "test_gradients.py", "test_closed_forms.py", "test_identities.py"],
+    "models": ["test_models.py", "test_errors.py", "test_gradients.py", "test_identities.py"],
+    "explain": [
+        "test_explain.py",
+        "test_cases.py",
+        "test_vectors.py::test_the_rules_give_the_intermediate_values_too",
+        "test_conformance.py",
+    ],
+    "check": ["test_check.py"],
 }
 # Of the specification all but what any test sees as a type error (floats have no shifts and bits), | in annotations,
 # and +x, which is −x without its minus. Elsewhere the nearest replacements of an operator.
@@ -60,7 +68,7 @@ STEPS = [
 
 
 def mutants(target: str, command: list[str]) -> dict[str, dict[str, list[str]]]:
-    """Of every file "function: what its changed lines became" of every mutant, and the outcomes of all that are so."""
+    """Of every file the names of all mutants, and the outcomes of those of each name."""
     left_out = [f"core/Replace{name}" for name in (ALL if target == "spec" else NEAREST)]
     Path("config").write_text(
         CONFIG.format(timeout=float(TIMEOUT), files=FILES[target], command=shlex.join(command), filter=left_out)
@@ -73,11 +81,29 @@ def mutants(target: str, command: list[str]) -> dict[str, dict[str, list[str]]]:
         for item, result in db.completed_work_items:
             if result.worker_outcome != "skipped":
                 (mutation,) = item.mutations
-                lines = [s[1:].strip() for s in result.diff.splitlines() if s[0] == "+" and s[:3] != "+++"]
-                name = f"{mutation.definition_name}: {' '.join(lines)}"
+                name = name_of(mutation)
                 outcome = OUT_OF_TIME if result.output == "timeout" else result.test_outcome
                 found.setdefault(str(mutation.module_path), {}).setdefault(name, []).append(outcome)
     return found
+
+
+def name_of(mutation: MutationSpec) -> str:
+    """ "function: the smallest telling expression that the mutant has changed"."""
+    before = mutation.module_path.read_text()
+    operator = get_operator(mutation.operator_name)(**mutation.operator_args)
+    after = mutate_code(before, operator, mutation.occurrence)
+    return f"{mutation.definition_name}: {ast.unparse(changed(ast.parse(before), ast.parse(after))).splitlines()[0]}"
+
+
+def changed(before: ast.AST, after: ast.AST) -> ast.AST:
+    """The smallest part of `after` that is other than in `before`, and tells more than a number or a name."""
+    pairs = zip(ast.iter_child_nodes(before), ast.iter_child_nodes(after), strict=False)
+    different = [(a, b) for a, b in pairs if ast.dump(a) != ast.dump(b)]
+    if len(different) != 1:
+        return after
+    inner = changed(*different[0])
+    mute = (ast.Constant, ast.Name, ast.UnaryOp, ast.Tuple, ast.List)
+    return inner if isinstance(inner, (ast.expr, ast.stmt)) and not isinstance(inner, mute) else after
 
 
 def struck_out(path: Path, command: list[str]) -> Iterator[tuple[str, bool]]:
@@ -97,11 +123,17 @@ def struck_out(path: Path, command: list[str]) -> Iterator[tuple[str, bool]]:
     path.write_text(source)
 
 
+def found(tests: list[str]) -> list[str]:
+    """The tests as pytest names them, wherever their files are below tests/."""
+    names = [test.partition(".py") for test in tests]
+    return [f"{path.relative_to(ROOT)}{rest}" for stem, py, rest in names for path in (ROOT / "tests").rglob(stem + py)]
+
+
 def main(target: str) -> int:
     """Prints the table; 1 if a mutant survives that is not listed, or one is listed that does not."""
     listed = tomllib.loads((ROOT / "tests/mutation/equivalent.toml").read_text())
     command = [sys.executable, "-m", "pytest", "-xq", "--assert=plain", "-p", "no:cacheprovider"]
-    command += ["--hypothesis-profile=mutation", *shlex.split(TESTS[target])]
+    command += ["--hypothesis-profile=mutation", *found(TESTS[target]), "-k", "not noise"]
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     wrong, endless = [], []
     with TemporaryDirectory() as copy:
@@ -125,7 +157,7 @@ def main(target: str) -> int:
             wrong += [f"{file}: listed, but killed or gone: {name}" for name in stale]
         print("\n".join([f"Killed by {TIMEOUT} seconds without an end: {name}" for name in endless]))
         if target == "spec":
-            struck = [line for path in Path(*FILES[target]).glob("*.py") for line in struck_out(path, command)]
+            struck = [line for path in FILES[target] for line in struck_out(Path(path), command)]
             missed = [f"{line}: struck out, and the tests pass" for line, passed in struck if passed]
             print(
                 f"\n{len(struck)} statements struck out one by one: {len(struck) - len(missed)} turned the tests red."
