@@ -123,7 +123,7 @@ def struck_out(path: Path, command: list[str]) -> Iterator[tuple[str, bool]]:
     path.write_text(source)
 
 
-def found(tests: list[str]) -> list[str]:
+def located(tests: list[str]) -> list[str]:
     """The tests as pytest names them, wherever their files are below tests/."""
     names = [test.partition(".py") for test in tests]
     return [f"{path.relative_to(ROOT)}{rest}" for stem, py, rest in names for path in (ROOT / "tests").rglob(stem + py)]
@@ -133,7 +133,7 @@ def main(target: str) -> int:
     """Prints the table; 1 if a mutant survives that is not listed, or one is listed that does not."""
     listed = tomllib.loads((ROOT / "tests/mutation/equivalent.toml").read_text())
     command = [sys.executable, "-m", "pytest", "-xq", "--assert=plain", "-p", "no:cacheprovider"]
-    command += ["--hypothesis-profile=mutation", *found(TESTS[target]), "-k", "not noise"]
+    command += ["--hypothesis-profile=mutation", *located(TESTS[target]), "-k", "not noise"]
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     wrong, endless = [], []
     with TemporaryDirectory() as copy:
