@@ -91,8 +91,11 @@ def name_of(mutation: MutationSpec) -> str:
     """ "function: the smallest telling expression that the mutant has changed"."""
     before = mutation.module_path.read_text()
     operator = get_operator(mutation.operator_name)(**mutation.operator_args)
-    after = mutate_code(before, operator, mutation.occurrence)
-    return f"{mutation.definition_name}: {ast.unparse(changed(ast.parse(before), ast.parse(after))).splitlines()[0]}"
+    try:
+        after = ast.parse(mutate_code(before, operator, mutation.occurrence))
+    except SyntaxError:  # as of {*d} for {**d}: it is killed, whatever its name
+        return f"{mutation.definition_name}: no Python"
+    return f"{mutation.definition_name}: {ast.unparse(changed(ast.parse(before), after)).splitlines()[0]}"
 
 
 def changed(before: ast.AST, after: ast.AST) -> ast.AST:
