@@ -286,7 +286,7 @@ def wrong_inside(j: Judged) -> Iterator[str]:
                 bad = [k for k, tree in enumerate(task[key]) if not close(steps[k], tree, j)]
             except Exception as error:  # they may be arrays of any library
                 yield f"{key} of task {i + 1} in {j.row.id} cannot be read: {error}. "
-                continue
+                return
             if bad:
                 k = bad[-1] if key == "adjoint" else bad[0]
                 yield f"{words.INSIDE[key].format(k=k)} (task {i + 1} of {j.row.id}): "

@@ -102,7 +102,7 @@ def form(names: Sequence[str], got: Shapes, expected: Shapes) -> str:
     if [prod(shape) for shape in got] == [sum(map(prod, expected))]:
         return f"one flat array: expected {len(expected)} arrays, {', '.join(names)}"
     if len(got) != len(expected):
-        missing = f"; missing {', '.join(names[len(got) :])}" * (len(got) < len(expected))
+        missing = "; missing " * bool(names[len(got) :]) + ", ".join(names[len(got) :])
         return f"{len(got)} arrays, expected {len(expected)}: {', '.join(names)}{missing}"
     i = [a == b for a, b in zip(got, expected, strict=True)].index(False)
     return f"{names[i]} has shape {got[i]}, expected {expected[i]}"

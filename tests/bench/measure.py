@@ -80,10 +80,10 @@ def working(commands: Sequence[list[str]], threads: int) -> Iterator[list[Worker
         yield workers
     finally:
         for _, process in workers:
-            with suppress(subprocess.TimeoutExpired, BrokenPipeError):
+            with suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=1)  # it ends with its input
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 def side_by_side(

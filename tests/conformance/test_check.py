@@ -544,6 +544,14 @@ def test_a_factor_alone_is_a_convention_unless_it_is_negative(factor, kind, name
     assert (verdict.kind, verdict.explanations[0]) == (kind, Explanation((), "all", Factor(np.sign(factor), name)))
 
 
+def test_what_may_be_a_convention_is_no_bug():
+    v = BY_ID["maml-quadratic-k2-t2"]
+    halves = [[leaf / 2 for leaf in task["gradient"]] for task in v.per_task]
+    got = answer(*(leaf / 2 for leaf in v.gradient))
+    verdict = verdict_of((dataclasses.replace(v, suspects={"first_order": halves}), got))
+    assert verdict.kind == "convention" and verdict.explanations[1:] == (FIRST_ORDER,)
+
+
 def test_a_lost_task_is_a_bug():
     v = BY_ID["maml-quadratic-k3-t3"]
     verdict = verdict_of((v, answer(*v.per_task[-1]["gradient"])))
@@ -562,6 +570,10 @@ def test_the_first_wrong_intermediate_is_said_before_the_verdict(got, said):
 def test_float32_has_less_than_ten_digits(digits, text):
     off = vector(float32=1e-4), answer([3, 4 + 10**-digits])
     assert verdict_of(off, (vector(float32=1e-4), answer([3, 4 + 1e-15]))).text == text
+
+
+def test_ten_digits_are_more_than_those_of_float32():
+    assert verdict_of((vector(gradient=[[0.0]]), answer([1e-10]))).text == ROUNDABOUT
 
 
 def test_nothing_explains_answers_whose_squares_overflow():

@@ -47,24 +47,23 @@ class Dual(Number):
     b: Any
 
     def __add__(self, other: Any) -> "Dual":
-        other = dual(other)
-        return Dual(self.a + other.a, self.b + other.b)
+        if isinstance(other, Dual):
+            return Dual(self.a + other.a, self.b + other.b)
+        return Dual(self.a + other, self.b)
 
     def __mul__(self, other: Any) -> "Dual":
-        other = dual(other)
-        return Dual(self.a * other.a, self.a * other.b + self.b * other.a)
+        if isinstance(other, Dual):
+            return Dual(self.a * other.a, self.a * other.b + self.b * other.a)
+        return Dual(self.a * other, self.b * other)
 
     def __truediv__(self, other: Any) -> "Dual":
-        other = dual(other)
-        quotient = self.a / other.a
-        return Dual(quotient, (self.b - quotient * other.b) / other.a)
+        if isinstance(other, Dual):
+            quotient = self.a / other.a
+            return Dual(quotient, (self.b - quotient * other.b) / other.a)
+        return Dual(self.a / other, self.b / other)
 
     def __neg__(self) -> "Dual":
         return Dual(-self.a, -self.b)
-
-
-def dual(value: Any) -> Dual:
-    return value if isinstance(value, Dual) else Dual(value, 0 * value)
 
 
 class Bounded(Number):

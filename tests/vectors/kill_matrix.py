@@ -9,7 +9,7 @@ Made by `python -m tests.vectors.kill_matrix > docs/kill_matrix.md`; the tests c
 of a tier on which the mistake gives another answer than the right one, by more than a hundred float32 tolerances. The
 tiers are the kinds of cases: canary, so simple that only wrong wiring should fail it; quadratic, regression, tanh and
 softmax losses; edge, such as no steps or an empty head; scalar. Fed blind to `refmeta check`, every mistake comes back
-under its own name (`tests/conformance`).
+under its own name (`tests/conformance/test_conformance.py`).
 
 """
 
