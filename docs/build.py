@@ -35,7 +35,7 @@ API = {
     "refmeta.adjoint": "maml anil hvp",
     "refmeta.models": "MLP ConvNet squared_error cross_entropy accuracy",
     "refmeta.conformance": "check assert_case parameters audit Case Skip Report Row Verdict",
-    "refmeta.lab": "train evaluate adam sgd linear reptile_by trajectory_by Diverged Interrupted",
+    "refmeta.lab": "train Checkpoint evaluate adam sgd linear reptile_by trajectory_by Diverged Interrupted",
     "refmeta.lab.sweep": "grid sweep",
 }
 API_HEAD = """# Every public name
