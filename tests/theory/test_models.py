@@ -29,7 +29,6 @@ def draw(*shape):
 @pytest.mark.parametrize(
     "primitive, shapes",
     [
-        (m.matmul, [(4, 2), (2, 5)]),
         (m.matmul_nt, [(4, 2), (5, 2)]),
         (m.matmul_tn, [(2, 4), (2, 5)]),
         (m.sum_rows, [(4, 2)]),
