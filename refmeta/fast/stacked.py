@@ -27,12 +27,13 @@ def stacked(algorithm: Callable[..., Any]) -> Callable[..., Any]:
     if not callable(algorithm) or "tasks" not in inspect.signature(algorithm).parameters:
         raise TypeError(f"stacked: expected an algorithm of (loss, theta, tasks, alpha), got {algorithm!r:.60}")
 
-    check = getattr(algorithm, "check", lambda *args, **kwargs: inspect.signature(algorithm).bind(*args, **kwargs))
+    bind = inspect.signature(algorithm).bind
+    check = getattr(algorithm, "check", lambda *args, **kwargs: bind(*args, **kwargs).arguments)
     raw = inspect.unwrap(algorithm)  # a public name is checked once, before its tasks are stacked
 
     @wraps(algorithm)
     def all_at_once(*args: Any, **kwargs: Any) -> Any:
-        given = check(*args, **kwargs).arguments
+        given = check(*args, **kwargs)
         loss, theta, tasks = (given.pop(name) for name in ("loss", "theta", "tasks"))
 
         def together(group: Tasks) -> Any:
