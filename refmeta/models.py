@@ -18,7 +18,7 @@ from refmeta.trees import Array, Batch, Loss, Theta
 
 # --- Primitives, each with its derivative beside it -------------------------------------------------
 #
-# Their rules are made of them, of arithmetic and of sums, so derivatives of any order exist. Two of them correct
+# Their rules are made of them and of functions that autograd can derive, so derivatives of any order exist. Two correct
 # stock autograd: it derives tanh through cosh², which overflows to NaN, and gives maximum(x, 0) the slope ½ at 0,
 # where PyTorch, JAX and TensorFlow have 0. One node in place of several also makes gradients 1.5 to 2 times
 # faster. In a rule, g is the derivative of the end result in the value.

@@ -326,7 +326,7 @@ def proved(replay: Callable[..., Any], function: Callable[..., Any], arrays: Seq
     with numpy.errstate(all="ignore"):
         refusals = [_tried(replay, function, probe) for probe in _probes(arrays)]
     if all(refusals):
-        raise ValueError(f"recorded: no proof, for the function takes no other arrays than these: {refusals[-1]}")
+        raise ValueError(f"recorded: no proof, because the function takes no other arrays than these: {refusals[-1]}")
     return replay
 
 
