@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,28 +20,25 @@ def checked(function: F, query: bool = True) -> F:
     TypeError: an argument of the wrong kind. ValueError: one of the right kind with an impossible value.
     """
     signature = inspect.signature(function)
-    optional_alpha = signature.parameters["alpha"].default is None
+    tasks = partial(check_tasks, queries_needed=query)
+    checks: dict[str, Any] = {"theta": check_theta, "alpha": check_alpha, "supports": _check_supports, "tasks": tasks}
 
-    def check(*args: Any, **kwargs: Any) -> inspect.BoundArguments:
+    def check(*args: Any, **kwargs: Any) -> dict[str, Any]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
         if not callable(given["loss"]):
             raise TypeError(f"loss: expected a function of (theta, batch), got {_described(given['loss'])}")
-        given["theta"] = check_theta(given["theta"])
-        if given["alpha"] is not None or not optional_alpha:
-            given["alpha"] = check_alpha(given["alpha"])
-        if "tasks" in given:
-            given["tasks"] = check_tasks(given["tasks"], query)
-        if "supports" in given:
-            given["supports"] = _check_supports(given["supports"], "supports")
+        for name in checks:
+            if name in given and given[name] is not signature.parameters[name].default:
+                given[name] = checks[name](given[name])
         if "head" in given:
             check_head(given["head"], len(given["theta"]))
-        return bound
+        return given
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return function(**check(*args, **kwargs).arguments)
+        return function(**check(*args, **kwargs))
 
     call.check = check  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
@@ -54,8 +51,7 @@ def check_theta(theta: Any, name: str = "theta") -> Theta:
         raise ValueError(f"{name}: expected a list of arrays, got an empty one")
     for i, leaf in enumerate(leaves):
         dtype = _numbers(leaf, f"{name}[{i}]", "f", "floating-point numbers").dtype
-        if not dtype.isnative:
-            leaves[i] = leaf.astype(dtype.newbyteorder("="))
+        leaves[i] = leaf if dtype.isnative else leaf.astype(dtype.newbyteorder("="))
     return leaves
 
 
@@ -83,7 +79,7 @@ def check_tasks(tasks: Any, queries_needed: bool = True) -> Tasks:
     if not given:
         raise ValueError("tasks: expected at least one task (supports, query), got an empty list")
     for i, task in enumerate(given):
-        supports, query = _pair(task, f"tasks[{i}]", "(supports, query)")
+        supports, query = _sequence(task, f"tasks[{i}]", "a pair (supports, query)", 2)
         _check_supports(supports, f"tasks[{i}] supports")
         if query is not None:
             _check_batch(query, f"tasks[{i}] query")
@@ -92,7 +88,7 @@ def check_tasks(tasks: Any, queries_needed: bool = True) -> Tasks:
     return given
 
 
-def _check_supports(supports: Any, where: str) -> Supports:
+def _check_supports(supports: Any, where: str = "supports") -> Supports:
     given: Supports = _sequence(supports, where, "a list of batches (x, y), one for each inner step")
     for k, batch in enumerate(given):
         _check_batch(batch, f"{where}[{k}]")
@@ -100,7 +96,7 @@ def _check_supports(supports: Any, where: str) -> Supports:
 
 
 def _check_batch(batch: Any, where: str) -> None:
-    for name, part in zip("xy", _pair(batch, where, "(x, y)"), strict=True):
+    for name, part in zip("xy", _sequence(batch, where, "a pair (x, y)", 2), strict=True):
         _numbers(part, f"{where} {name}")
 
 
@@ -112,16 +108,11 @@ def check_head(head: Any, arrays: int) -> None:
         raise ValueError(f"head: theta has {arrays} arrays, so 0 … {arrays} of them can adapt; got {head}")
 
 
-def _sequence(value: Any, where: str, expected: str) -> list[Any]:
-    if isinstance(getval(value), (str, np.ndarray)) or not isinstance(getval(value), Sequence):
+def _sequence(value: Any, where: str, expected: str, length: int | None = None) -> list[Any]:
+    plain = getval(value)
+    if not isinstance(plain, Sequence) or isinstance(plain, str) or length not in (None, len(plain)):
         raise TypeError(f"{where}: expected {expected}, got {_described(value)}")
     return list(value)
-
-
-def _pair(value: Any, where: str, expected: str) -> Any:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"{where}: expected a pair {expected}, got {_described(value)}")
-    return value
 
 
 def _numbers(value: Any, where: str, kinds: str = "fiub", expected: str = "numbers") -> Any:

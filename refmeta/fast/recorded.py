@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import wraps
 from itertools import count
-from math import isfinite
+from math import inf, nan
 from operator import iadd
 from typing import Any
 
@@ -46,16 +46,20 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = (args, *kwargs.values())
+        given = args, tuple(kwargs.items())
         form, arrays = flattened(given)
         if not {numpy.ndarray}.issuperset(map(type, arrays)):
             return function(*args, **kwargs)  # someone else's trace goes through the function itself
-        key = form, tuple(kwargs), tuple([a.shape for a in arrays]), tuple([a.dtype for a in arrays])
-        if (replay := _found(replays, key)) is None:
+        key = form, tuple([a.shape for a in arrays]), tuple([a.dtype for a in arrays])
+        try:
+            replay = replays.get(key)
+        except TypeError as error:
+            raise TypeError(f"recorded: expected arrays, lists, tuples, or hashable constants: {error}") from None
+        if replay is None:
 
             def flat(*new: Array) -> Any:
-                args, *values = refilled(given, arrays, new)
-                return function(*args, **dict(zip(kwargs, values, strict=True)))
+                args, options = refilled(given, arrays, new)
+                return function(*args, **dict(options))
 
             replay = proved(replay_of(flat, arrays), flat, arrays)
             if len(replays) == KEPT:
@@ -64,14 +68,6 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         return replay(*arrays)
 
     return call
-
-
-def _found(replays: dict[Any, Callable[..., Any]], key: Any) -> Callable[..., Any] | None:
-    try:
-        return replays.get(key)
-    except TypeError as error:
-        message = f"recorded: expected arrays, lists and tuples of them, or hashable constants: {error}"
-        raise TypeError(message) from None
 
 
 def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
@@ -99,11 +95,7 @@ def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
 def refilled(tree: Any, arrays: Sequence[Array], new: Sequence[Any]) -> Any:
     """The nested arguments with other arrays in the place of theirs."""
     others = dict(zip(map(id, arrays), new, strict=True))
-
-    def fill(tree: Any) -> Any:
-        return type(tree)(map(fill, tree)) if type(tree) in (list, tuple) else others.get(id(tree), tree)
-
-    return fill(tree)
+    return _each(lambda leaf: others.get(id(leaf), leaf), tree)
 
 
 def replay_of(function: Callable[..., Any], arrays: Sequence[Array]) -> Callable[..., Any]:
@@ -122,7 +114,6 @@ class Call(Node):  # type: ignore[misc]
     Where autograd's functions of lists run on Calls, what they do to an element becomes another Call.
     """
 
-    __slots__ = ("args", "fun", "kind", "kwargs", "number")
     made = count()
 
     def __init__(self, value: Any, fun: Any, args: Any, kwargs: Any, places: Any, parents: Any):
@@ -172,10 +163,9 @@ def record(function: Callable[..., Any], arrays: Sequence[Array]) -> tuple[list[
         try:
             return inputs, function(*[new_box(a, level, call) for a, call in zip(arrays, inputs, strict=True)])
         except TypeError as error:
-            if "Can't differentiate w.r.t. type" not in str(error):
-                raise
-            message = f"recorded: the function takes a value out of its arrays, or decides by one: {error}"
-            raise TypeError(message) from error
+            if "Can't differentiate w.r.t. type" in str(error):
+                raise TypeError(f"recorded: it takes a value out of its arrays, or decides by one: {error}") from error
+            raise
 
 
 def in_order(result: Any) -> list[Call]:
@@ -184,27 +174,24 @@ def in_order(result: Any) -> list[Call]:
     found: set[Call] = set()
     waiting = _calls(result)
     while waiting:
-        call = waiting.pop()
-        if call not in found:
+        if (call := waiting.pop()) not in found:
             found.add(call)
             waiting += _calls((call.args, call.kwargs))
     return sorted((call for call in found if call.fun), key=lambda call: call.number)
 
 
 def _calls(tree: Any) -> list[Call]:
-    return [leaf for leaf in _leaves(tree) if isinstance(leaf, Call)]
-
-
-def _leaves(tree: Any) -> list[Any]:
-    found: list[Any] = []
-    _each(found.append, tree)
-    return found
+    leaves: list[Any] = []
+    _each(leaves.append, tree)
+    return [leaf for leaf in leaves if isinstance(leaf, Call)]
 
 
 def _each(function: Callable[[Any], Any], tree: Any) -> Any:
     """Nested containers with the function of every leaf in its place; a box is the Call that it stands for."""
     if type(tree) is dict:
         return {key: _each(function, item) for key, item in tree.items()}
+    if type(tree) is slice:
+        return slice(*_each(function, (tree.start, tree.stop, tree.step)))
     if type(tree) in (list, tuple):
         return type(tree)([_each(function, item) for item in tree])
     return function(tree._node if isbox(tree) else tree)
@@ -251,7 +238,7 @@ def without_idle(call: Call) -> Any:
 def each_once() -> Callable[[Call], Call]:
     """A rule that gives the first of the calls of the same function on the same arguments."""
     first: dict[str, Call] = {}
-    return lambda call: first.setdefault(_source((call.fun, call.args, call.kwargs), lambda x: f"v{id(x)}"), call)
+    return lambda call: first.setdefault(_source((call.fun, call.args, call.kwargs), lambda leaf: f"v{id(leaf)}"), call)
 
 
 def _rewritten(rule: Callable[[Call], Any], result: Any) -> Any:
@@ -299,39 +286,36 @@ def with_lifetimes(inputs: list[Call], result: Any) -> list[tuple[Call, list[Cal
 def compiled(inputs: list[Call], steps: list[tuple[Call, list[Call]]], result: Any) -> Callable[..., Any]:
     """The steps as a Python function of the inputs, a line for each call; its source is its docstring."""
     names = {call: f"x{i}" for i, call in enumerate(inputs)} | {call: f"v{i}" for i, (call, _) in enumerate(steps)}
-    leaves = _leaves([result, *((call.fun, call.args, call.kwargs) for call, _ in steps)])
-    scope = {f"c{id(leaf)}": leaf for leaf in leaves if not isinstance(leaf, Call)}
+    scope: dict[str, Any] = {"inf": inf, "nan": nan}
 
-    def source(value: Any) -> str:
-        return _source(value, names.__getitem__)
+    def name(leaf: Any) -> str:
+        if isinstance(leaf, Call):
+            return names[leaf]
+        scope[f"c{id(leaf)}"] = leaf
+        return f"c{id(leaf)}"
 
-    lines = [f"def replay({', '.join(map(source, inputs))}):"]
+    lines = [f"def replay({', '.join(map(name, inputs))}):"]
     for call, dead in steps:
-        arguments = [*map(source, call.args), *(f"{key}={source(value)}" for key, value in call.kwargs.items())]
-        lines.append(f"    {source(call)} = {source(call.fun)}({', '.join(arguments)})")
-        lines += [f"    del {', '.join(map(source, dead))}"] if dead else []
-    lines.append(f"    return {source(result)}")
+        options = "".join(f"{key}={_source(value, name)}, " for key, value in call.kwargs.items())
+        arguments = "".join(f"{_source(value, name)}, " for value in call.args)
+        lines.append(f"    {names[call]} = {name(call.fun)}({arguments}{options})")
+        lines += [f"    del {', '.join(map(name, dead))}"] if dead else []
+    lines.append(f"    return {_source(result, name)}")
     exec("\n".join(lines), scope)
     scope["replay"].__doc__ = "\n".join(lines)
     return scope["replay"]  # type: ignore[no-any-return]
 
 
-def _source(value: Any, name: Callable[[Call], str]) -> str:
-    """The value as Python; what has no literal is a constant, named by its identity."""
-    if isinstance(value, Call):
-        return name(value)
-    if type(value) is dict:
-        return f"dict({_source([*value.items()], name)})"
-    if type(value) in (list, tuple):
-        inside = "".join(f"{_source(item, name)}, " for item in value)
-        return f"[{inside}]" if type(value) is list else f"({inside})"
-    return repr(value) if _literal(value) else f"c{id(value)}"
+class Name(str):
+    """A string that stands in source as it is."""
+
+    __repr__ = str.__str__
 
 
-def _literal(value: Any) -> bool:
-    if isinstance(value, slice):
-        return all(map(_literal, (value.start, value.stop, value.step)))
-    return value is None or type(value) in (int, bool, str) or (type(value) is float and isfinite(value))
+def _source(value: Any, name: Callable[[Any], str]) -> str:
+    """The value as Python; what has no literal is named."""
+    literal = (int, float, bool, str, type(None))
+    return repr(_each(lambda leaf: leaf if type(leaf) in literal else Name(name(leaf)), value))
 
 
 # --- Prove ------------------------------------------------------------------------------------------
@@ -342,7 +326,7 @@ def proved(replay: Callable[..., Any], function: Callable[..., Any], arrays: Seq
     with numpy.errstate(all="ignore"):
         refusals = [_tried(replay, function, probe) for probe in _probes(arrays)]
     if all(refusals):
-        raise ValueError(f"recorded: no proof, for the function takes no other arrays than these: {refusals[-1]}")
+        raise ValueError(f"recorded: no proof, because the function takes no other arrays than these: {refusals[-1]}")
     return replay
 
 
@@ -353,17 +337,13 @@ def _tried(replay: Callable[..., Any], function: Callable[..., Any], probe: list
     except Exception as refusal:
         return refusal
     if not _same(replay(*probe), expected):
-        raise ValueError(
-            "recorded: on other arrays the replay differs from the function, which decides by a value, "
-            "draws random numbers, or keeps something"
-        )
+        why = "which decides by a value, draws random numbers, or keeps something"
+        raise ValueError(f"recorded: on other arrays the replay differs from the function, {why}")
     # A second recording makes its own constants anew; an array from outside is the same one in both.
     captured, again = _changeable(replay), _changeable(replay_of(function, probe))
     for root in captured.keys() & again.keys():
-        raise ValueError(
-            f"recorded: an array of shape {captured[root].shape} comes from outside and can change: "
-            "make it an argument, or read-only (array.flags.writeable = False)"
-        )
+        what = f"an array of shape {captured[root].shape} comes from outside and can change"
+        raise ValueError(f"recorded: {what}: make it an argument, or read-only (array.flags.writeable = False)")
     return None
 
 
@@ -379,22 +359,19 @@ def _same(a: Any, b: Any) -> bool:
         return type(a) is type(b) and len(a) == len(b) and all(map(_same, a, b))
     if not alike(a, b):
         return a is b
-    a, b = numpy.asarray(a), numpy.asarray(b)
-    if b.dtype.kind != "f":
-        return numpy.array_equal(a, b)
-    tolerance = numpy.finfo(b.dtype).eps ** 0.6
-    finite = numpy.isfinite(b)
-    scale = numpy.max(numpy.abs(b), initial=0, where=finite)
-    return numpy.array_equal(numpy.isfinite(a), finite) and bool((abs(a - b) <= tolerance * scale)[finite].all())
+    dtype = numpy.asarray(b).dtype
+    tolerance = numpy.finfo(dtype).eps ** 0.6 if dtype.kind == "f" else 0
+    a, b = (numpy.where(numpy.isfinite(x), x, numpy.nan) for x in (a, b))
+    scale = numpy.max(numpy.abs(b), initial=0, where=numpy.isfinite(b))
+    return numpy.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)
 
 
 def _changeable(replay: Any) -> dict[int, Array]:
     """The constants of a replay that can change: writable arrays, by the identity of whose memory they show."""
     roots = {}
     for value in replay.__globals__.values():
-        if isinstance(value, numpy.ndarray):
-            while isinstance(value.base, numpy.ndarray):
-                value = value.base
-            if value.flags.writeable:
-                roots[id(value)] = value
+        while isinstance(getattr(value, "base", None), numpy.ndarray):
+            value = value.base
+        if isinstance(value, numpy.ndarray) and value.flags.writeable:
+            roots[id(value)] = value
     return roots

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import autograd.numpy as np
-import numpy
+import numpy as np
 from autograd.extend import defvjp, primitive
 from autograd.tracer import getval
 
@@ -27,12 +26,13 @@ def stacked(algorithm: Callable[..., Any]) -> Callable[..., Any]:
     if not callable(algorithm) or "tasks" not in inspect.signature(algorithm).parameters:
         raise TypeError(f"stacked: expected an algorithm of (loss, theta, tasks, alpha), got {algorithm!r:.60}")
 
-    check = getattr(algorithm, "check", lambda *args, **kwargs: inspect.signature(algorithm).bind(*args, **kwargs))
+    bind = inspect.signature(algorithm).bind
+    check = getattr(algorithm, "check", lambda *args, **kwargs: bind(*args, **kwargs).arguments)
     raw = inspect.unwrap(algorithm)  # a public name is checked once, before its tasks are stacked
 
     @wraps(algorithm)
     def all_at_once(*args: Any, **kwargs: Any) -> Any:
-        given = check(*args, **kwargs).arguments
+        given = check(*args, **kwargs)
         loss, theta, tasks = (given.pop(name) for name in ("loss", "theta", "tasks"))
 
         def together(group: Tasks) -> Any:
@@ -94,18 +94,18 @@ def _stack(batches: Any) -> Batch:
 @primitive
 def _joined(*arrays: Array) -> Array:
     """numpy.stack, faster. Data: not differentiated, but one call of a recording."""
-    return numpy.concatenate(arrays, axis=None).reshape(len(arrays), *arrays[0].shape)
+    return np.concatenate(arrays, axis=None).reshape(len(arrays), *arrays[0].shape)
 
 
 @primitive
 def _copied(a: Array, n: int) -> Array:
-    return numpy.broadcast_to(a, (n, *a.shape))
+    return np.broadcast_to(a, (n, *a.shape))
 
 
 @primitive
 def _total(a: Array) -> Array:
     """The sum over the task axis."""
-    return numpy.add.reduce(a)
+    return np.add.reduce(a)
 
 
 defvjp(_copied, lambda y, a, n: lambda g: _total(g))
@@ -128,8 +128,6 @@ def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
         return ""  # where the loss has overflowed, nothing can be told, and nothing is lost
     tolerance = 1e-4 if thetas[0][0].dtype.itemsize < 8 else 1e-9
     if np.shape(at_once) != () or not abs(at_once - apart) <= tolerance * abs(apart):
-        return (
-            "with a leading task axis the loss must return the sum over the tasks; "
-            f"on two tasks it returned {at_once}, and they sum to {apart}"
-        )
+        said = f"on two tasks it returned {at_once}, and they sum to {apart}"
+        return f"with a leading task axis the loss must return the sum over the tasks; {said}"
     return ""
