@@ -13,7 +13,7 @@ from refmeta.lab.geometry import add_geometry
 from refmeta.lab.reuse import REUSE
 from refmeta.lab.runs import add
 from refmeta.lab.sine import SINE
-from refmeta.lab.sweep.command import add_sweep
+from refmeta.lab.sweep import add_sweep
 
 
 def main(argv: Sequence[str] | None = None) -> int:

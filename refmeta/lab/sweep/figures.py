@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from refmeta.lab.display import COLOURS, INK, Row, column, plain_axis
 from refmeta.lab.sine.figures import baselines
 from refmeta.lab.sine.waves import ZERO_MSE
-from refmeta.lab.sweep.records import varying
+from refmeta.lab.sweep.experiment import varying
 
 Panels = dict[tuple[str, ...], list[Row]]  # by the lines of the title
 
