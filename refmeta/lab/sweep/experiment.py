@@ -27,18 +27,18 @@ import numpy as np
 
 from refmeta.lab import display
 from refmeta.lab.files import locked, plain, save_csv, save_result, save_theta, versions, writable
-from refmeta.lab.runs import Options, Run, add_command, progress, seed_range, show, whole
+from refmeta.lab.runs import Options, Result, Run, add_command, progress, seed_range, show, whole
 from refmeta.lab.sine import experiment as sine
 from refmeta.lab.sine.experiment import Config
 from refmeta.lab.training import METHODS, Diverged, over_seeds
 from refmeta.trees import Theta
 
 Job = tuple[Config, int]  # the settings and the seed
-Record = dict[str, Any]
 RunJob = Callable[[Config, int, Any], Run]
 SETTINGS = [field.name for field in fields(Config)]
 CHOICES = {"method": list(METHODS), **{name: sine.options[name]["choices"] for name in ("law", "inner")}}
 COLUMNS = "steps", "mse", "median", "ci95", "diverged"  # of a record's curve
+RENAMED = {"diverged": "diverged_tasks"}  # in the table, where seeds diverge too
 MADE = "table.csv", "table.json", "sweep.png"
 BLAS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
 ALONE = Lock()  # autograd keeps its traces in one place: two threads tracing at once get wrong gradients
@@ -132,7 +132,7 @@ def _submitted(executor: Executor, run: RunJob, job: Job) -> Future[Any]:
         return refused
 
 
-def _job(run: RunJob, config: Config, seed: int) -> tuple[Record, Theta]:
+def _job(run: RunJob, config: Config, seed: int) -> tuple[Result, Theta]:
     """A job's record and θ. One that diverged is finished too, and its record is made where it ran."""
     start, diverged = perf_counter(), {}
     try:
@@ -167,8 +167,7 @@ def _pool(workers: int | None, jobs: int) -> Iterator[Executor]:
     the number of threads in the environment, because NumPy's libraries read it as they load, before any initializer."""
     one = {name: "1" for name in BLAS if name not in os.environ}
     os.environ.update(one)
-    most = min(workers or os.cpu_count() or 1, jobs or 1)
-    pool = ProcessPoolExecutor(most, get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(min(workers or os.cpu_count() or 1, jobs or 1), get_context("spawn"), initializer=_begin)
     try:
         yield pool
     except BaseException:  # nobody will keep what is being computed
@@ -195,7 +194,7 @@ def _follow(parent: Any) -> None:
 # --- The folder -------------------------------------------------------------------------------------
 
 
-def read(folder: Path) -> dict[str, Record]:
+def read(folder: Path) -> dict[str, Result]:
     """The records of a sweep's folder, by name. ValueError: it holds anything else, or a damaged record."""
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     own = [file for file in files if re.fullmatch(r".+-\d+-[0-9a-f]{12}\.(json|npz)", file)]
@@ -205,9 +204,9 @@ def read(folder: Path) -> dict[str, Record]:
     return {file[:-5]: _read_one(folder / file) for file in own if file.endswith(".json")}
 
 
-def _read_one(path: Path) -> Record:
+def _read_one(path: Path) -> Result:
     try:
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        record: Result = json.loads(path.read_text(encoding="utf-8"))
         curve = [{key: inf if row[key] is None else row[key] for key in COLUMNS} for row in record["curve"]]
         settings: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"].items()}
         config = Config(**settings)
@@ -220,7 +219,7 @@ def _read_one(path: Path) -> Record:
     return {**record, "config": config, "curve": curve}
 
 
-def table(records: Iterable[Record]) -> list[display.Row]:
+def table(records: Iterable[Result]) -> list[display.Row]:
     """A row for every combination of settings and number of steps: the settings; steps; and over the seeds
 
     seeds, how many; diverged_seeds, how many of them diverged in training; mse, median, the mean and the median over
@@ -232,17 +231,14 @@ def table(records: Iterable[Record]) -> list[display.Row]:
     return [row for config, group in groups for row in _rows(config, list(group))]
 
 
-def _rows(config: Config, records: list[Record]) -> list[display.Row]:
+def _rows(config: Config, records: list[Result]) -> list[display.Row]:
     curves = [record["curve"] for record in records if "diverged" not in record]
     count = {"seeds": len(records), "diverged_seeds": len(records) - len(curves)}
     none = [dict.fromkeys(COLUMNS, inf) | {"steps": k, "diverged": 0} for k in range(max(config.report_steps) + 1)]
     with np.errstate(invalid="ignore"):  # the spread of infinite means
         curve = over_seeds(curves or [none])
-    rows = [[{key: row[key]} for key in COLUMNS] for row in curve]
-    return [
-        plain({**asdict(config), **steps, **count, **mse, **median, **ci95, "diverged_tasks": lost["diverged"]})
-        for steps, mse, median, ci95, lost in rows
-    ]
+    rows = [{**asdict(config), "steps": row["steps"], **count, **row} for row in curve]
+    return [plain({RENAMED.get(key, key): value for key, value in row.items()}) for row in rows]
 
 
 def _save_table(folder: Path) -> list[display.Row]:
@@ -270,12 +266,13 @@ def _several(parse: Callable[[str], Any], text: str) -> list[Any]:
         raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
 
 
-ALONG = {name: sine.options[name].get("type", str) for name in sine.options if name in SETTINGS}
+ALONG: Options = {
+    name: {"type": partial(_several, option.get("type", str)), "metavar": "A,B,…", "help": "one or several"}
+    for name, option in sine.options.items()
+    if name in SETTINGS
+}
 options: Options = {
-    **{
-        name: {"type": partial(_several, parse), "metavar": "A,B,…", "help": "one or several"}
-        for name, parse in ALONG.items()
-    },
+    **ALONG,
     "seeds": {"default": "0", "metavar": "A-B,…", "help": "as 0-4, or 0,3,7 (default: 0)"},
     "preset": sine.options["preset"],
     "quick": {"action": "store_true", "help": "smoke runs of seconds"},
@@ -317,8 +314,7 @@ def run(args: argparse.Namespace) -> int:
 def text(rows: list[display.Row]) -> str:
     """The table: a line for each combination of settings, a column for each reported number of steps."""
     settings, steps = ["method", *varying(rows)], sorted({k for row in rows for k in row["report_steps"]})
-    heads = [*(name.replace("_", " ") for name in settings), "seeds", *(display.plural(k, "step") for k in steps)]
-    lines = [heads]
+    lines = [[*(name.replace("_", " ") for name in settings), "seeds", *(display.plural(k, "step") for k in steps)]]
     for _, group in groupby(rows, lambda row: [row[name] for name in SETTINGS]):
         curve = list(group)
         every, lost = curve[0]["seeds"], curve[0]["diverged_seeds"]

@@ -32,7 +32,7 @@ def draw(path: Path, rows: list[Row]) -> None:
             line = sorted((row for row in shown if row["method"] == method), key=lambda row: row[along])
             places = np.array([values.index(row[along]) for row in line]) + 0.07 * (number - (len(methods) - 1) / 2)
             _line(axis, places, line, method, 0.97 - 0.04 * number)
-        baselines(axis, rows[0]["law"])
+        baselines(axis, shown[0]["law"])
         plain_axis(axis)
         axis.tick_params(labelbottom=True)
     for unused in axes[len(panels) :]:
