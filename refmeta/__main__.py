@@ -8,12 +8,7 @@ from collections.abc import Sequence
 import refmeta
 from refmeta.conformance.command import add_check, add_vectors
 from refmeta.fast import keep_freed_memory
-from refmeta.lab.fewshot import FEWSHOT
-from refmeta.lab.geometry import add_geometry
-from refmeta.lab.reuse import REUSE
-from refmeta.lab.runs import add
-from refmeta.lab.sine import SINE
-from refmeta.lab.sweep.command import add_sweep
+from refmeta.lab import fewshot, geometry, reuse, runs, sine, sweep
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,15 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has seen enough
         return 141  # as of a program that SIGPIPE ends: a check that was not read to its end has not passed
     except (ValueError, TypeError) as error:
-        return _failed(args.command, str(error), 2)
+        code, said = 2, str(error)
     except (OSError, MemoryError) as error:
-        return _failed(args.command, str(error) or "out of memory", 1)
+        code, said = 1, str(error) or "out of memory"
     except KeyboardInterrupt as error:
-        return _failed(args.command, str(error) or "interrupted", 130)
-
-
-def _failed(command: str, why: str, code: int) -> int:
-    print(f"refmeta {command}: {why}", file=sys.stderr)
+        code, said = 130, str(error) or "interrupted"
+    print(f"refmeta {args.command}: {said}", file=sys.stderr)
     return code
 
 
@@ -48,16 +40,13 @@ def _parsed(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="refmeta", description="Gradient-based meta-learning, as a specification.")
     parser.add_argument("--version", action="version", version=refmeta.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    add(commands, SINE)
-    add(commands, FEWSHOT)
-    add_geometry(commands)
-    add(commands, REUSE)
-    for declare in (add_sweep, add_check, add_vectors):
+    for experiment in (sine.SINE, fewshot.FEWSHOT, reuse.REUSE):
+        runs.add(commands, experiment)
+    for declare in (geometry.add_geometry, sweep.add_sweep, add_check, add_vectors):
         declare(commands)
     cut = given.index("--") if "--" in given else len(given)
-    for word in given[:cut]:
-        if word.startswith("-") and word.endswith("=--"):  # of which argparse may make an empty list
-            parser.error(f"argument {word[:-3]}: expected a value, got '--'")
+    if empty := [word[:-3] for word in given[:cut] if word.startswith("-") and word.endswith("=--")]:
+        parser.error(f"argument {empty[0]}: expected a value, got '--'")  # argparse may make an empty list of it
     return parser.parse_args(given[:cut], argparse.Namespace(command_line=given[cut + 1 :]))
 
 

@@ -90,9 +90,15 @@ def kept(tmp_path):
     return tmp_path / "checkpoint", SETTINGS, state_of(theta, "adam")
 
 
+def put(path, data):
+    """In a new file: a disk waits for the bytes of one that is written over."""
+    path.unlink()
+    path.write_bytes(data)
+
+
 def refused(kept, data):
     path = kept[0]
-    path.write_bytes(data)
+    put(path, data)
     with pytest.raises(ValueError, match="^" + str(path)) as caught:
         load(*kept)
     return str(caught.value)
@@ -109,7 +115,7 @@ def test_a_checkpoint_cut_short_anywhere_is_refused(kept):
 
 def same_or_refused(kept, data, state):
     """Whether it is refused; where it is not, nothing of the state has changed."""
-    kept[0].write_bytes(data)
+    put(kept[0], data)
     try:
         read = load(*kept)
     except ValueError as error:

@@ -200,7 +200,7 @@ def work(*args, **kwargs):
 
 
 # Where the work of the commands begins: a folder to write into, and two that work before.
-WORK = [(files, "writable"), (sweep.command, "sweep"), (geometry.quadratics, "recorded")]
+WORK = [(files, "writable"), (sweep.experiment, "sweep"), (geometry.quadratics, "recorded")]
 DRAWN = functools.cache(lambda: glyphs(14, 0, 60))
 WORD = st.one_of(
     st.text(max_size=12),

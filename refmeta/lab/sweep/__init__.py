@@ -3,7 +3,6 @@
 rows = sweep(grid(seeds=range(5), method=["maml", "joint"], alpha=[0.01, 0.1]), "runs/sweep")
 """
 
-from refmeta.lab.sweep.jobs import Incomplete, grid, sweep
-from refmeta.lab.sweep.records import name_of, read, table
+from refmeta.lab.sweep.experiment import Incomplete, add_sweep, grid, name_of, read, sweep, table
 
-__all__ = ["Incomplete", "grid", "name_of", "read", "sweep", "table"]
+__all__ = ["Incomplete", "add_sweep", "grid", "name_of", "read", "sweep", "table"]
