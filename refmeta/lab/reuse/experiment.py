@@ -19,7 +19,7 @@ from refmeta.lab.checkpoint import Keep
 from refmeta.lab.display import Row, cell, plural, table
 from refmeta.lab.fewshot import experiment as characters
 from refmeta.lab.optimisers import optimiser
-from refmeta.lab.reuse import measurements
+from refmeta.lab.reuse import measurements as measure
 from refmeta.lab.runs import QUICK, Experiment, Job, Options, Plan, Result, Run, given, progress, seed_range, whole
 from refmeta.lab.sine import experiment as waves
 from refmeta.lab.training import Report
@@ -63,11 +63,11 @@ class Study(NamedTuple):
 
     configs: dict[str, Any]  # of each regime that is meta-trained
     trainings: Mapping[str, Callable[[int, Report, Keep | None], Run]]  # by regime, of a seed
-    net: measurements.Net
+    net: measure.Net
     loss: Loss
-    score: measurements.Score
+    score: measure.Score
     tasks: Callable[[int], Tasks]  # of a seed, unseen
-    nets: dict[str, measurements.Net] = {}  # by regime, to ask NIL for labels; waves have none
+    nets: dict[str, measure.Net] = {}  # by regime, to ask NIL for labels; waves have none
     untrained: Callable[[int], Theta] = lambda seed: []  # the random features of a seed
 
 
@@ -95,10 +95,10 @@ def of_images(args: Namespace) -> Study:
 
     def classifier(seed: int, report: Report, keep: Keep | None) -> Run:
         """Trained on as many images as the others see."""
-        outer, (_, start) = optimiser(config.outer, config.iterations), measurements.for_all(net, images.train, seed)
+        outer, (_, start) = optimiser(config.outer, config.iterations), measure.for_all(net, images.train, seed)
         kept = characters.resumable_on(images, keep, "multiclass", config, seed)(start, outer)
         more = {"report": report, "checkpoint": kept}
-        _, theta = measurements.multiclass(net, images.train, seen, config.iterations, outer, seed, **more)
+        _, theta = measure.multiclass(net, images.train, seen, config.iterations, outer, seed, **more)
         return Run(config, seed, theta, [], [], 0.0, "multiclass")
 
     trained = {name: partial(characters.run, images, each) for name, each in configs.items()}
@@ -141,17 +141,15 @@ def plan(args: Namespace) -> Plan:
 def _measure(study: Study, seed: int, trained: dict[str, Run]) -> dict[str, Any]:
     tasks, theta, alpha = study.tasks(seed), trained["maml"].theta, study.configs["maml"].alpha
     with progress(4, f"measuring, seed {seed}") as move:
-        rows: dict[str, Any] = {"frozen": measurements.frozen(study.loss, theta, tasks, alpha, study.score)}
+        rows: dict[str, Any] = {"frozen": measure.frozen(study.loss, theta, tasks, alpha, study.score)}
         move(1, "similarity")
-        rows["similarity"] = measurements.similarity(study.net, study.loss, theta, tasks[:ALIKE], alpha)
+        rows["similarity"] = measure.similarity(study.net, study.loss, theta, tasks[:ALIKE], alpha)
         move(2, "distances")
-        rows["moved"] = measurements.moved(study.loss, theta, tasks, alpha)
+        rows["moved"] = measure.moved(study.loss, theta, tasks, alpha)
         move(3, "NIL")
         if study.nets:
             thetas = {**{name: run.theta for name, run in trained.items()}, "random features": study.untrained(seed)}
-            rows["regimes"] = measurements.regimes(
-                {name: (net, thetas[name]) for name, net in study.nets.items()}, tasks
-            )
+            rows["regimes"] = measure.regimes({name: (net, thetas[name]) for name, net in study.nets.items()}, tasks)
         move(4, "")
     return {**rows, "own": {name: _own(trained[name].curve[-1]) for name in ("maml", "anil")}}
 
@@ -165,7 +163,7 @@ def _between(study: Study, trained: dict[int, dict[str, Run]]) -> dict[str, list
 
     def alike(names: str, s: int, t: int) -> list[Row]:
         a, b = names.split("–")
-        return measurements.between(study.net, trained[s][a].theta, trained[t][b].theta, study.tasks(s)[:ALIKE])
+        return measure.between(study.net, trained[s][a].theta, trained[t][b].theta, study.tasks(s)[:ALIKE])
 
     return {names: _pooled([alike(names, *seeds) for seeds in pairwise(trained)]) for names in PAIRS}
 
@@ -192,6 +190,7 @@ def text(result: Result) -> str:
     config, images, rows = result["config"]["maml"], "regimes" in result, depths(result)
     steps, alike = plural(max(config["report_steps"]), "step"), plural(min(ALIKE, config["test_tasks"]), "task")
     paper, score = (PAPER.get(config["shots"], {}), "accuracy (%)") if images else ({}, "mean squared error")
+    omniglot = OMNIGLOT.get(config["shots"]) if result["data"] == "omniglot" else None
     parts = [
         f"{result['data']}, {len(result['seeds'])} seeds; ± is the 95 % interval over their {config['test_tasks']} "
         "unseen tasks each",
@@ -203,17 +202,15 @@ def text(result: Result) -> str:
         f"\n3. how far MAML's layers move in {steps}: ‖φ − θ‖ / ‖θ‖",
         _table("layer|moved", layers(result), _cells(result["moved"])),
         *_trainings(result, paper, f"{score} after {steps}"),
+        *[f"   paper, Omniglot 20-way {config['shots']}-shot: {omniglot}"] * bool(omniglot),
+        *["Tasks that diverged are left out of the means; result.json counts them."] * _lost(result),
     ]
-    if result["data"] == "omniglot" and config["shots"] in OMNIGLOT:
-        parts.append(f"   paper, Omniglot 20-way {config['shots']}-shot: {OMNIGLOT[config['shots']]}")
-    return "\n".join(
-        parts + ["Tasks that diverged are left out of the means; result.json counts them."] * _lost(result)
-    )
+    return "\n".join(parts)
 
 
 def _similarity(result: Result, paper: bool) -> list[str]:
     names, alike, pairs = layers(result), result["similarity"], result["between"]
-    indices = [(alike, key) for key in measurements.INDICES] + [(pairs["maml–maml"], key) for key in SEEDS]
+    indices = [(alike, key) for key in measure.INDICES] + [(pairs["maml–maml"], key) for key in SEEDS]
     found = [_cells([row[key] for row in rows]) for rows, key in indices]
     means = [[f"{fmean(row[key]['mean'] for row in body):.2f}" for *body, _ in pairs.values()] for key in SEEDS]
     known = [["> 0.9" * paper] * (len(names) - 1) + ["< 0.5" * paper]]

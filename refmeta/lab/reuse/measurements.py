@@ -127,11 +127,8 @@ def similarity(net: Net, loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -
     Errors: as `frozen`; as `cca`, of which n is too small where the query has too few examples.
     """
     theta, tasks, alpha = _checked(theta, tasks, alpha)
-
-    def alike(phi: Theta, query: Batch) -> list[list[float]]:
-        return _alike(net, theta, phi, query[0])
-
-    return _by_layer(_after(alike, loss, theta, tasks, alpha, len(theta)))
+    found = _after(lambda phi, query: _alike(net, theta, phi, query[0]), loss, theta, tasks, alpha, len(theta))
+    return _by_layer(found)
 
 
 def between(net: Net, theta: Theta, other: Theta, tasks: Tasks) -> list[Row]:
@@ -140,7 +137,7 @@ def between(net: Net, theta: Theta, other: Theta, tasks: Tasks) -> list[Row]:
     Rows and errors as there. Raghu et al. 2020, table 3.
     """
     theta, other, tasks = check_theta(theta), check_theta(other, "other"), check_tasks(tasks)
-    return _by_layer(np.moveaxis(np.array([_alike(net, theta, other, x) for _, (x, _) in tasks]), 0, -1))
+    return _by_layer([_alike(net, theta, other, x) for _, (x, _) in tasks])
 
 
 def moved(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | None = None) -> list[Row]:
@@ -157,12 +154,8 @@ def moved(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | None
     norms = _norms(theta)
     if 0 in norms:
         raise ValueError(f"theta: layer {norms.index(0) + 1} is 0, so no distance is relative to it")
-
-    def shares(phi: Theta, query: Batch) -> Array:
-        return np.divide(_norms(axpy(-1, theta, phi)), norms)
-
-    found = _after(shares, loss, theta, tasks, alpha, head)
-    return [{"layer": i, **_mean(values)} for i, values in enumerate(found, 1)]
+    found = _after(lambda phi, _: np.divide(_norms(axpy(-1, theta, phi)), norms), loss, theta, tasks, alpha, head)
+    return [{"layer": i, **_mean(values)} for i, values in enumerate(np.transpose(found), 1)]
 
 
 def nil(net: Net, theta: Theta, task: Task) -> float:
@@ -236,15 +229,15 @@ def _checked(theta: Theta, tasks: Tasks, alpha: float) -> tuple[Theta, Tasks, fl
 
 def _after(
     measure: Callable[[Theta, Batch], Any], loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int
-) -> Array:
-    """measure(φ_K, query) of every task, NaN where φ_K is not finite; the last axis is the tasks'."""
+) -> list[Array]:
+    """measure(φ_K, query) of every task, NaN where φ_K is not finite."""
     adapt, found = recorded(trajectory_of_head(head)), []
     for supports, query in tasks:
         with np.errstate(over="ignore", invalid="ignore"):
             phi = adapt(loss, theta, supports, alpha)[-1] if supports and head else theta
         finite = all(np.isfinite(leaf).all() for leaf in phi)
         found.append(np.multiply(measure(phi if finite else theta, query), 1.0 if finite else nan))
-    return np.moveaxis(np.array(found), 0, -1)
+    return found
 
 
 def _mean(values: Sequence[float]) -> Row:
@@ -257,9 +250,10 @@ def _alike(net: Net, theta: Theta, other: Theta, x: Array) -> list[list[float]]:
     return [[index(*pair) for index in INDICES.values()] for pair in zip(*both, strict=True)]
 
 
-def _by_layer(found: Array) -> list[Row]:
-    """The rows of the indices (layers, indices, tasks)."""
-    return [{"layer": i, **dict(zip(INDICES, map(_mean, layer), strict=True))} for i, layer in enumerate(found, 1)]
+def _by_layer(found: Sequence[Any]) -> list[Row]:
+    """The rows of what `_alike` found in each task."""
+    layers = enumerate(np.transpose(found, (1, 2, 0)), 1)
+    return [{"layer": i, **dict(zip(INDICES, map(_mean, layer), strict=True))} for i, layer in layers]
 
 
 def _norms(theta: Theta) -> list[float]:
