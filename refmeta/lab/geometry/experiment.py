@@ -5,7 +5,6 @@ measured beside the formulas.
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,18 @@ from refmeta.lab.display import plural
 from refmeta.lab.files import new_folder, save_result
 from refmeta.lab.geometry.quadratics import labels, run
 from refmeta.lab.runs import Options, Result, add_command, show, whole
-from refmeta.trees import Array
 
 TOLERANCE = 1e-9
-DIGITS = {"direction": 3, "fixed_point": 7, "arrived": 7}
+POINTS = {"direction": "({:.3f}, {:.3f})", "fixed_point": "({:.7f}, {:.7f})", "arrived": "({:.7f}, {:.7f})"}
 ROW = "{:>17}  {:<15}{:>17}{:>25}{:>26}{:>9}"
+CELL = "{c1:>10.5f} ({formula[0]:g}){c2:>8.5f} ({formula[1]:g})"
 IN_WORDS = {"joint": ("1", "0"), "reptile": ("k", "k(k − 1)/2"), "fomaml": ("1", "k − 1"), "maml": ("1", "2(k − 1)")}
 HELP = "where each method leads on two quadratic tasks, exactly, in one figure"
-STEPS = (
-    "of MAML and first-order MAML before the last gradient; Reptile takes that one too, as its step K + 1 (default: 1)"
-)
+STEPS = "of MAML and first-order MAML before the last gradient; Reptile takes that one too, as its step K + 1"
 
 options: Options = {
     "alpha": {"type": float, "default": 0.25, "help": "inner rate (default: 0.25)"},
-    "inner_steps": {"type": whole(1), "default": 1, "metavar": "K", "help": STEPS},
+    "inner_steps": {"type": whole(1), "default": 1, "metavar": "K", "help": f"{STEPS} (default: 1)"},
     "out": {"metavar": "DIR", "help": "a new folder (default: runs/geometry)"},
 }
 
@@ -41,9 +38,15 @@ def geometry(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code: 1 where a closed form or a coefficient is not confirmed."""
     result, paths = run(args.alpha, args.inner_steps + 1)
     folder = new_folder(args.out, "runs/geometry")
+
+    def draw() -> None:
+        from refmeta.lab.geometry import figures
+
+        figures.draw(folder, result, paths)
+
     print(text(result))
     save_result(folder / "result.json", result)
-    show(folder, "result.json", ["geometry.png"], lambda: draw(folder, result, paths))
+    show(folder, "result.json", ["geometry.png"], draw)
     if wrong := unconfirmed(result):
         print(f"refmeta geometry: not confirmed to {TOLERANCE:g}: {', '.join(wrong)}", file=sys.stderr)
     return int(bool(wrong))
@@ -51,41 +54,32 @@ def geometry(args: argparse.Namespace) -> int:
 
 def unconfirmed(result: Result) -> list[str]:
     """All that differs from its closed form by TOLERANCE or more."""
-    wrong = [f"{end['method']}'s fixed point" for end in result["methods"] if not end["apart"] < TOLERANCE]
-    for row in result["coefficients"]:
-        if not np.allclose([row["c1"], row["c2"], row["rest"]], [*row["formula"], 0], 0, TOLERANCE):
-            wrong.append(f"{row['method']}'s coefficients for k = {row['k']}")
-    return wrong
+    ends = [f"{end['method']}'s fixed point" for end in result["methods"] if not end["apart"] < TOLERANCE]
+    return ends + [
+        f"{row['method']}'s coefficients for k = {row['k']}"
+        for row in result["coefficients"]
+        if not np.allclose([row["c1"], row["c2"], row["rest"]], [*row["formula"], 0], 0, TOLERANCE)
+    ]
 
 
 def text(result: Result) -> str:
     """Both tables."""
-    (x, y), k = result["theta"], result["inner_steps"] + 1
+    (x, y), k, rows = result["theta"], result["inner_steps"] + 1, result["coefficients"]
     lines = [
         f"\ntwo tasks ½ (θ − c)ᵀ A (θ − c) in the plane, θ = ({x:g}, {y:g}), α = {result['alpha']:g}; MAML and "
         f"first-order MAML\nafter {plural(k - 1, 'inner step')}, Reptile after {k}\n",
         ROW.format("", "direction", "on task 1", "fixed point", "descent arrives at", "apart"),
     ]
     for end in result["methods"]:
-        points = ("({:.{}f}, {:.{}f})".format(end[key][0], n, end[key][1], n) for key, n in DIGITS.items())
+        points = (form.format(*end[key]) for key, form in POINTS.items())
         lines.append(ROW.format(*labels(k)[end["method"]], *points, f"{end['apart']:.0e}"))
-    counts = dict.fromkeys(row["k"] for row in result["coefficients"])
+    heads = [f"    k = {k}:  c₁          c₂" for k in dict.fromkeys(row["k"] for row in rows)]
     lines += [
         "\nleading order, E g = c₁ AvgGrad − c₂ α AvgGradInner + O(α²), over every draw of k minibatches of a task;",
         "the last is the query of MAML and first-order MAML, a step of Reptile. Measured, in brackets the formula\n",
-        " " * 17 + "".join(f"{f'k = {k}:  c₁':>14}{'c₂':>12}" for k in counts) + "    k:  c₁  c₂",
+        "".join([" " * 17, *heads, "    k:  c₁  c₂"]),
     ]
     for method, (c1, c2) in IN_WORDS.items():
-        cells = "".join(_coefficients(**row) for row in result["coefficients"] if row["method"] == method)
+        cells = "".join(CELL.format(**row) for row in rows if row["method"] == method)
         lines.append(f"{labels(2)[method][0]:>17}{cells}{c1:>10}  {c2}")
     return "\n".join(lines)
-
-
-def _coefficients(c1: float, c2: float, formula: tuple[float, float], **_: Any) -> str:
-    return f"{c1:>10.5f} ({formula[0]:g}){c2:>8.5f} ({formula[1]:g})"
-
-
-def draw(folder: Path, result: Result, paths: dict[str, Array]) -> None:
-    from refmeta.lab.geometry import figures
-
-    figures.draw(folder, result, paths)

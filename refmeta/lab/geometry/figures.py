@@ -1,6 +1,5 @@
 """The figure of `refmeta geometry` (matplotlib, from the extra `lab`)."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,13 @@ from matplotlib.patheffects import withStroke
 from refmeta import trajectory
 from refmeta.lab.display import COLOURS, FAINT, INK
 from refmeta.lab.geometry.quadratics import START, TASKS, labels, quadratic, subscript
-from refmeta.trees import Array
+from refmeta.trees import Array, Batch
 
 CONTOUR = "#d9d6ce"
 RING = {"mfc": "none", "mew": 2.4, "ms": 10}
+ARROW = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 16}
+TEXT: dict[str, Any] = {"fontsize": 11, "color": INK}
+NOTE = {**TEXT, "textcoords": "offset points", "path_effects": [withStroke(linewidth=3, foreground="white")]}
 
 
 def draw(folder: Path, result: dict[str, Any], paths: dict[str, Array]) -> None:
@@ -30,39 +32,31 @@ def draw(folder: Path, result: dict[str, Any], paths: dict[str, Array]) -> None:
     left.plot(*inner.T, "o:", color=INK, ms=5, lw=1.6, label="inner steps")
     for end, tip in zip(ends, tips, strict=True):
         method, style = end["method"], {"color": COLOURS[end["method"]], "lw": 2.4}
-        arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 16}
-        left.annotate("", tip, START, arrowprops={**arrow, **style})
+        left.annotate("", tip, START, arrowprops={**ARROW, **style})
         right.plot(*paths[method].T, label="  ".join(labels(k)[method]), **style)
         right.plot(*end["fixed_point"], "o", color=COLOURS[method], **RING)
     right.plot(*START, "o", color=INK, ms=5)
-    for axis, points in ((left, inner), (right, inner[:1])):
-        for j in sorted({0, 1, 2, k} & set(range(len(points)))):  # after two steps the labels would crowd
-            _note(axis, f"φ{subscript(j)}" if j else "φ₀ = θ", points[j], (-6, -6), ha="right", va="top")
+    for axis, j in [(right, 0), *((left, j) for j in sorted({0, 1, 2, k}))]:  # after two steps they would crowd
+        axis.annotate(f"φ{subscript(j)}" if j else "φ₀ = θ", inner[j], (-6, -6), ha="right", va="top", **NOTE)
     for number, (_, c) in enumerate(TASKS, 1):
         right.plot(*c, "+", color=FAINT, ms=11, mew=1.8)
-        _note(right, f"task {number}", c, (0, 9), ha="center")
-    left.set_title(f"one task: the step of each, α × its direction (α = {alpha:g})", fontsize=11, color=INK)
-    right.set_title("two tasks: gradient descent along the mean direction of each", fontsize=11, color=INK)
+        right.annotate(f"task {number}", c, (0, 9), ha="center", **NOTE)
+    left.set_title(f"one task: the step of each, α × its direction (α = {alpha:g})", **TEXT)
+    right.set_title("two tasks: gradient descent along the mean direction of each", **TEXT)
     left.plot([], "o", color=INK, label="fixed point, closed form", **RING)
     handles = [*right.get_legend_handles_labels()[0], *left.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=4, frameon=False, fontsize=10.5)
     figure.savefig(folder / "geometry.png", dpi=130)
 
 
-def _plane(axis: Any, points: Sequence[Array], pairs: Sequence[tuple[Array, Array]]) -> None:
+def _plane(axis: Any, points: list[Array], tasks: list[Batch]) -> None:
     """A square of the plane around the points, with the contours of the tasks (A, c): the second's are dashed."""
     low, high = np.min(points, axis=0), np.max(points, axis=0)
     half = 0.68 * max(high - low)
     spans = [np.linspace(middle - half, middle + half, 200) for middle in (low + high) / 2]
     d = np.stack(np.meshgrid(*spans), axis=-1)
-    for (A, c), dash in zip(pairs, ("solid", "dashed"), strict=False):
+    for (A, c), dash in zip(tasks, ("solid", "dashed"), strict=False):
         height = np.sqrt(np.einsum("xyi,ij,xyj->xy", d - c, A, d - c))  # evenly spaced contours
         axis.contour(*spans, height, 9, colors=CONTOUR, linestyles=dash, linewidths=1, zorder=0)
     axis.set(aspect="equal", xticks=[], yticks=[])
     axis.spines[:].set_color(CONTOUR)
-
-
-def _note(axis: Any, text: str, point: Array, offset: tuple[float, float], **where: str) -> None:
-    halo = [withStroke(linewidth=3, foreground="white")]
-    style = {"fontsize": 11, "color": INK, "path_effects": halo}
-    axis.annotate(text, point, offset, textcoords="offset points", **style, **where)

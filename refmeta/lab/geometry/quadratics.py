@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 from autograd import grad
-from numpy.linalg import matrix_power as power
-from numpy.linalg import norm
+from numpy.linalg import eigvalsh, matrix_power, norm, solve
 
 from refmeta.adjoint import hvp
 from refmeta.fast import recorded
@@ -22,10 +21,7 @@ from refmeta.trees import Array, Batch, Loss, Theta
 
 METHODS = {name: training.METHODS[name] for name in ("joint", "reptile", "fomaml", "maml")}
 # Each is steep where the other is flat: were their curvatures alike, every method would end midway between the minima.
-TASKS = [
-    (np.array([[1.0, 0.4], [0.4, 3.0]]), np.array([0.0, 0.0])),
-    (np.array([[3.0, -0.5], [-0.5, 1.0]]), np.array([2.4, -4.0])),
-]
+TASKS = [(np.array([[1, 0.4], [0.4, 3]]), np.array([0.0, 0])), (np.array([[3, -0.5], [-0.5, 1]]), np.array([2.4, -4]))]
 START = np.array([-2.4, 1.0])
 # An α below which rounding hides Reptile's displacement, a curvature below which it hides a direction.
 SMALLEST, FLATTEST = 1e-4, 1e-6
@@ -52,9 +48,9 @@ def direction(method: str, loss: Loss, theta: Array, draws: Sequence[Sequence[Ba
 
 WEIGHTS = {
     "joint": lambda A, P, k: A,
-    "reptile": lambda A, P, k: A @ sum(power(P, j) for j in range(k)),
-    "fomaml": lambda A, P, k: A @ power(P, k - 1),
-    "maml": lambda A, P, k: power(P, k - 1) @ A @ power(P, k - 1),
+    "reptile": lambda A, P, k: A @ sum(matrix_power(P, j) for j in range(k)),
+    "fomaml": lambda A, P, k: A @ matrix_power(P, k - 1),
+    "maml": lambda A, P, k: matrix_power(P, k - 1) @ A @ matrix_power(P, k - 1),
 }
 
 
@@ -66,7 +62,7 @@ def weight(method: str, A: Array, alpha: float, k: int) -> Array:
 def fixed_point(method: str, pairs: Sequence[Batch], alpha: float, k: int) -> Array:
     """Where the mean direction over the tasks (A, c) is zero: θ* = (Σ W)⁻¹ Σ W c."""
     weights = [weight(method, A, alpha, k) for A, _ in pairs]
-    return np.linalg.solve(sum(weights), sum(W @ c for W, (_, c) in zip(weights, pairs, strict=True)))
+    return solve(sum(weights), sum(W @ c for W, (_, c) in zip(weights, pairs, strict=True)))
 
 
 def descent(method: str, pairs: Sequence[Batch], alpha: float, k: int, start: Array) -> Array:
@@ -74,11 +70,11 @@ def descent(method: str, pairs: Sequence[Batch], alpha: float, k: int, start: Ar
 
     ValueError: the inner steps do not converge, or the descent does not.
     """
-    limit = 2 / max(np.linalg.eigvalsh(A)[-1] for A, _ in pairs)
+    limit = 2 / max(eigvalsh(A)[-1] for A, _ in pairs)
     if not SMALLEST <= alpha < limit:
         most = f"{limit:.4g}, where the inner steps begin to diverge"
         raise ValueError(f"alpha {alpha:g}: expected at least {SMALLEST:g}, and less than {most}")
-    low, high = np.linalg.eigvalsh(sum(weight(method, A, alpha, k) for A, _ in pairs) / len(pairs))
+    low, high = eigvalsh(sum(weight(method, A, alpha, k) for A, _ in pairs) / len(pairs))
     if low < max(FLATTEST, high / 1000):
         why = "runs away: a smaller alpha is" if low < 0 else "hardly moves: another alpha or fewer inner steps are"
         given = f"alpha {alpha:g}, inner steps {k - 1}"
@@ -105,19 +101,23 @@ def measured(method: str, loss: Loss, theta: Array, tasks: Sequence[Sequence[Bat
     draws = [draw for task in tasks for draw in product(task, repeat=k)]
     alphas = 0.002 * np.arange(1, 8)
     values = [direction(method, loss, theta, draws, alpha) for alpha in alphas]
-    constant, slope = np.linalg.solve(np.vander(alphas, increasing=True), values)[:2]
+    constant, slope = solve(np.vander(alphas, increasing=True), values)[:2]
     g = [np.mean([grad(loss)([theta], batch)[0] for batch in task], axis=0) for task in tasks]
     Hg = [np.mean([hvp(loss, [theta], b, [v])[0] for b in task], axis=0) for task, v in zip(tasks, g, strict=True)]
-    avg_grad, inner = np.mean(g, axis=0), np.mean(Hg, axis=0)
-    c1, c2 = constant @ avg_grad / (avg_grad @ avg_grad), -slope @ inner / (inner @ inner)
-    left = norm(constant - c1 * avg_grad) / norm(avg_grad), norm(slope + c2 * inner) / norm(inner)
-    return {"c1": float(c1), "c2": float(c2), "rest": float(max(left))}
+    (c1, left1), (c2, left2) = _fitted(constant, np.mean(g, axis=0)), _fitted(-slope, np.mean(Hg, axis=0))
+    return {"c1": c1, "c2": c2, "rest": max(left1, left2)}
+
+
+def _fitted(term: Array, basis: Array) -> tuple[float, float]:
+    """The c with which c · basis is nearest to the term, and the share that is left, ‖term − c · basis‖ / ‖basis‖."""
+    c = term @ basis / (basis @ basis)
+    return float(c), float(norm(term - c * basis) / norm(basis))
 
 
 def halves(A: Array, c: Array) -> list[Batch]:
     """Two minibatches with curvatures and minima of their own, whose mean is the task (A, c) up to a constant."""
     E, e = np.array([[0.5, 0.2], [0.2, -0.3]]), np.array([1.0, -2.0])
-    return [(A + s * E, np.linalg.solve(A + s * E, A @ c + s * e)) for s in (1, -1)]
+    return [(A + s * E, solve(A + s * E, A @ c + s * e)) for s in (1, -1)]
 
 
 def run(alpha: float, k: int) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -126,6 +126,7 @@ def run(alpha: float, k: int) -> tuple[dict[str, Any], dict[str, Array]]:
     ValueError: see `descent`.
     """
     paths = {method: descent(method, TASKS, alpha, k, START) for method in reversed(METHODS)}  # MAML: refused soonest
+    points = {method: fixed_point(method, TASKS, alpha, k) for method in METHODS}
     minibatches = [halves(*task) for task in TASKS]
     result = {
         "experiment": "geometry",
@@ -133,37 +134,31 @@ def run(alpha: float, k: int) -> tuple[dict[str, Any], dict[str, Array]]:
         "inner_steps": k - 1,
         "tasks": [{"A": A.tolist(), "c": c.tolist()} for A, c in TASKS],
         "theta": START.tolist(),
-        "methods": [_end(method, alpha, k, paths[method]) for method in METHODS],
+        "methods": [
+            {
+                "method": method,
+                "direction": direction(method, quadratic, START, [[TASKS[0]] * k], alpha).tolist(),
+                "fixed_point": point.tolist(),
+                "arrived": paths[method][-1].tolist(),
+                "apart": float(norm(paths[method][-1] - point)),
+                "steps": len(paths[method]) - 1,
+            }
+            for method, point in points.items()
+        ],
         "coefficients": [
-            {"k": k, "method": m, **measured(m, quadratic, START, minibatches, k), "formula": formula(m, k)}
-            for k in COUNTS
-            for m in METHODS
+            {"k": n, "method": m, **measured(m, quadratic, START, minibatches, n), "formula": formula(m, n)}
+            for n, m in product(COUNTS, METHODS)
         ],
     }
     return result, paths
 
 
-def _end(method: str, alpha: float, k: int, path: Array) -> dict[str, Any]:
-    point = fixed_point(method, TASKS, alpha, k)
-    return {
-        "method": method,
-        "direction": direction(method, quadratic, START, [[TASKS[0]] * k], alpha).tolist(),
-        "fixed_point": point.tolist(),
-        "arrived": path[-1].tolist(),
-        "apart": float(norm(path[-1] - point)),
-        "steps": len(path) - 1,
-    }
-
-
 def labels(k: int) -> dict[str, tuple[str, str]]:
     """For people: each method's name, and its `direction` on a quadratic."""
-    last, exponent = f"g{subscript(k)}", str(k - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return {
-        "joint": ("pre-training", "g₁"),
-        "reptile": ("Reptile", f"g₁ + {'… + ' * (k > 2)}{last}"),
-        "fomaml": ("first-order MAML", last),
-        "maml": ("MAML", f"(I − αA){exponent * (k > 2)} {last}"),
-    }
+    last, exponent = f"g{subscript(k)}", str(k - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")) * (k > 2)
+    names = "pre-training", "Reptile", "first-order MAML", "MAML"
+    directions = "g₁", f"g₁ + {'… + ' * (k > 2)}{last}", last, f"(I − αA){exponent} {last}"
+    return dict(zip(METHODS, zip(names, directions, strict=True), strict=True))
 
 
 def subscript(j: int) -> str:

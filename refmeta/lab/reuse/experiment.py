@@ -4,11 +4,12 @@ without the head (NIL) after five ways of training.
 """
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from textwrap import indent
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from refmeta.lab.checkpoint import Keep
 from refmeta.lab.display import Row, cell, plural, table
 from refmeta.lab.fewshot import experiment as characters
 from refmeta.lab.optimisers import optimiser
-from refmeta.lab.reuse.measurements import Net, Score, between, frozen, moved, multiclass, regimes, similarity
+from refmeta.lab.reuse import measurements as measure
 from refmeta.lab.runs import QUICK, Experiment, Job, Options, Plan, Result, Run, given, progress, seed_range, whole
 from refmeta.lab.sine import experiment as waves
 from refmeta.lab.training import Report
@@ -28,24 +29,19 @@ from refmeta.trees import Loss, Tasks, Theta
 # 15 queries of a class, as the papers have for MiniImageNet: CCA needs far more samples than channels.
 IMAGES: dict[str, Any] = {"test_queries": 15}
 ALIKE = 50  # tasks of a seed that a similarity is a mean over: it varies little, and takes its time
+Paper = dict[str, tuple[float, ...]]
 REGIMES = "maml", "anil", "multiclass", "multitask", "random features"
 
 # Raghu et al. 2020 on MiniImageNet, 5-way, by shots: tables 1 (final version), 2 and 5, in per cent, without the
 # numbers known from memory only. Then table 2, Omniglot 20-way; and table 3, the body's CCA and CKA between seeds.
-PAPER: dict[int, dict[str, dict[str, float]]] = {
-    1: {
-        "frozen": {"none": 46.9, "1": 46.5, "1–2": 46.4, "1–3": 46.3, "body": 46.3},
-        "own": {"maml": 46.9, "anil": 46.7},
-        "nil": {"maml": 48.4, "anil": 48.0, "multiclass": 39.7, "multitask": 26.5, "random features": 32.9},
-    },
-    5: {
-        "frozen": {"none": 63.1, "body": 61.0},
-        "own": {"maml": 63.1, "anil": 61.5},
-        "nil": {"maml": 61.5, "anil": 62.2, "multiclass": 54.4, "multitask": 34.2, "random features": 43.2},
-    },
+NAMES = {"frozen": ("none", "body", "1", "1–2", "1–3"), "own": REGIMES, "nil": REGIMES}
+PAPER: dict[int, Paper] = {
+    1: {"frozen": (46.9, 46.3, 46.5, 46.4, 46.3), "own": (46.9, 46.7), "nil": (48.4, 48.0, 39.7, 26.5, 32.9)},
+    5: {"frozen": (63.1, 61.0), "own": (63.1, 61.5), "nil": (61.5, 62.2, 54.4, 34.2, 43.2)},
 }
 OMNIGLOT = {1: "MAML 93.7, ANIL 96.2, NIL 96.7", 5: "MAML 96.4, ANIL 98.0, NIL 98.0"}
-SEEDS = {"maml–maml": (0.51, 0.83), "anil–anil": (0.51, 0.86), "anil–maml": (0.50, 0.83)}
+PAIRS = "maml–maml", "anil–anil", "anil–maml"
+SEEDS = {"cca": ("0.51", "0.51", "0.50"), "cka": ("0.83", "0.86", "0.83")}  # of the PAIRS
 
 options: Options = {
     "data": {"choices": ["glyphs", "omniglot", "sine"], "default": "glyphs", "help": "default: glyphs"},
@@ -67,11 +63,11 @@ class Study(NamedTuple):
 
     configs: dict[str, Any]  # of each regime that is meta-trained
     trainings: Mapping[str, Callable[[int, Report, Keep | None], Run]]  # by regime, of a seed
-    net: Net
+    net: measure.Net
     loss: Loss
-    score: Score
+    score: measure.Score
     tasks: Callable[[int], Tasks]  # of a seed, unseen
-    nets: dict[str, Net] = {}  # by regime, to ask NIL for labels; waves have none
+    nets: dict[str, measure.Net] = {}  # by regime, to ask NIL for labels; waves have none
     untrained: Callable[[int], Theta] = lambda seed: []  # the random features of a seed
 
 
@@ -99,9 +95,10 @@ def of_images(args: Namespace) -> Study:
 
     def classifier(seed: int, report: Report, keep: Keep | None) -> Run:
         """Trained on as many images as the others see."""
-        outer = optimiser(config.outer, config.iterations)
-        kept = characters.resumable_on(images, keep, "multiclass", config, seed)
-        _, theta = multiclass(net, images.train, seen, config.iterations, outer, seed, report, kept)
+        outer, (_, start) = optimiser(config.outer, config.iterations), measure.for_all(net, images.train, seed)
+        kept = characters.resumable_on(images, keep, "multiclass", config, seed)(start, outer)
+        more = {"report": report, "checkpoint": kept}
+        _, theta = measure.multiclass(net, images.train, seen, config.iterations, outer, seed, **more)
         return Run(config, seed, theta, [], [], 0.0, "multiclass")
 
     trained = {name: partial(characters.run, images, each) for name, each in configs.items()}
@@ -144,15 +141,15 @@ def plan(args: Namespace) -> Plan:
 def _measure(study: Study, seed: int, trained: dict[str, Run]) -> dict[str, Any]:
     tasks, theta, alpha = study.tasks(seed), trained["maml"].theta, study.configs["maml"].alpha
     with progress(4, f"measuring, seed {seed}") as move:
-        rows: dict[str, Any] = {"frozen": frozen(study.loss, theta, tasks, alpha, study.score)}
+        rows: dict[str, Any] = {"frozen": measure.frozen(study.loss, theta, tasks, alpha, study.score)}
         move(1, "similarity")
-        rows["similarity"] = similarity(study.net, study.loss, theta, tasks[:ALIKE], alpha)
+        rows["similarity"] = measure.similarity(study.net, study.loss, theta, tasks[:ALIKE], alpha)
         move(2, "distances")
-        rows["moved"] = moved(study.loss, theta, tasks, alpha)
+        rows["moved"] = measure.moved(study.loss, theta, tasks, alpha)
         move(3, "NIL")
         if study.nets:
             thetas = {**{name: run.theta for name, run in trained.items()}, "random features": study.untrained(seed)}
-            rows["regimes"] = regimes({name: (net, thetas[name]) for name, net in study.nets.items()}, tasks)
+            rows["regimes"] = measure.regimes({name: (net, thetas[name]) for name, net in study.nets.items()}, tasks)
         move(4, "")
     return {**rows, "own": {name: _own(trained[name].curve[-1]) for name in ("maml", "anil")}}
 
@@ -163,12 +160,12 @@ def _own(row: Row) -> Row:
 
 def _between(study: Study, trained: dict[int, dict[str, Run]]) -> dict[str, list[Row]]:
     """The similarity of two seeds' networks, the mean over neighbouring seeds."""
-    rows = {}
-    for names in SEEDS:
+
+    def alike(names: str, s: int, t: int) -> list[Row]:
         a, b = names.split("–")
-        pairs = [(trained[s][a].theta, trained[t][b].theta, study.tasks(s)[:ALIKE]) for s, t in pairwise(trained)]
-        rows[names] = _pooled([between(study.net, *pair) for pair in pairs])
-    return rows
+        return measure.between(study.net, trained[s][a].theta, trained[t][b].theta, study.tasks(s)[:ALIKE])
+
+    return {names: _pooled([alike(names, *seeds) for seeds in pairwise(trained)]) for names in PAIRS}
 
 
 def _pooled(trees: list[Any]) -> Any:
@@ -180,9 +177,9 @@ def _pooled(trees: list[Any]) -> Any:
         return first
     if "mean" not in first:
         return {key: _pooled([tree[key] for tree in trees]) for key in first}
-    n = len(trees)
-    mean, ci95 = sum(tree["mean"] for tree in trees) / n, sum(tree["ci95"] ** 2 for tree in trees) ** 0.5 / n
-    return {**first, "mean": mean, "ci95": ci95, "diverged": sum(tree["diverged"] for tree in trees)}
+    mean, ci95, diverged = ([tree[key] for tree in trees] for key in ("mean", "ci95", "diverged"))
+    pooled = {"mean": sum(mean) / len(trees), "ci95": sum(c**2 for c in ci95) ** 0.5 / len(trees)}
+    return {**first, **pooled, "diverged": sum(diverged)}
 
 
 # --- The text ---------------------------------------------------------------------------------------
@@ -190,76 +187,53 @@ def _pooled(trees: list[Any]) -> Any:
 
 def text(result: Result) -> str:
     """A table for each measurement, beside the paper's numbers where its tasks are of this kind."""
-    config, images = result["config"]["maml"], "regimes" in result
+    config, images, rows = result["config"]["maml"], "regimes" in result, depths(result)
     steps, alike = plural(max(config["report_steps"]), "step"), plural(min(ALIKE, config["test_tasks"]), "task")
-    paper = PAPER.get(config["shots"], {}) if images else {}
-    score = "accuracy (%)" if images else "mean squared error"
+    paper, score = (PAPER.get(config["shots"], {}), "accuracy (%)") if images else ({}, "mean squared error")
+    omniglot = OMNIGLOT.get(config["shots"]) if result["data"] == "omniglot" else None
     parts = [
         f"{result['data']}, {len(result['seeds'])} seeds; ± is the 95 % interval over their {config['test_tasks']} "
         "unseen tasks each",
         *[f"paper: Raghu et al. 2020 on MiniImageNet, 5-way {config['shots']}-shot, another network"] * bool(paper),
         f"\n1. {score} of MAML after {steps}, the first layers frozen at test",
-        _table(_frozen(result, images, paper)),
+        _table("frozen|here|paper", rows, _cells(result["frozen"], images), _known(paper, "frozen", rows)),
         f"\n2. similarity of MAML's layers before and after {steps}, and of two seeds' networks ({alike} a seed)",
-        _table(_similarity(result, bool(paper))),
-        "   between seeds, the mean over the body's layers",
-        _table(_seeds(result["between"], bool(paper))),
+        *_similarity(result, bool(paper)),
         f"\n3. how far MAML's layers move in {steps}: ‖φ − θ‖ / ‖θ‖",
-        _table([["layer", "moved"], *zip(layers(result), map(_cell, result["moved"]), strict=True)]),
+        _table("layer|moved", layers(result), _cells(result["moved"])),
+        *_trainings(result, paper, f"{score} after {steps}"),
+        *[f"   paper, Omniglot 20-way {config['shots']}-shot: {omniglot}"] * bool(omniglot),
+        *["Tasks that diverged are left out of the means; result.json counts them."] * _lost(result),
     ]
-    if images:
-        parts += ["\n4. accuracy (%) by training, with its own inner loop and by NIL", _table(_regimes(result, paper))]
-    else:
-        own = ", ".join(f"{name} {_cell(row)}" for name, row in result["own"].items())
-        parts.append(f"\n{score} after {steps}, each with its own inner loop: {own}")
-    if result["data"] == "omniglot" and config["shots"] in OMNIGLOT:
-        parts.append(f"   paper, Omniglot 20-way {config['shots']}-shot: {OMNIGLOT[config['shots']]}")
-    return "\n".join(
-        parts + ["Tasks that diverged are left out of the means; result.json counts them."] * _lost(result)
-    )
+    return "\n".join(parts)
 
 
-Lines = list[Sequence[str]]
-Paper = dict[str, dict[str, float]]
+def _similarity(result: Result, paper: bool) -> list[str]:
+    names, alike, pairs = layers(result), result["similarity"], result["between"]
+    indices = [(alike, key) for key in measure.INDICES] + [(pairs["maml–maml"], key) for key in SEEDS]
+    found = [_cells([row[key] for row in rows]) for rows, key in indices]
+    means = [[f"{fmean(row[key]['mean'] for row in body):.2f}" for *body, _ in pairs.values()] for key in SEEDS]
+    known = [["> 0.9" * paper] * (len(names) - 1) + ["< 0.5" * paper]]
+    return [
+        _table("layer|CCA|PWCCA|CKA|CCA, seeds|CKA, seeds|paper's CCA", names, *found, *known),
+        "   between seeds, the mean over the body's layers",
+        _table("|CCA|CKA|paper's CCA|CKA", PAIRS, *means, *([n * paper for n in column] for column in SEEDS.values())),
+    ]
 
 
-def _frozen(result: Result, images: bool, paper: Paper) -> Lines:
-    known = paper.get("frozen", {})
-    rows = zip(depths(result), result["frozen"], strict=True)
-    return [["frozen", "here", "paper"], *([n, _cell(row, images), str(known.get(n, ""))] for n, row in rows)]
-
-
-def _similarity(result: Result, paper: bool) -> Lines:
-    lines: Lines = [["layer", "CCA", "PWCCA", "CKA", "CCA, seeds", "CKA, seeds", "paper's CCA"]]
-    for name, row, other in zip(layers(result), result["similarity"], result["between"]["maml–maml"], strict=True):
-        cells = [row["cca"], row["pwcca"], row["cka"], other["cca"], other["cka"]]
-        lines.append([name, *map(_cell, cells), ("< 0.5" if name == HEAD else "> 0.9") * paper])
-    return lines
-
-
-def _seeds(between: dict[str, list[Row]], paper: bool) -> Lines:
-    lines: Lines = [["", "CCA", "CKA", "paper's CCA", "CKA"]]
-    for pair, (*body, _) in between.items():
-        means = [sum(row[index]["mean"] for row in body) / len(body) for index in ("cca", "cka")]
-        lines.append([pair, *(f"{mean:.2f}" for mean in means), *(f"{known:.2f}" * paper for known in SEEDS[pair])])
-    return lines
-
-
-def _regimes(result: Result, paper: Paper) -> Lines:
-    own, nil = paper.get("own", {}), paper.get("nil", {})
-    lines: Lines = [["training", "own", "paper", "NIL", "paper"]]
-    for row in result["regimes"]:
-        name = row["regime"]
-        loop = _cell(result["own"][name], True) if name in result["own"] else ""
-        lines.append([name, loop, str(own.get(name, "")), _cell(row, True), str(nil.get(name, ""))])
-    return lines
-
-
-HEAD = "head"
+def _trainings(result: Result, paper: Paper, score: str) -> list[str]:
+    own = dict(zip(result["own"], _cells(result["own"].values(), "regimes" in result), strict=True))
+    if "regimes" not in result:
+        return [f"\n{score}, each with its own inner loop: {', '.join(map(' '.join, own.items()))}"]
+    rows = [row["regime"] for row in result["regimes"]]
+    loops = [own.get(name, "") for name in rows], _known(paper, "own", rows)
+    nil = _cells(result["regimes"], True), _known(paper, "nil", rows)
+    title = "\n4. accuracy (%) by training, with its own inner loop and by NIL"
+    return [title, _table("training|own|paper|NIL|paper", rows, *loops, *nil)]
 
 
 def layers(result: Result) -> list[str]:
-    return [*(f"layer {row['layer']}" for row in result["moved"][:-1]), HEAD]
+    return [*(f"layer {row['layer']}" for row in result["moved"][:-1]), "head"]
 
 
 def depths(result: Result) -> list[str]:
@@ -268,19 +242,24 @@ def depths(result: Result) -> list[str]:
     return ["none", *numbers, "body", "all"]
 
 
-def _table(lines: Lines) -> str:
-    return indent(table(lines, gap="   "), "   ")
+def _table(heads: str, *columns: Sequence[str]) -> str:
+    return indent(table([heads.split("|"), *zip(*columns, strict=True)], gap="   "), "   ")
 
 
-def _cell(row: Row, percent: bool = False) -> str:
-    return cell(row["mean"], row["ci95"], percent)
+def _cells(rows: Iterable[Row], percent: bool = False) -> list[str]:
+    return [cell(row["mean"], row["ci95"], percent) for row in rows]
+
+
+def _known(paper: Paper, what: str, names: list[str]) -> list[str]:
+    known = dict(zip(NAMES[what], paper.get(what, ()), strict=False))  # the paper has the first few
+    return [str(known.get(name, "")) for name in names]
 
 
 def _lost(tree: Any) -> bool:
     """Whether a task diverged in any of the measurements."""
-    if isinstance(tree, list):
-        return any(map(_lost, tree))
-    return isinstance(tree, dict) and (bool(tree.get("diverged")) or any(map(_lost, tree.values())))
+    if isinstance(tree, dict):
+        return bool(tree.get("diverged")) or _lost(list(tree.values()))
+    return isinstance(tree, list) and any(map(_lost, tree))
 
 
 def draw(folder: Path, result: Result, runs: list[Run]) -> None:

@@ -8,20 +8,28 @@ from matplotlib.figure import Figure
 
 from refmeta.lab.display import COLOURS, FAINT, INK, Row, column, plain_axis, plural
 from refmeta.lab.reuse.experiment import depths, layers
+from refmeta.lab.reuse.measurements import INDICES
 from refmeta.lab.runs import Result, Run
 
 MAML = COLOURS["maml"]
-INDICES = {"cca": "CCA", "pwcca": "PWCCA", "cka": "CKA"}
+LINE: dict[str, Any] = {"ls": "--", "color": INK, "lw": 1.4}
 
 
 def draw(folder: Path, result: Result, runs: list[Run]) -> None:
     """A panel for each table: the score against the frozen layers, each layer's similarity, how far each moves, NIL."""
     images, steps = "regimes" in result, plural(max(result["config"]["maml"]["report_steps"]), "step")
-    panels = [_frozen, _similarity, _moved] + [_regimes] * images
+    panels = [
+        (_frozen, f"MAML, {steps} on an unseen task", "accuracy (%)" if images else "mean squared error"),
+        (_similarity, "MAML's layers, activations on the query", "similarity"),
+        (_moved, f"how far MAML's layers move in {steps}", "‖φ − θ‖ / ‖θ‖"),
+        *[(_regimes, "without head or inner loop (NIL), by training", "accuracy (%)")] * images,
+    ]
     figure = Figure(figsize=(11, 7.6) if images else (13.5, 4), layout="constrained")
     axes = figure.subplots(2 if images else 1, 2 if images else 3).ravel()
-    for panel, axis in zip(panels, axes, strict=True):
-        panel(axis, result, images, steps)
+    for (panel, title, score), axis in zip(panels, axes, strict=True):
+        panel(axis, result, steps)
+        axis.set_ylabel(score)
+        axis.set_title(title, fontsize=10, color=INK)
         plain_axis(axis)
     figure.savefig(folder / "reuse.png", dpi=130)
 
@@ -34,45 +42,37 @@ def _bars(axis: Any, x: Any, rows: list[Row], colours: Any, factor: float = 1, f
         axis.text(i, value + ci95[i], f" {value:{form}}\n", ha="center", va="center")
 
 
-def _frozen(axis: Any, result: Result, images: bool, steps: str) -> None:
-    names = depths(result)
-    factor, form, score = (100, ".1f", "accuracy (%)") if images else (1, ".2f", "mean squared error")
-    _bars(axis, names, result["frozen"], [*[MAML] * (len(names) - 1), FAINT], factor, form)
-    axis.set(xlabel="layers frozen at test", ylabel=score)
-    axis.set_title(f"MAML, {steps} on an unseen task", fontsize=10, color=INK)
+def _frozen(axis: Any, result: Result, steps: str) -> None:
+    *some, every = depths(result)
+    factor, form = (100, ".1f") if "regimes" in result else (1, ".2f")
+    _bars(axis, [*some, every], result["frozen"], [*[MAML] * len(some), FAINT], factor, form)
+    axis.set_xlabel("layers frozen at test")
     axis.margins(y=0.1)
 
 
-def _similarity(axis: Any, result: Result, images: bool, steps: str) -> None:
-    names = layers(result)
-    pairs = (
-        (result["similarity"], MAML, "-", f"before and after {steps}"),
-        (result["between"]["maml–maml"], FAINT, "--", "of two seeds"),
-    )
-    for rows, colour, dash, of in pairs:
-        for (index, label), marker in zip(INDICES.items(), "osD", strict=True):
+def _similarity(axis: Any, result: Result, steps: str) -> None:
+    before_after = result["similarity"], MAML, "-", f"before and after {steps}"
+    seeds = result["between"]["maml–maml"], FAINT, "--", "of two seeds"
+    for rows, colour, dash, of in (before_after, seeds):
+        for index, marker in zip(INDICES, "osD", strict=True):
             mean, ci95 = ([row[index][key] for row in rows] for key in ("mean", "ci95"))
-            axis.errorbar(names, mean, ci95, fmt=marker + dash, color=colour, ms=5, lw=1.4, label=f"{label}, {of}")
-    axis.set(ylabel="similarity", ylim=(0, 1.04))
-    axis.set_title("MAML's layers, activations on the query", fontsize=10, color=INK)
+            style = {"fmt": marker + dash, "color": colour, "ms": 5, "lw": 1.4}
+            axis.errorbar(layers(result), mean, ci95, label=f"{index.upper()}, {of}", **style)
+    axis.set_ylim(0, 1.04)
     axis.legend(frameon=False, fontsize=8, loc="lower left")
 
 
-def _moved(axis: Any, result: Result, images: bool, steps: str) -> None:
+def _moved(axis: Any, result: Result, steps: str) -> None:
     _bars(axis, layers(result), result["moved"], MAML)
-    axis.set(ylabel="‖φ − θ‖ / ‖θ‖")
-    axis.set_title(f"how far MAML's layers move in {steps}", fontsize=10, color=INK)
 
 
-def _regimes(axis: Any, result: Result, images: bool, steps: str) -> None:
+def _regimes(axis: Any, result: Result, steps: str) -> None:
     names = [row["regime"] for row in result["regimes"]]
     place = np.arange(len(names))
     _bars(axis, place, result["regimes"], [COLOURS.get(name, FAINT) for name in names], 100, ".1f")
     for name, row in result["own"].items():
-        axis.plot(names.index(name) + np.array([-0.4, 0.4]), [100 * row["mean"]] * 2, "--", color=INK, lw=1.4)
-    axis.plot([], [], "--", color=INK, lw=1.4, label="with its head and inner loop")
+        axis.plot(names.index(name) + np.array([-0.4, 0.4]), [100 * row["mean"]] * 2, **LINE)
+    axis.plot([], [], label="with its head and inner loop", **LINE)
     axis.set_xticks(place, [name.replace(" ", "\n") for name in names])
-    axis.set(ylabel="accuracy (%)")
-    axis.set_title("without head or inner loop (NIL), by training", fontsize=10, color=INK)
     axis.legend(frameon=False, fontsize=8.5)
     axis.margins(y=0.22)

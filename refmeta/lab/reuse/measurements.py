@@ -4,7 +4,7 @@ A layer is two arrays of θ, its W and its b; the last layer is the head, the ot
 (n, h, w, channels), each pixel's vector of channels is one sample.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import nan
 from typing import Any
@@ -15,7 +15,7 @@ from refmeta import algorithms
 from refmeta.checks import check_alpha, check_head, check_tasks, check_theta
 from refmeta.fast import recorded
 from refmeta.lab.optimisers import Step
-from refmeta.lab.training import NEVER, Checkpoint, Report, summary, train, trajectory_of_head
+from refmeta.lab.training import summary, train, trajectory_of_head
 from refmeta.models import MLP, ConvNet, cross_entropy, one_hot, softmax
 from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, axpy, dot
 
@@ -40,7 +40,7 @@ def cca(x: Array, y: Array, variance: float = 0.99) -> float:
     """
     if not 0 < variance <= 1:
         raise ValueError(f"variance: expected a number above 0, at most 1; got {variance}")
-    u, v = (_directions(features, variance) for features in _for_cca(x, y))
+    u, v = (_directions(features, variance) for features in _centred(x, y))
     return float(np.linalg.svd(u.T @ v, compute_uv=False).clip(max=1).mean())
 
 
@@ -53,7 +53,7 @@ def pwcca(x: Array, y: Array) -> float:
     changes it, but X counts by its features: it is not symmetric, and a rotation of X matters.
     Shapes and errors as for `cca`.
     """
-    x, y = _for_cca(x, y)
+    x, y = _centred(x, y)
     u, v = _directions(x, 1), _directions(y, 1)
     a, rho, _ = np.linalg.svd(u.T @ v, full_matrices=False)
     weights = abs((u @ a).T @ x).sum(axis=1)
@@ -72,9 +72,11 @@ def linear_cka(x: Array, y: Array) -> float:
     return float(norm(y.T @ x) ** 2 / (norm(x.T @ x) * norm(y.T @ y)))
 
 
-def _centred(*pair: Array) -> list[Array]:
+INDICES = {"cca": cca, "pwcca": pwcca, "cka": linear_cka}
+
+
+def _centred(x: Array, y: Array) -> list[Array]:
     """X and Y with their features centred and their largest entry 1; float32 stays."""
-    x, y = map(np.asarray, pair)
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ValueError(f"expected features (n, p) and (n, q) of the same n samples, got {x.shape} and {y.shape}")
     centred = []
@@ -89,19 +91,14 @@ def _centred(*pair: Array) -> list[Array]:
     return centred
 
 
-def _for_cca(x: Array, y: Array) -> list[Array]:
-    x, y = _centred(x, y)
-    n, most = len(x), max(x.shape[1], y.shape[1])
-    if n <= most:
-        raise ValueError(f"CCA of {n} samples with {most} features finds correlations of 1 in anything: more samples")
-    return [x, y]
-
-
 def _directions(x: Array, variance: float) -> Array:
     """U of the centred X, cut as `cca` says; directions that are rounding errors are none."""
+    n, p = x.shape
+    if n <= p:
+        raise ValueError(f"CCA of {n} samples with {p} features finds correlations of 1 in anything: more samples")
     u, s, _ = np.linalg.svd(x, full_matrices=False)
     beyond = np.cumsum((s**2)[::-1])[::-1]  # from direction i on: summed from the small end, which keeps the small
-    return u[:, (beyond > (1 - variance) * beyond[0]) & (s > 8 * x.shape[1] * np.finfo(x.dtype).eps * s[0])]
+    return u[:, (beyond > (1 - variance) * beyond[0]) & (s > 8 * p * np.finfo(x.dtype).eps * s[0])]
 
 
 # --- The four measurements --------------------------------------------------------------------------
@@ -116,13 +113,9 @@ def frozen(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, score: Score) -
     95 % interval is over the tasks; those whose φ_K or score is not finite are counted and left out.
     ValueError and TypeError: all that `refmeta.adapt` refuses, a loss that `refmeta.recorded` refuses, no tasks.
     """
-    theta, tasks, alpha = check_theta(theta), check_tasks(tasks), check_alpha(alpha)
-    rows = []
-    for n in range(_layers(theta) + 1):
-        phis = _adapted(loss, theta, tasks, alpha, len(theta) - 2 * n)
-        scores = [nan if phi is None else float(score(phi, query)) for phi, (_, query) in zip(phis, tasks, strict=True)]
-        rows.append({"frozen": n, **_mean(scores)})
-    return rows
+    theta, tasks, alpha = _checked(theta, tasks, alpha)
+    heads = range(len(theta), -1, -2)
+    return [{"frozen": n, **_mean(_after(score, loss, theta, tasks, alpha, head))} for n, head in enumerate(heads)]
 
 
 def similarity(net: Net, loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> list[Row]:
@@ -133,9 +126,9 @@ def similarity(net: Net, loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -
     Rows {layer, cca, pwcca, cka}, each index {mean, ci95, diverged} as in `frozen`; the last layer is the head.
     Errors: as `frozen`; as `cca`, of which n is too small where the query has too few examples.
     """
-    theta, tasks, alpha = check_theta(theta), check_tasks(tasks), check_alpha(alpha)
-    phis = _adapted(loss, theta, tasks, alpha)
-    return _alike(net, ((theta, phi, x) for phi, (_, (x, _)) in zip(phis, tasks, strict=True)))
+    theta, tasks, alpha = _checked(theta, tasks, alpha)
+    found = _after(lambda phi, query: _alike(net, theta, phi, query[0]), loss, theta, tasks, alpha, len(theta))
+    return _by_layer(found)
 
 
 def between(net: Net, theta: Theta, other: Theta, tasks: Tasks) -> list[Row]:
@@ -144,7 +137,7 @@ def between(net: Net, theta: Theta, other: Theta, tasks: Tasks) -> list[Row]:
     Rows and errors as there. Raghu et al. 2020, table 3.
     """
     theta, other, tasks = check_theta(theta), check_theta(other, "other"), check_tasks(tasks)
-    return _alike(net, ((theta, other, x) for _, (x, _) in tasks))
+    return _by_layer([_alike(net, theta, other, x) for _, (x, _) in tasks])
 
 
 def moved(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | None = None) -> list[Row]:
@@ -155,17 +148,14 @@ def moved(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | None
     `head` counts the arrays that adapt, from the end (default: all). Rows {layer, mean, ci95, diverged}, as `frozen`.
     Errors: as `frozen`. ValueError: a layer of norm 0.
     """
-    theta, tasks, alpha = check_theta(theta), check_tasks(tasks), check_alpha(alpha)
-    check_head(len(theta) if head is None else head, len(theta))
-    slices = [slice(2 * i, 2 * i + 2) for i in range(_layers(theta))]
-    norms = [dot(theta[layer], theta[layer]) ** 0.5 for layer in slices]
+    theta, tasks, alpha = _checked(theta, tasks, alpha)
+    head = len(theta) if head is None else head
+    check_head(head, len(theta))
+    norms = _norms(theta)
     if 0 in norms:
         raise ValueError(f"theta: layer {norms.index(0) + 1} is 0, so no distance is relative to it")
-    shares = []
-    for phi in _adapted(loss, theta, tasks, alpha, head):
-        step = [leaf * nan for leaf in theta] if phi is None else axpy(-1, theta, phi)
-        shares.append([dot(step[k], step[k]) ** 0.5 / norm for k, norm in zip(slices, norms, strict=True)])
-    return [{"layer": i + 1, **_mean(column)} for i, column in enumerate(zip(*shares, strict=True))]
+    found = _after(lambda phi, _: np.divide(_norms(axpy(-1, theta, phi)), norms), loss, theta, tasks, alpha, head)
+    return [{"layer": i, **_mean(values)} for i, values in enumerate(np.transpose(found), 1)]
 
 
 def nil(net: Net, theta: Theta, task: Task) -> float:
@@ -200,67 +190,76 @@ def regimes(trained: Mapping[str, tuple[Net, Theta]], tasks: Tasks) -> list[Row]
 
 
 def multiclass(
-    net: ConvNet,
-    classes: Sequence[Array],
-    examples: int,
-    iterations: int,
-    outer: Step,
-    seed: int = 0,
-    report: Report = lambda iteration, loss: None,
-    resumable: Callable[[Theta, Step], Checkpoint] = lambda theta, outer: NEVER,
+    net: ConvNet, classes: Sequence[Array], examples: int, iterations: int, outer: Step, seed: int = 0, **more: Any
 ) -> tuple[ConvNet, Theta]:
     """The network with a head for all classes, trained to tell them apart: ordinary classification, no tasks.
 
         θ ← outer(θ, ∇ cross-entropy of `examples` images, each of any class)             Raghu et al. 2020, table 5
 
-    classes: arrays (examples, h, w, channels), as `refmeta.lab.fewshot` has them. resumable(θ, outer): `train`'s
-    checkpoint. ValueError: no classes; as `train`.
+    classes: arrays (examples, h, w, channels), as `refmeta.lab.fewshot` has them.
+    more: `train`'s report and checkpoint; it starts at the θ of `for_all`. ValueError: no classes; as `train`.
     """
-    if not classes:
-        raise ValueError("classes: expected at least one array of images, got none")
-    wide = replace(net, classes=len(classes))
-    theta = wide.init(np.random.default_rng([seed, 2**32]), dtype=classes[0].dtype)
+    wide, theta = for_all(net, classes, seed)
 
     def sample(rng: np.random.Generator) -> Tasks:
         labels = rng.integers(len(classes), size=examples)
         return [([], (np.stack([classes[c][rng.integers(len(classes[c]))] for c in labels]), labels))]
 
-    joint, loss, kept = recorded(algorithms.joint), cross_entropy(wide), resumable(theta, outer)
-    return wide, train(joint, loss, theta, sample, 0.0, iterations, outer, seed, report, checkpoint=kept)[0]
+    joint, loss = recorded(algorithms.joint), cross_entropy(wide)
+    return wide, train(joint, loss, theta, sample, 0.0, iterations, outer, seed, **more)[0]
 
 
-def _layers(theta: Theta) -> int:
-    if len(theta) < 2 or len(theta) % 2:
+def for_all(net: ConvNet, classes: Sequence[Array], seed: int) -> tuple[ConvNet, Theta]:
+    """The network with a head for all classes, and θ before its training. ValueError: no classes."""
+    if not classes:
+        raise ValueError("classes: expected at least one array of images, got none")
+    wide = replace(net, classes=len(classes))
+    return wide, wide.init(np.random.default_rng([seed, 2**32]), dtype=classes[0].dtype)
+
+
+# --- What they share --------------------------------------------------------------------------------
+
+
+def _checked(theta: Theta, tasks: Tasks, alpha: float) -> tuple[Theta, Tasks, float]:
+    theta = check_theta(theta)
+    if len(theta) % 2:
         raise ValueError(f"theta: expected two arrays for each layer, got {len(theta)}")
-    return len(theta) // 2
+    return theta, check_tasks(tasks), check_alpha(alpha)
 
 
-def _adapted(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | None = None) -> Iterator[Theta | None]:
-    """φ_K of every task; None where it is not finite."""
-    adapt = recorded(trajectory_of_head(len(theta) if head is None else head))
-    for supports, _ in tasks:
+def _after(
+    measure: Callable[[Theta, Batch], Any], loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int
+) -> list[Array]:
+    """measure(φ_K, query) of every task, NaN where φ_K is not finite."""
+    adapt, found = recorded(trajectory_of_head(head)), []
+    for supports, query in tasks:
         with np.errstate(over="ignore", invalid="ignore"):
-            phi = adapt(loss, theta, supports, alpha)[-1] if supports and head != 0 else theta
-        yield phi if all(np.isfinite(leaf).all() for leaf in phi) else None
+            phi = adapt(loss, theta, supports, alpha)[-1] if supports and head else theta
+        finite = all(np.isfinite(leaf).all() for leaf in phi)
+        found.append(np.multiply(measure(phi if finite else theta, query), 1.0 if finite else nan))
+    return found
 
 
-def _alike(net: Net, pairs: Iterable[tuple[Theta, Theta | None, Array]]) -> list[Row]:
-    """For each layer the indices between θ and φ on x, over all (θ, φ, x)."""
-    indices = {"cca": cca, "pwcca": pwcca, "cka": linear_cka}
-    found = []
-    for theta, phi, x in pairs:
-        both = zip(net.layers(theta, x), net.layers(theta if phi is None else phi, x), strict=True)
-        values = [[index(_samples(a), _samples(b)) for index in indices.values()] for a, b in both]
-        found.append(np.full_like(values, nan) if phi is None else values)  # nan: counted as diverged
-    by_layer = np.array(found).transpose(1, 2, 0)
-    return [
-        {"layer": i + 1, **{name: _mean(values) for name, values in zip(indices, layer, strict=True)}}
-        for i, layer in enumerate(by_layer)
-    ]
+def _mean(values: Sequence[float]) -> Row:
+    return {key: value for key, value in summary(values).items() if key != "median"}
 
 
-def _samples(activations: Array) -> Array:
-    return activations.reshape(-1, activations.shape[-1])
+def _alike(net: Net, theta: Theta, other: Theta, x: Array) -> list[list[float]]:
+    """For each layer the indices between θ and the other on x."""
+    both = ([a.reshape(-1, a.shape[-1]) for a in net.layers(each, x)] for each in (theta, other))
+    return [[index(*pair) for index in INDICES.values()] for pair in zip(*both, strict=True)]
+
+
+def _by_layer(found: Sequence[Any]) -> list[Row]:
+    """The rows of what `_alike` found in each task."""
+    layers = enumerate(np.transpose(found, (1, 2, 0)), 1)
+    return [{"layer": i, **dict(zip(INDICES, map(_mean, layer), strict=True))} for i, layer in layers]
+
+
+def _norms(theta: Theta) -> list[float]:
+    """Of each layer, the Euclidean norm over its W and b."""
+    layers = [theta[i : i + 2] for i in range(0, len(theta), 2)]
+    return [dot(layer, layer) ** 0.5 for layer in layers]
 
 
 def _unit_features(net: Net, theta: Theta, x: Array) -> Array:
@@ -269,8 +268,3 @@ def _unit_features(net: Net, theta: Theta, x: Array) -> Array:
         raise ValueError("nil: the network has nothing below its head")
     features = body[-1].reshape(len(x), -1)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(features.dtype).tiny)
-
-
-def _mean(values: Sequence[float]) -> Row:
-    row = summary(values)
-    return {key: row[key] for key in ("mean", "ci95", "diverged")}
