@@ -1,6 +1,5 @@
 """Toy experiments: tasks, meta-training, evaluation, figures."""
 
-from refmeta.lab.optimisers import adam, linear, sgd
-from refmeta.lab.training import Diverged, Interrupted, evaluate, reptile_by, train, trajectory_by
+from refmeta.lab.training import Diverged, Interrupted, adam, evaluate, linear, reptile_by, sgd, train, trajectory_by
 
 __all__ = ["Diverged", "Interrupted", "adam", "evaluate", "linear", "reptile_by", "sgd", "train", "trajectory_by"]

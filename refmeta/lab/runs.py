@@ -33,8 +33,7 @@ from typing import Any, NamedTuple
 from refmeta.checks import check_alpha
 from refmeta.lab.checkpoint import Keep
 from refmeta.lab.files import CHECKPOINT, PARTS, checkpoints, locked, new_folder, save_result, save_theta, writable
-from refmeta.lab.optimisers import optimiser
-from refmeta.lab.training import METHODS, Diverged, History, Report, Stopped, over_seeds
+from refmeta.lab.training import METHODS, Diverged, History, Report, Stopped, optimiser, over_seeds
 from refmeta.trees import Theta
 
 Options = dict[str, dict[str, Any]]  # the name of an option, and its keywords of argparse's add_argument

@@ -15,11 +15,9 @@ from refmeta.fast import recorded, stacked
 from refmeta.lab import runs
 from refmeta.lab.checkpoint import Keep, resumable
 from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over, plural
-from refmeta.lab.fewshot.episodes import Rng, episode, minibatches, nearest_neighbour
-from refmeta.lab.fewshot.images import SOURCE, Images, fingerprint, glyphs, omniglot
-from refmeta.lab.optimisers import Step, optimiser
+from refmeta.lab.fewshot.images import SOURCE, Images, episode, glyphs, minibatches, nearest_neighbour, omniglot
 from refmeta.lab.runs import Plan, Result, Run, option, whole
-from refmeta.lab.training import METHODS, Checkpoint, Report, adapted, over_seeds, summary, train
+from refmeta.lab.training import METHODS, Checkpoint, Report, Step, adapted, optimiser, over_seeds, summary, train
 from refmeta.models import MLP, ConvNet, cross_entropy
 from refmeta.trees import Array, Loss, Tasks, Theta
 
@@ -145,7 +143,7 @@ def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | 
     draw, shots = (minibatches, config.batch) if method.displacement else (episode, config.shots)
     shape = config.ways, shots, config.queries, config.inner_steps
 
-    def sample(rng: Rng) -> Tasks:
+    def sample(rng: np.random.Generator) -> Tasks:
         return [draw(rng, images.train, *shape) for _ in range(config.tasks)]
 
     algorithm, adapt = recorded(stacked(method.algorithm)), recorded(method.trajectory)
@@ -160,7 +158,7 @@ def resumable_on(
 ) -> Callable[[Theta, Step], Checkpoint]:
     """`resumable` for a training on these images: a checkpoint made with others is refused."""
     settings = {"experiment": experiment, "seed": seed, **asdict(config)}
-    return partial(resumable, keep, {**settings, "images": fingerprint(images)} if keep else settings)
+    return partial(resumable, keep, {**settings, "images": images.fingerprint()} if keep else settings)
 
 
 def test_episodes(config: Config, images: Images, seed: int) -> Tasks:
@@ -205,16 +203,16 @@ def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
 
 
 def plan(args: Namespace) -> Plan:
-    """The runs of a command: every method runs.asked for, all beside the baselines of the first."""
+    """The runs of a command: every method asked for, all beside the baselines of the first."""
     configs = [configure(name, args.quick, runs.given(args, Config)) for name in runs.asked(args)]
     images = load(configs[0].data, configs[0].size, args.root)
     for config in configs:
         check_images(config, images)
     beside = cache(partial(baselines, configs[0], images))
-    pooled = runs.compared("fewshot", args.method, "accuracy", args, configs, network, partial(run, images))
+    compared = runs.compared("fewshot", args.method, "accuracy", args, configs, network, partial(run, images))
 
-    def summary(runs: list[Run]) -> Result:
-        result = pooled.summary(runs)
+    def summary_of(runs: list[Run]) -> Result:
+        result = compared.summary(runs)
         curves, seconds = [beside(seed) for seed in result["seeds"]], result.pop("seconds")
         known = {name: over_seeds([each[name] for each in curves], "accuracy") for name in curves[0]}
         return {**result, "baselines": known, "seconds": seconds}
@@ -222,7 +220,7 @@ def plan(args: Namespace) -> Plan:
     def record(run: Run) -> Result:
         return {**run.result(), "baselines": beside(run.seed)}
 
-    return pooled._replace(summary=summary, draw=runs.drawing("fewshot", images), record=record)
+    return compared._replace(summary=summary_of, draw=runs.drawing("fewshot", images), record=record)
 
 
 def text(result: Result) -> str:

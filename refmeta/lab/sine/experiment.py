@@ -14,10 +14,9 @@ from refmeta.fast import recorded, stacked
 from refmeta.lab import runs
 from refmeta.lab.checkpoint import Keep, resumable
 from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over
-from refmeta.lab.optimisers import INNER, optimiser
 from refmeta.lab.runs import Plan, Result, Run, option, whole
 from refmeta.lab.sine.waves import LAWS, ZERO_MSE, Rng
-from refmeta.lab.training import METHODS, Method, Report, evaluate, train
+from refmeta.lab.training import INNER, METHODS, Method, Report, evaluate, optimiser, train
 from refmeta.models import MLP, squared_error
 from refmeta.trees import Loss, Tasks
 
@@ -145,7 +144,7 @@ def unseen(config: Config, seed: int) -> Tasks:
 
 
 def plan(args: argparse.Namespace) -> Plan:
-    """The runs of a command: every method runs.asked for, and joint training beside it."""
+    """The runs of a command: every method asked for, and joint training beside it."""
     configs = [configure(name, args.preset, args.quick, runs.given(args, Config)) for name in runs.asked(args)]
     if all(config.method != "joint" for config in configs):
         configs.append(beside(configs[0], args.preset))

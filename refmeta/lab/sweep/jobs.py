@@ -14,13 +14,12 @@ from typing import Any
 
 from refmeta.lab.display import Row
 from refmeta.lab.files import locked, save_result, save_theta, versions, writable
-from refmeta.lab.optimisers import INNER
 from refmeta.lab.runs import Run
 from refmeta.lab.sine import experiment
 from refmeta.lab.sine.experiment import Config, configure
 from refmeta.lab.sine.waves import LAWS
 from refmeta.lab.sweep.records import SETTINGS, Job, Record, name_of, read, read_one, save_table
-from refmeta.lab.training import METHODS, Diverged
+from refmeta.lab.training import INNER, METHODS, Diverged
 from refmeta.trees import Theta
 
 RunJob = Callable[[Config, int, Any], Run]
