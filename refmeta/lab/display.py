@@ -3,7 +3,7 @@
 Nothing here imports matplotlib: the functions get its axes from the figures.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,12 +65,10 @@ def by_steps(curves: dict[str, Curve], steps: Sequence[int], width: int, word: C
 # --- Curves and figures -----------------------------------------------------------------------------
 
 
-def by_method(rows: Iterable[Row]) -> dict[str, Curve]:
+def by_method(rows: Sequence[Row]) -> dict[str, Curve]:
     """The rows of several methods' curves, by method."""
-    curves: dict[str, Curve] = {}
-    for row in rows:
-        curves.setdefault(row["method"], []).append(row)
-    return curves
+    methods = dict.fromkeys(row["method"] for row in rows)
+    return {method: [row for row in rows if row["method"] == method] for method in methods}
 
 
 def column(rows: Curve, key: str) -> Array:

@@ -103,8 +103,9 @@ def add(commands: Any, experiment: Experiment) -> None:
     """Declare the command of an experiment on argparse's subparsers."""
     run = partial(command, experiment)
     parser = add_command(commands, experiment.name, experiment.help, experiment.description, experiment.options, run)
-    out = {"metavar": "DIR", "help": f"a new folder (default: {experiment.default})"}
-    for group in [SEEDS] * ("seeds" not in experiment.options) + [{"out": out, "resume": RESUME}]:
+    helps = {"out": f"a new folder (default: {experiment.default})", "resume": RESUME}
+    places = {name: {"metavar": "DIR", "help": help} for name, help in helps.items()}
+    for group in [SEEDS] * ("seeds" not in experiment.options) + [places]:
         declare(parser.add_mutually_exclusive_group(), group)
     declare(parser, {"checkpoint_every": EVERY})
 
@@ -130,14 +131,15 @@ def declare(parser: Any, options: Options) -> None:
 
 def command(experiment: Experiment, args: Namespace) -> int:
     """Do the jobs, save, print and draw what came out; returns the exit code."""
-    plan = experiment.plan(args)
+    plan, every = experiment.plan(args), args.checkpoint_every or RESUMED * bool(args.resume)
     runs: list[Run] = []
     with output_folder(args, plan.folder, [job.place for job in plan.jobs]) as folder:
         for job in plan.jobs:
             place = folder / job.place
+            keep = Keep(place / CHECKPOINT, every) if every else None
             try:
                 with progress(job.iterations, f"{job.name}, seed {job.seed}") as move:
-                    run = job.run(lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keeping(args, place))
+                    run = job.run(lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep)
             except Stopped as error:
                 return stopped(f"{experiment.name}: {_called(job, plan.jobs)}", folder, place, job.names, error)
             save_run(place, job.names, run.theta, plan.record(run))
@@ -254,12 +256,6 @@ def summary(experiment: str, main: str, score: str, runs: list[Run]) -> Result:
 RESUMED = 100  # a checkpoint takes as long as an iteration, more or less
 
 
-def keeping(args: Namespace, place: Path) -> Keep | None:
-    """Where --resume and --checkpoint-every keep the state of the run in this place."""
-    every = args.checkpoint_every or RESUMED * bool(args.resume)
-    return Keep(place / CHECKPOINT, every) if every else None
-
-
 @contextmanager
 def output_folder(args: Namespace, default: str, places: Collection[str]) -> Iterator[Path]:
     """The folder to write into, of --resume or --out, or a new one, locked; `places`: its runs' subfolders.
@@ -341,17 +337,15 @@ def seed_range(text: str) -> list[int]:
     return list(range(low, high + 1))
 
 
-METHOD = {"choices": [*METHODS, "all"]}
 QUICK = {"action": "store_true", "help": "a smoke run of seconds"}
 SEEDS: Options = {
     "seed": {"type": whole(0), "default": 0, "metavar": "N", "help": "default: 0"},
     "seeds": {"metavar": "A-B", "help": "several, as 0-4: mean and interval over the seeds"},
 }
-RESUME = {
-    "metavar": "DIR",
-    "help": "in place of --out: go on in the folder of the same command, stopped by whatever; what it had finished is "
-    f"only tested again (checkpoints: every {RESUMED} iterations, if not said otherwise)",
-}
+RESUME = (
+    "in place of --out: go on in the folder of the same command, stopped by whatever; what it had finished is "
+    f"only tested again (checkpoints: every {RESUMED} iterations, if not said otherwise)"
+)
 EVERY = {
     "type": whole(1),
     "metavar": "N",

@@ -39,7 +39,7 @@ WIDTHS = "of the convolutions (default: 32,32,32,32)"
 class Config:
     """Everything that determines a run, but for its seed and the images."""
 
-    method: str = option("maml", "default: {}", default="maml", **runs.METHOD)
+    method: str = option("maml", "default: {}", default="maml", choices=[*METHODS, "all"])
     data: str = option("glyphs", "default: {}, invented here", choices=["glyphs", "omniglot"])
     ways: int = option(5, "classes of an episode (default: {})", type=whole(2), metavar="N")
     shots: int = option(1, "images of each to adapt to (default: {})", type=whole(1), metavar="K")

@@ -27,17 +27,15 @@ DIVERGED = 20.0
 # --- Settings ---------------------------------------------------------------------------------------
 
 
-OUTER = (
-    "adam:RATE or sgd:RATE, with :linear behind to anneal the rate to 0 (default: {}; reptile: sgd:1:linear, its ε); "
-    "the joint run beside a method keeps its own"
-)
+ANNEALED = "adam:RATE or sgd:RATE, with :linear behind to anneal the rate to 0"
+OUTER = f"{ANNEALED} (default: {{}}; reptile: sgd:1:linear, its ε); the joint run beside a method keeps its own"
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything that determines a run, but for its seed."""
 
-    method: str = option("maml", "default: {}, or the preset's", **runs.METHOD)
+    method: str = option("maml", "default: {}, or the preset's", choices=[*METHODS, "all"])
     law: str = option("finn", "how waves are drawn (default: {})", choices=list(LAWS))
     widths: tuple[int, ...] = (1, 40, 40, 1)
     activation: str = "tanh"
