@@ -6,16 +6,15 @@ iteration, θ and the optimiser's state. Every member carries its CRC-32, and no
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refmeta.lab.files import plain, replace, versions
-from refmeta.lab.optimisers import Step
-from refmeta.lab.training import NEVER, Checkpoint, State
+from refmeta.lab.files import plain, save_arrays, versions
+from refmeta.lab.training import NEVER, Checkpoint, State, Step
 from refmeta.trees import Array, Theta
 
 FORMAT = 2  # 1 was refmeta's own: a line "refmeta-checkpoint 1 SHA-256", and bytes
@@ -45,9 +44,9 @@ def resumable(keep: Keep | None, settings: dict[str, Any], theta: Theta, outer: 
 
 def save(path: Path, settings: dict[str, Any], state: State) -> None:
     """Put the state in the place of the last one. OSError: it could not be written, and the last one is still there."""
-    arrays = {str(i): leaf for i, leaf in enumerate(_leaves(state))}
-    history, said = np.array(state.history, ENTRY), np.array(json.dumps(_known(settings)).encode())
-    replace(path, lambda file: np.savez(file, settings=said, history=history, **arrays))
+    arrays = {str(i): leaf for i, leaf in enumerate(_arrays(state))}
+    said = np.array(json.dumps(_known(settings)).encode())
+    save_arrays(path, {"settings": said, "history": np.array(state.history, ENTRY), **arrays})
 
 
 def load(path: Path, settings: dict[str, Any], like: State) -> State:
@@ -55,13 +54,12 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
 
     ValueError: no checkpoint, a damaged one, one of another version of refmeta, of other settings, or of other arrays.
     """
-    expected, now = _leaves(like), _known(settings)
+    expected, now = _arrays(like), _known(settings)
     with open(path, "rb") as file:  # a longer one than these settings can make it is as good as damaged
         data = file.read(sum(leaf.nbytes + 1000 for leaf in expected) + LONGEST)
-    if data.startswith(b"refmeta-checkpoint"):
-        raise ValueError(f"{path}: version 1 of a checkpoint; this refmeta reads {FORMAT}")
     if not data.startswith(b"PK"):
-        raise ValueError(f"{path}: not a checkpoint")
+        first = f"version 1 of a checkpoint; this refmeta reads {FORMAT}"
+        raise ValueError(f"{path}: {first if data.startswith(b'refmeta-checkpoint') else 'not a checkpoint'}")
     try:
         with np.load(io.BytesIO(data)) as archive:
             sizes = sum(member.file_size for member in archive.zip.infolist())
@@ -75,11 +73,10 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
     if changed := [name for name in now | was if was.get(name) != now.get(name)]:
         each = (f"{name}: {was.get(name)!r:.99} in the checkpoint, {now.get(name)!r:.99} now" for name in changed)
         raise ValueError(f"{path}: other settings: {'; '.join(each)}")
-    saved: list[Any] = [arrays.get(str(i)) for i in range(len(expected))]
-    if _forms([history, *saved]) != _forms([np.empty(np.size(history), ENTRY), *expected]):
+    saved = [arrays.get(str(i), np.empty(0, object)) for i in range(len(expected))]
+    if _forms([history, *saved]) != _forms([np.empty(history.size, ENTRY), *expected]):
         raise ValueError(f"{path}: its arrays are not those of these settings")
-    leaves = iter(saved)
-    iteration, theta, outer = _mapped(lambda leaf: _number_if(leaf, next(leaves)), list(like[:3]))
+    iteration, theta, outer = _like(like[:3], iter(saved))
     return State(iteration, theta, outer, history.tolist())
 
 
@@ -89,26 +86,26 @@ def _known(settings: dict[str, Any]) -> dict[str, Any]:
     return dict(plain({"checkpoint": FORMAT, **made, **settings}))
 
 
-def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    """The function of every array and number in nested lists and tuples, in lists and tuples like these."""
+def _leaves(tree: Any) -> list[Any]:
+    """The numbers and arrays in nested lists and tuples."""
+    return [leaf for item in tree for leaf in _leaves(item)] if isinstance(tree, (list, tuple)) else [tree]
+
+
+def _like(tree: Any, leaves: Iterator[Array]) -> Any:
+    """Lists and tuples like these with the next leaves in them."""
     if isinstance(tree, (list, tuple)):
-        return type(tree)(_mapped(function, item) for item in tree)
-    return function(tree)
+        return type(tree)(_like(item, leaves) for item in tree)
+    return next(leaves).item() if type(tree) in (int, float) else next(leaves)
 
 
-def _number_if(like: Any, leaf: Array) -> Any:
-    return leaf.item() if type(like) in (int, float) else leaf
-
-
-def _leaves(state: State) -> list[Array]:
+def _arrays(state: State) -> list[Array]:
     """The iteration, θ and the optimiser's state. TypeError: something else than numbers and arrays."""
-    leaves: list[Any] = []
-    _mapped(leaves.append, list(state[:3]))
-    for leaf in leaves:
-        if np.asarray(leaf).dtype.hasobject:
-            raise TypeError(f"an optimiser's state: expected numbers and arrays, got {leaf!r:.40}")
-    return [np.asarray(leaf) for leaf in leaves]
+    arrays = [np.asarray(leaf) for leaf in _leaves(state[:3])]
+    for array in arrays:
+        if array.dtype.hasobject:
+            raise TypeError(f"an optimiser's state: expected numbers and arrays, got {array!s:.40}")
+    return arrays
 
 
-def _forms(arrays: list[Any]) -> list[Any]:
-    return [(getattr(array, "dtype", None), np.shape(array)) for array in arrays]
+def _forms(arrays: list[Array]) -> list[Any]:
+    return [(array.dtype, array.shape) for array in arrays]

@@ -3,7 +3,7 @@
 Nothing here imports matplotlib: the functions get its axes from the figures.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,11 @@ Curve = list[Row]  # a row for each number of steps
 
 COLOURS = {"maml": "#2460a7", "fomaml": "#3a9bb5", "anil": "#7a4fa3", "reptile": "#2e8b57", "joint": "#c8553d"}
 INK, FAINT = "#222222", "#9a9a9a"
-LABELS = {"joint": "joint training"}
-BAND = " ± 95 % interval"
+LABELS = {
+    "joint": "joint training",
+    "untrained": "untrained, adapted alike",
+    "nearest neighbour": "nearest neighbour, pixels",
+}
 
 
 # --- Text -------------------------------------------------------------------------------------------
@@ -45,15 +48,27 @@ def table(lines: Sequence[Sequence[str]], *least: int, gap: str = "") -> str:
     )
 
 
+def over(result: Row) -> str:
+    """How a result's numbers come from its seeds."""
+    many = len(result["seeds"])
+    return f"mean over {many} seeds ± 95 % interval" if many > 1 else "mean ± 95 % interval"
+
+
+def by_steps(curves: dict[str, Curve], steps: Sequence[int], width: int, word: Callable[[Row], str]) -> str:
+    """A line for each curve, a column for each number of steps, word(row) in it; a curve may end early."""
+    lines = [["", *(plural(k, "step") for k in steps)]]
+    for name, curve in curves.items():
+        lines.append([LABELS.get(name, name), *map(word, curve), *[""] * (len(steps) - len(curve))])
+    return table(lines, 26, width)
+
+
 # --- Curves and figures -----------------------------------------------------------------------------
 
 
-def by_method(rows: Iterable[Row]) -> dict[str, Curve]:
+def by_method(rows: Sequence[Row]) -> dict[str, Curve]:
     """The rows of several methods' curves, by method."""
-    curves: dict[str, Curve] = {}
-    for row in rows:
-        curves.setdefault(row["method"], []).append(row)
-    return curves
+    methods = dict.fromkeys(row["method"] for row in rows)
+    return {method: [row for row in rows if row["method"] == method] for method in methods}
 
 
 def column(rows: Curve, key: str) -> Array:

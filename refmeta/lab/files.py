@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,9 @@ def new_folder(wanted: str | None, default: str) -> Path:
     Parts of files are no files. ValueError: `wanted` has files in it, is no folder, or cannot be written.
     """
     folder = Path(default if wanted is None else wanted)
-    number = 1
+    numbers = count(2)
     while wanted is None and folder.exists():
-        number += 1
-        folder = Path(f"{default}.{number}")
+        folder = Path(f"{default}.{next(numbers)}")
     if any(not each.is_dir() and not each.match(PARTS) for each in writable(folder).rglob("*")):
         other = f"--resume {folder} goes on with its runs" if checkpoints(folder) else "name a new or empty folder"
         raise ValueError(f"--out {folder}: holds files already; {other}")
@@ -100,8 +100,8 @@ def save_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @cache
 def versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("numpy", "autograd")}
-    return {"refmeta": refmeta.__version__, **packages, "python": platform.python_version()}
+    packages = {"refmeta": refmeta.__version__, "numpy": version("numpy"), "autograd": version("autograd")}
+    return {**packages, "python": platform.python_version()}
 
 
 def replace(path: Path, write: Any) -> None:

@@ -3,19 +3,20 @@
 An experiment is data. Its author writes, in refmeta/lab/NAME/,
 
     its mathematics     functions of arrays, that know no command and no figure
-    experiment.py       Config    a frozen dataclass: everything that determines a run, but for its seed
+    experiment.py       Config    a frozen dataclass: everything that determines a run, but for its seed; a field made
+                                  by `option` is an option of the command too
                         options   {name of the option: keywords of argparse's add_argument}, in the order of --help
                         run       run(config, seed, report, keep) -> Run: train, from the checkpoint if there is one,
                                   and test; report(iteration, loss) and keep go to `train` (see `resumable`)
                         plan      plan(args) -> Plan: what the given options ask for (ValueError: what is impossible)
                         text      text(result) -> str: the tables, from the same dict as in result.json
                         NAME      Experiment("name", help, description, options, plan, text, figures)
-    figures.py          draw      draw(folder, result, runs) -> None: the figures, with matplotlib
+    figures.py          draw      draw(folder, result, runs) -> None: the figures, with matplotlib, see `drawing`
 
 and `add(commands, NAME)` makes it `refmeta name`, with --out, --resume, --checkpoint-every, and --seed | --seeds unless
 it has an option of that name. The command does every Job of the Plan and leaves theta.npz and result.json in its place;
-then it has the Plan's summary of all runs, saves it, prints the text of it and draws. `jobs` and `summary` are the
-jobs and the summary of an experiment that compares methods; see refmeta/lab/sine for one in full.
+then it has the Plan's summary of all runs, saves it, prints the text of it and draws, with the runs of the first seed.
+`compared` is the plan of an experiment that compares methods; see refmeta/lab/sine for one in full.
 """
 
 import importlib.util
@@ -23,19 +24,20 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, field, fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from refmeta.checks import check_alpha
 from refmeta.lab.checkpoint import Keep
 from refmeta.lab.files import CHECKPOINT, PARTS, checkpoints, locked, new_folder, save_result, save_theta, writable
-from refmeta.lab.training import METHODS, Diverged, History, Report, Stopped, over_seeds
+from refmeta.lab.training import METHODS, Diverged, History, Report, Stopped, optimiser, over_seeds
 from refmeta.trees import Theta
 
 Options = dict[str, dict[str, Any]]  # the name of an option, and its keywords of argparse's add_argument
 Result = dict[str, Any]  # as result.json has it
-RunOne = Callable[[Any, int, Report, Keep | None], "Run"]  # (config, seed, report, keep)
 
 
 class Run(NamedTuple):
@@ -79,7 +81,7 @@ class Plan(NamedTuple):
     folder: str  # the default of --out
     jobs: list[Job]
     summary: Callable[[list[Run]], Result]
-    draw: Callable[[Path, Result, list[Run]], Any]  # imports the figures: only called where matplotlib is
+    draw: Callable[[Path, Result, list[Run]], Any]  # with the runs of the first seed; only called where matplotlib is
     record: Callable[[Run], Result | None] = Run.result  # the result.json of a job's place; None: it has none
 
 
@@ -101,10 +103,10 @@ def add(commands: Any, experiment: Experiment) -> None:
     """Declare the command of an experiment on argparse's subparsers."""
     run = partial(command, experiment)
     parser = add_command(commands, experiment.name, experiment.help, experiment.description, experiment.options, run)
-    if "seeds" not in experiment.options:
-        declare(parser.add_mutually_exclusive_group(), SEEDS)
-    out = {"metavar": "DIR", "help": f"a new folder (default: {experiment.default})"}
-    declare(parser.add_mutually_exclusive_group(), {"out": out, "resume": RESUME})
+    helps = {"out": f"a new folder (default: {experiment.default})", "resume": RESUME}
+    places = {name: {"metavar": "DIR", "help": help} for name, help in helps.items()}
+    for group in [SEEDS] * ("seeds" not in experiment.options) + [places]:
+        declare(parser.add_mutually_exclusive_group(), group)
     declare(parser, {"checkpoint_every": EVERY})
 
 
@@ -129,14 +131,15 @@ def declare(parser: Any, options: Options) -> None:
 
 def command(experiment: Experiment, args: Namespace) -> int:
     """Do the jobs, save, print and draw what came out; returns the exit code."""
-    plan = experiment.plan(args)
+    plan, every = experiment.plan(args), args.checkpoint_every or RESUMED * bool(args.resume)
     runs: list[Run] = []
     with output_folder(args, plan.folder, [job.place for job in plan.jobs]) as folder:
         for job in plan.jobs:
             place = folder / job.place
+            keep = Keep(place / CHECKPOINT, every) if every else None
             try:
                 with progress(job.iterations, f"{job.name}, seed {job.seed}") as move:
-                    run = job.run(lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keeping(args, place))
+                    run = job.run(lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep)
             except Stopped as error:
                 return stopped(f"{experiment.name}: {_called(job, plan.jobs)}", folder, place, job.names, error)
             save_run(place, job.names, run.theta, plan.record(run))
@@ -145,7 +148,8 @@ def command(experiment: Experiment, args: Namespace) -> int:
         if all(job.place for job in plan.jobs):  # else it is that one job's folder, and has its result
             save_result(folder / "result.json", result)
         print(experiment.text(result))
-        show(folder, experiment.files, experiment.figures, lambda: plan.draw(folder, result, runs))
+        first = [run for run in runs if run.seed == runs[0].seed]
+        show(folder, experiment.files, experiment.figures, lambda: plan.draw(folder, result, first))
     return 0
 
 
@@ -181,7 +185,23 @@ def show(folder: Path, files: str, figures: Sequence[str], draw: Callable[[], An
     print(f"\n{folder}: {files}{more}")
 
 
-# --- The jobs of an experiment that compares methods ------------------------------------------------
+# --- An experiment that compares methods ------------------------------------------------------------
+
+
+def option(value: Any, help: str, **keywords: Any) -> Any:
+    """A field of Config that is an option too; `help` has {} where it says the default."""
+    return field(default=value, metadata={"help": help.format(value), **keywords})
+
+
+def options_of(config: Any) -> Options:
+    """The options among the fields of Config; one that was not given is None."""
+    return {field.name: dict(field.metadata) for field in fields(config) if field.metadata}
+
+
+def given(args: Namespace, config: Any) -> dict[str, Any]:
+    """The options that were given, of those that are fields of Config; but not the method."""
+    names = {field.name for field in fields(config)} - {"method"}
+    return {name: value for name, value in vars(args).items() if name in names and value is not None}
 
 
 def asked(args: Namespace) -> list[Any]:
@@ -189,27 +209,32 @@ def asked(args: Namespace) -> list[Any]:
     return list(METHODS) if args.method == "all" else [args.method]
 
 
-def given(args: Namespace, config: Any) -> dict[str, Any]:
-    """The options that were given, of those that are fields of Config; but not the method."""
-    names = [field.name for field in fields(config) if field.name != "method"]
-    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+def check_config(config: Any) -> None:
+    """ValueError: a setting that is impossible, or does not fit the method."""
+    check_alpha(config.alpha)
+    optimiser(config.outer, config.iterations)
+    if METHODS[config.method].displacement and not config.inner_steps:
+        raise ValueError(f"inner-steps 0: {config.method} needs at least one inner step")
 
 
-def seeds(args: Namespace) -> list[int]:
-    return [args.seed] if args.seeds is None else seed_range(args.seeds)
-
-
-def jobs(
-    experiment: str, main: str, args: Namespace, configs: list[Any], names: Callable[[Any], list[str]], run: RunOne
-) -> tuple[str, list[Job]]:
-    """The default folder, and the jobs of every seed and config. With one seed, `main` has the folder itself."""
+def compared(
+    experiment: str, main: str, score: str, args: Namespace, configs: list[Any], network: Any, run: Any
+) -> Plan:
+    """Every config with every seed, by run(config, seed, report, keep). With one seed, `main` has the folder itself."""
+    seeds = [args.seed] if args.seeds is None else seed_range(args.seeds)
 
     def job(config: Any, seed: int) -> Job:
-        place = "" if config.method == main and len(seeds(args)) == 1 else f"{config.method}-{seed}"
-        return Job(config.method, seed, place, config.iterations, names(config), partial(run, config, seed))
+        place = "" if config.method == main and len(seeds) == 1 else f"{config.method}-{seed}"
+        return Job(config.method, seed, place, config.iterations, network(config)[0].names, partial(run, config, seed))
 
-    every = [job(config, seed) for seed in seeds(args) for config in configs]
-    return f"runs/{experiment}-{main}-{args.seeds or args.seed}", every
+    jobs = [job(config, seed) for seed in seeds for config in configs]
+    folder = f"runs/{experiment}-{main}-{args.seeds or args.seed}"
+    return Plan(folder, jobs, partial(summary, experiment, main, score), drawing(experiment))
+
+
+def drawing(experiment: str, *more: Any) -> Callable[[Path, Result, list[Run]], Any]:
+    """The `draw` of refmeta.lab.EXPERIMENT.figures; only a call imports it, and with it matplotlib."""
+    return lambda *made: import_module(f"refmeta.lab.{experiment}.figures").draw(*made, *more)
 
 
 def summary(experiment: str, main: str, score: str, runs: list[Run]) -> Result:
@@ -226,19 +251,9 @@ def summary(experiment: str, main: str, score: str, runs: list[Run]) -> Result:
     }
 
 
-def first_seed(runs: list[Run]) -> list[Run]:
-    return [run for run in runs if run.seed == runs[0].seed]
-
-
 # --- The folder -------------------------------------------------------------------------------------
 
 RESUMED = 100  # a checkpoint takes as long as an iteration, more or less
-
-
-def keeping(args: Namespace, place: Path) -> Keep | None:
-    """Where --resume and --checkpoint-every keep the state of the run in this place."""
-    every = args.checkpoint_every or RESUMED * bool(args.resume)
-    return Keep(place / CHECKPOINT, every) if every else None
 
 
 @contextmanager
@@ -322,17 +337,15 @@ def seed_range(text: str) -> list[int]:
     return list(range(low, high + 1))
 
 
-METHOD = {"choices": [*METHODS, "all"]}
 QUICK = {"action": "store_true", "help": "a smoke run of seconds"}
 SEEDS: Options = {
     "seed": {"type": whole(0), "default": 0, "metavar": "N", "help": "default: 0"},
     "seeds": {"metavar": "A-B", "help": "several, as 0-4: mean and interval over the seeds"},
 }
-RESUME = {
-    "metavar": "DIR",
-    "help": "in place of --out: go on in the folder of the same command, stopped by whatever; what it had finished is "
-    f"only tested again (checkpoints: every {RESUMED} iterations, if not said otherwise)",
-}
+RESUME = (
+    "in place of --out: go on in the folder of the same command, stopped by whatever; what it had finished is "
+    f"only tested again (checkpoints: every {RESUMED} iterations, if not said otherwise)"
+)
 EVERY = {
     "type": whole(1),
     "metavar": "N",

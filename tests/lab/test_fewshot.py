@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from refmeta import joint, trajectory
 from refmeta.__main__ import main
 from refmeta.lab.fewshot import Config, episode, glyphs, minibatches, run
-from refmeta.lab.fewshot.episodes import nearest_neighbour
 from refmeta.lab.fewshot.experiment import accuracies, baselines, check_images, configure, initial, network
 from refmeta.lab.fewshot.experiment import test_episodes as episodes_to_test_on
+from refmeta.lab.fewshot.images import nearest_neighbour
 from refmeta.lab.training import trajectory_of_head
 from refmeta.models import MLP, cross_entropy
 

@@ -9,8 +9,7 @@ import pytest
 from archives import PARTS, drawing, members, png, unpacked, zipped
 
 from refmeta.lab.fewshot import images
-from refmeta.lab.fewshot.episodes import episode, nearest_neighbour
-from refmeta.lab.fewshot.images import glyphs, omniglot
+from refmeta.lab.fewshot.images import episode, glyphs, nearest_neighbour, omniglot
 
 
 @pytest.fixture(autouse=True)

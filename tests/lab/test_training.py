@@ -6,9 +6,8 @@ from problems import assert_same
 
 from refmeta import adapt, anil, fomaml, joint, maml, recorded, reptile, stacked, trajectory
 from refmeta.lab import Diverged, Interrupted, adam, evaluate, linear, reptile_by, sgd, train, trajectory_by
-from refmeta.lab.optimisers import optimiser
 from refmeta.lab.sine.waves import LAWS
-from refmeta.lab.training import adapted, over_seeds, summary
+from refmeta.lab.training import adapted, optimiser, over_seeds, summary
 from refmeta.models import MLP, squared_error
 
 NET = MLP((1, 16, 16, 1), activation="tanh")

@@ -6,55 +6,22 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from refmeta.checks import check_alpha
 from refmeta.fast import recorded, stacked
-from refmeta.lab import display
+from refmeta.lab import runs
 from refmeta.lab.checkpoint import Keep, resumable
-from refmeta.lab.display import Curve, by_method, cell, plural, table
-from refmeta.lab.fewshot.episodes import episode, minibatches, nearest_neighbour
-from refmeta.lab.fewshot.images import SOURCE, Images, fingerprint, glyphs, omniglot
-from refmeta.lab.optimisers import Step, optimiser
-from refmeta.lab.runs import METHOD, QUICK, Experiment, Options, Plan, Result, Run, asked, given, jobs, whole
-from refmeta.lab.runs import summary as pooled
-from refmeta.lab.training import METHODS, Checkpoint, Report, adapted, over_seeds, summary, train
+from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over, plural
+from refmeta.lab.fewshot.images import SOURCE, Images, episode, glyphs, minibatches, nearest_neighbour, omniglot
+from refmeta.lab.runs import Plan, Result, Run, option, whole
+from refmeta.lab.training import METHODS, Checkpoint, Report, Step, adapted, optimiser, over_seeds, summary, train
 from refmeta.models import MLP, ConvNet, cross_entropy
 from refmeta.trees import Array, Loss, Tasks, Theta
 
 # --- Settings ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that determines a run, but for its seed and the images."""
-
-    method: str = "maml"
-    data: str = "glyphs"
-    ways: int = 5
-    shots: int = 1
-    queries: int = 1  # of each class in training
-    inner_steps: int = 1
-    alpha: float = 1.0
-    outer: str = "adam:0.002:linear"
-    tasks: int = 16
-    iterations: int = 1000
-    network: str = "conv"
-    filters: tuple[int, ...] = (32, 32, 32, 32)
-    size: int = 28
-    batch: int = 2  # of each class at an inner step of Reptile's training
-    test_queries: int = 5
-    test_tasks: int = 600
-    report_steps: tuple[int, ...] = (0, 1, 5, 10)
-
-
-QUICKLY: dict[str, Any] = {"iterations": 150, "tasks": 4, "filters": (8, 8), "size": 14, "test_tasks": 60}
-# One inner step of Reptile would be joint training, so Reptile has defaults of its own.
-OWN = {"reptile": {"inner_steps": 5, "alpha": 0.2, "outer": "sgd:1:linear", "tasks": 8}}
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -64,24 +31,38 @@ def _widths(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-OUTER = "as in refmeta sine (default: adam:0.002:linear; reptile: sgd:1:linear)"
-options: Options = {
-    "method": {**METHOD, "default": "maml", "help": "default: maml"},
-    "data": {"choices": ["glyphs", "omniglot"], "help": "default: glyphs, invented here"},
-    "root": {"metavar": "DIR", "help": "the folder with Omniglot's two archives, or both unpacked"},
-    "quick": QUICK,
-    "ways": {"type": whole(2), "metavar": "N", "help": "classes of an episode (default: 5)"},
-    "shots": {"type": whole(1), "metavar": "K", "help": "images of each to adapt to (default: 1)"},
-    "queries": {"type": whole(1), "metavar": "N", "help": "images of each to learn from (default: 1)"},
-    "inner_steps": {"type": whole(0), "metavar": "N", "help": "in training (default: 1; reptile: 5)"},
-    "alpha": {"type": float, "help": "inner rate on the mean cross-entropy (default: 1; reptile: 0.2)"},
-    "outer": {"metavar": "NAME:RATE", "help": OUTER},
-    "tasks": {"type": whole(1), "metavar": "N", "help": "episodes in an outer step (default: 16; reptile: 8)"},
-    "iterations": {"type": whole(1), "metavar": "N", "help": f"outer steps (default: {Config.iterations})"},
-    "network": {"choices": ["conv", "mlp"], "help": "default: conv; mlp: hidden layers 256, 128, 64, 64"},
-    "filters": {"type": _widths, "metavar": "N,N,…", "help": "of the convolutions (default: 32,32,32,32)"},
-    "size": {"type": int, "choices": [14, 28], "help": "pixels of an image's side (default: 28)"},
-}
+OUTER = "as in refmeta sine (default: {}; reptile: sgd:1:linear)"
+WIDTHS = "of the convolutions (default: 32,32,32,32)"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run, but for its seed and the images."""
+
+    method: str = option("maml", "default: {}", default="maml", choices=[*METHODS, "all"])
+    data: str = option("glyphs", "default: {}, invented here", choices=["glyphs", "omniglot"])
+    ways: int = option(5, "classes of an episode (default: {})", type=whole(2), metavar="N")
+    shots: int = option(1, "images of each to adapt to (default: {})", type=whole(1), metavar="K")
+    queries: int = option(1, "images of each to learn from (default: {})", type=whole(1), metavar="N")
+    inner_steps: int = option(1, "in training (default: {}; reptile: 5)", type=whole(0), metavar="N")
+    alpha: float = option(1.0, "inner rate on the mean cross-entropy (default: {:g}; reptile: 0.2)", type=float)
+    outer: str = option("adam:0.002:linear", OUTER, metavar="NAME:RATE")
+    tasks: int = option(16, "episodes in an outer step (default: {}; reptile: 8)", type=whole(1), metavar="N")
+    iterations: int = option(1000, "outer steps (default: {})", type=whole(1), metavar="N")
+    network: str = option("conv", "default: {}; mlp: hidden layers 256, 128, 64, 64", choices=["conv", "mlp"])
+    filters: tuple[int, ...] = option((32, 32, 32, 32), WIDTHS, type=_widths, metavar="N,N,…")
+    size: int = option(28, "pixels of an image's side (default: {})", type=int, choices=[14, 28])
+    batch: int = 2  # of each class at an inner step of Reptile's training
+    test_queries: int = 5
+    test_tasks: int = 600
+    report_steps: tuple[int, ...] = (0, 1, 5, 10)
+
+
+QUICKLY: dict[str, Any] = {"iterations": 150, "tasks": 4, "filters": (8, 8), "size": 14, "test_tasks": 60}
+# One inner step of Reptile would be joint training, so Reptile has defaults of its own.
+OWN = {"reptile": {"inner_steps": 5, "alpha": 0.2, "outer": "sgd:1:linear", "tasks": 8}}
+ROOT = {"metavar": "DIR", "help": "the folder with Omniglot's two archives, or both unpacked"}
+options: runs.Options = {"root": ROOT, "quick": runs.QUICK, **runs.options_of(Config)}
 
 
 def configure(method: str, quick: bool, explicit: dict[str, Any]) -> Config:
@@ -90,14 +71,11 @@ def configure(method: str, quick: bool, explicit: dict[str, Any]) -> Config:
     ValueError: a setting that is impossible, or does not fit the method.
     """
     config = Config(**{**OWN.get(method, {}), **(QUICKLY if quick else {}), **explicit, "method": method})
-    check_alpha(config.alpha)
-    optimiser(config.outer, config.iterations)
+    runs.check_config(config)
     if config.ways < 2:
         raise ValueError(f"ways {config.ways}: expected at least two classes to tell apart")
     if config.network == "mlp" and "filters" in explicit:
         raise ValueError("filters: only the network conv has them, not mlp")
-    if METHODS[method].displacement and not config.inner_steps:
-        raise ValueError(f"inner-steps 0: {method} needs at least one inner step")
     network(config)
     return config
 
@@ -159,10 +137,9 @@ def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | 
 
     Diverged: see `train`. ValueError: see `checkpoint.load` and `check_images`.
     """
-    began = perf_counter()
     check_images(config, images)
-    method, (_, loss) = METHODS[config.method], network(config)
-    start, outer = initial(config, seed), optimiser(config.outer, config.iterations)
+    began, outer = perf_counter(), optimiser(config.outer, config.iterations)
+    method, (_, loss), start = METHODS[config.method], network(config), initial(config, seed)
     draw, shots = (minibatches, config.batch) if method.displacement else (episode, config.shots)
     shape = config.ways, shots, config.queries, config.inner_steps
 
@@ -172,9 +149,8 @@ def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | 
     algorithm, adapt = recorded(stacked(method.algorithm)), recorded(method.trajectory)
     kept = resumable_on(images, keep, "fewshot", config, seed)(start, outer)
     trained = train(algorithm, loss, start, sample, config.alpha, config.iterations, outer, seed, report, adapt, kept)
-    theta, history = trained
-    curve = accuracies(config, theta, test_episodes(config, images, seed))
-    return Run(config, seed, theta, history, curve, perf_counter() - began, "fewshot")
+    curve = accuracies(config, trained[0], test_episodes(config, images, seed))
+    return Run(config, seed, *trained, curve, perf_counter() - began, "fewshot")
 
 
 def resumable_on(
@@ -182,7 +158,7 @@ def resumable_on(
 ) -> Callable[[Theta, Step], Checkpoint]:
     """`resumable` for a training on these images: a checkpoint made with others is refused."""
     settings = {"experiment": experiment, "seed": seed, **asdict(config)}
-    return partial(resumable, keep, {**settings, "images": fingerprint(images)} if keep else settings)
+    return partial(resumable, keep, {**settings, "images": images.fingerprint()} if keep else settings)
 
 
 def test_episodes(config: Config, images: Images, seed: int) -> Tasks:
@@ -210,7 +186,7 @@ def accuracies(config: Config, theta: Theta, tasks: Tasks) -> Curve:
     return [_row(k, column) for k, column in zip(config.report_steps, np.hstack(scores), strict=True)]
 
 
-def _row(steps: int, scores: Sequence[float]) -> dict[str, Any]:
+def _row(steps: int, scores: Sequence[float]) -> Row:
     return {"steps": steps, **{("accuracy" if key == "mean" else key): n for key, n in summary(scores).items()}}
 
 
@@ -228,57 +204,43 @@ def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
 
 def plan(args: Namespace) -> Plan:
     """The runs of a command: every method asked for, all beside the baselines of the first."""
-    configs = [configure(name, args.quick, given(args, Config)) for name in asked(args)]
+    configs = [configure(name, args.quick, runs.given(args, Config)) for name in runs.asked(args)]
     images = load(configs[0].data, configs[0].size, args.root)
     for config in configs:
         check_images(config, images)
     beside = cache(partial(baselines, configs[0], images))
-    folder, todo = jobs(
-        "fewshot", args.method, args, configs, lambda config: network(config)[0].names, partial(run, images)
-    )
+    compared = runs.compared("fewshot", args.method, "accuracy", args, configs, network, partial(run, images))
 
-    def record(run: Run) -> Result:
-        return {**run.result(), "baselines": beside(run.seed)}
-
-    def record_of_all(runs: list[Run]) -> Result:
-        result = pooled("fewshot", args.method, "accuracy", runs)
+    def summary_of(runs: list[Run]) -> Result:
+        result = compared.summary(runs)
         curves, seconds = [beside(seed) for seed in result["seeds"]], result.pop("seconds")
         known = {name: over_seeds([each[name] for each in curves], "accuracy") for name in curves[0]}
         return {**result, "baselines": known, "seconds": seconds}
 
-    return Plan(folder, todo, record_of_all, partial(draw, images), record)
+    def record(run: Run) -> Result:
+        return {**run.result(), "baselines": beside(run.seed)}
 
-
-LABELS = {**display.LABELS, "untrained": "untrained, adapted alike", "nearest neighbour": "nearest neighbour, pixels"}
+    return compared._replace(summary=summary_of, draw=runs.drawing("fewshot", images), record=record)
 
 
 def text(result: Result) -> str:
     """The table of the accuracies, beside the baselines and chance."""
-    config, many = next(iter(result["config"].values())), len(result["seeds"])
-    over = f"mean over {many} seeds" if many > 1 else "mean"
-    lines, notes = [["", *(plural(k, "step") for k in config["report_steps"])]], []
-    for name, curve in (by_method(result["curve"]) | result["baselines"]).items():
-        cells = [cell(row["accuracy"], row["ci95"], percent=True) for row in curve]
-        lines.append([LABELS.get(name, name), *cells, *[""] * (len(lines[0]) - 1 - len(cells))])
+    config, curves = next(iter(result["config"].values())), by_method(result["curve"]) | result["baselines"]
+    ways, notes = config["ways"], []
+    for name, curve in curves.items():
         lost = [f"{row['diverged']} after {plural(row['steps'], 'step')}" for row in curve if row["diverged"]]
         notes += [f"{name}: episodes that diverged, left out of the mean: {', '.join(lost)}"] * bool(lost)
     return "\n".join(
         [
-            f"\naccuracy (%) on unseen classes, {config['ways']}-way {config['shots']}-shot, {config['test_tasks']} "
-            f"episodes ({over} ± 95 % interval), after",
-            table(lines, 26, 14),
-            f"{'chance':>26}{100 / config['ways']:>14.1f}  (exact)",
+            f"\naccuracy (%) on unseen classes, {ways}-way {config['shots']}-shot, {config['test_tasks']} episodes "
+            f"({over(result)}), after",
+            by_steps(curves, config["report_steps"], 14, lambda row: cell(row["accuracy"], row["ci95"], percent=True)),
+            f"{'chance':>26}{100 / ways:>14.1f}  (exact)",
             *notes,
         ]
     )
 
 
-def draw(images: Images, folder: Path, result: Result, runs: list[Run]) -> None:
-    from refmeta.lab.fewshot import figures
-
-    figures.draw(images, folder, result, runs)
-
-
 HELP = "meta-train on characters and classify unseen ones from a few examples"
 FIGURES, FOLDER = ["episode.png", "curves.png"], "runs/fewshot-METHOD-SEED"
-FEWSHOT = Experiment("fewshot", HELP, str(__doc__), options, plan, text, FIGURES, FOLDER)
+FEWSHOT = runs.Experiment("fewshot", HELP, str(__doc__), options, plan, text, FIGURES, FOLDER)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from refmeta.lab.display import COLOURS, FAINT, INK, Curve, by_method, draw_curve, plain_axis, plural
-from refmeta.lab.fewshot.experiment import LABELS, network, test_episodes
+from refmeta.lab.display import COLOURS, FAINT, INK, LABELS, Curve, by_method, draw_curve, plain_axis, plural
+from refmeta.lab.fewshot.experiment import Config, network, test_episodes
 from refmeta.lab.fewshot.images import Images
-from refmeta.lab.runs import Result, Run, first_seed
+from refmeta.lab.runs import Result, Run
 from refmeta.lab.training import METHODS
 from refmeta.trees import Array, Supports
 
@@ -19,12 +19,10 @@ RIGHT, WRONG = COLOURS["reptile"], COLOURS["joint"]
 TILE = 0.68  # inches
 
 
-def draw(images: Images, folder: Path, result: Result, runs: list[Run]) -> None:
-    """episode.png, of the first seed's runs, and curves.png, of all."""
-    episode(folder / "episode.png", first_seed(runs), images)
-    curves(
-        folder / "curves.png", next(iter(result["config"].values())), by_method(result["curve"]) | result["baselines"]
-    )
+def draw(folder: Path, result: Result, runs: list[Run], images: Images) -> None:
+    """episode.png, of these runs, and curves.png, of all."""
+    episode(folder / "episode.png", runs, images)
+    curves(folder / "curves.png", runs[0].config, by_method(result["curve"]) | result["baselines"])
 
 
 def episode(path: Path, runs: Sequence[Run], images: Images) -> None:
@@ -77,7 +75,7 @@ def _verdicts(axis: Any, guesses: Array) -> None:
         axis.text(q + 0.42, c + 0.42, chr(65 + guess), color="white", fontsize=7, weight="bold", **place)
 
 
-def curves(path: Path, config: dict[str, Any], named: dict[str, Curve]) -> None:
+def curves(path: Path, config: Config, named: dict[str, Curve]) -> None:
     """Accuracy against steps for every method, with 95 % bands; the nearest neighbour and chance as lines."""
     figure = Figure(figsize=(7.4, 4.6), layout="constrained")
     axis = figure.subplots()
@@ -86,9 +84,9 @@ def curves(path: Path, config: dict[str, Any], named: dict[str, Curve]) -> None:
             draw_curve(axis, curve, "accuracy", name, COLOURS.get(name, FAINT), factor=100)
         else:  # it takes no steps
             axis.axhline(100 * curve[0]["accuracy"], color=FAINT, ls="--", lw=1.2, label=LABELS[name])
-    axis.axhline(100 / config["ways"], color=FAINT, ls=":", lw=1.2, label="chance")
+    axis.axhline(100 / config.ways, color=FAINT, ls=":", lw=1.2, label="chance")
     axis.set(xlabel="gradient steps on an unseen episode", ylabel="accuracy (%)", ylim=(0, 100))
-    axis.set_xticks(config["report_steps"])
+    axis.set_xticks(config.report_steps)
     axis.legend(frameon=False, fontsize=9)
     plain_axis(axis)
     figure.savefig(path, dpi=130)

@@ -1,4 +1,4 @@
-"""Images of characters in classes.
+"""Images of characters in classes, and few-shot episodes drawn from them.
 
 glyphs      characters of a few strokes, drawn by this file: no download
 omniglot    the published archives (Lake, Salakhutdinov & Tenenbaum 2015)
@@ -9,8 +9,9 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refmeta.lab.files import save_arrays
-from refmeta.trees import Array
+from refmeta.trees import Array, Batch, Supports
+
+Rng = np.random.Generator
+Task = tuple[Supports, Batch]
 
 
 class Images(NamedTuple):
@@ -27,11 +31,57 @@ class Images(NamedTuple):
     train: list[Array]
     test: list[Array]
 
+    def fingerprint(self) -> str:
+        """SHA-256 of all pixels, and of which class they are in."""
+        pixels = [[(each.shape, each.dtype.str, sha256(each.tobytes()).digest()) for each in part] for part in self]
+        return sha256(repr(pixels).encode()).hexdigest()
 
-def fingerprint(images: Images) -> str:
-    """SHA-256 of all pixels, and of which class they are in."""
-    pixels = [[(each.shape, each.dtype.str, sha256(each.tobytes()).digest()) for each in part] for part in images]
-    return sha256(repr(pixels).encode()).hexdigest()
+
+# --- Episodes ---------------------------------------------------------------------------------------
+
+
+def episode(rng: Rng, classes: Sequence[Array], ways: int, shots: int, queries: int, steps: int) -> Task:
+    """An N-way K-shot task: N classes drawn and labelled 0 … N−1 afresh, K images of each to adapt to, others to ask.
+
+        ([support] · steps, query)       x (N·K, h, w, 1), labels (N·K,); the query likewise, with `queries` of each
+
+    Every step has the same support (the same arrays). Vinyals et al. 2016, as Finn et al. 2017 and others draw it.
+    ValueError: more ways than classes, a class with too few images.
+    """
+    support, query = _batches(rng, classes, ways, [shots, queries])
+    return [support] * steps, query
+
+
+def minibatches(rng: Rng, classes: Sequence[Array], ways: int, shots: int, queries: int, steps: int) -> Task:
+    """An `episode` that has other images at every inner step, K of each class. Reptile trains on these.
+
+    Nichol et al. 2018 draw 10 of the 50 images of a 5-way 10-shot task, 5 times; here every draw has 2 of each class.
+    """
+    *supports, query = _batches(rng, classes, ways, [shots] * steps + [queries])
+    return supports, query
+
+
+def _batches(rng: Rng, classes: Sequence[Array], ways: int, sizes: list[int]) -> list[Batch]:
+    """Batches without a common image: of each of `ways` classes, sizes[i] images are in batch i."""
+    if ways > len(classes):
+        raise ValueError(f"ways: {ways} of them need as many classes; there are {len(classes)}")
+    drawn, ends = [], np.cumsum(sizes)
+    for c in rng.choice(len(classes), ways, replace=False):  # in random order: a class's label tells nothing
+        if len(classes[c]) < ends[-1]:
+            raise ValueError(f"class {c}: has {len(classes[c])} images; shots and queries together take {ends[-1]}")
+        drawn.append(np.split(classes[c][rng.permutation(len(classes[c]))[: ends[-1]]], ends[:-1]))
+    labels = np.arange(ways)
+    return [
+        (np.concatenate(x), np.repeat(labels, size)) for x, size in zip(zip(*drawn, strict=True), sizes, strict=True)
+    ]
+
+
+def nearest_neighbour(task: Task) -> float:
+    """The accuracy on the query of the label of the support image at the smallest angle, pixel by pixel."""
+    (x, labels), (queries, truth) = task[0][0], task[1]
+    a, b = (images.reshape(len(images), -1) for images in (queries, x))
+    cosines = a @ b.T / np.linalg.norm(b, axis=1)  # the query's own length changes no order
+    return float(np.mean(labels[cosines.argmax(1)] == truth))
 
 
 # --- Glyphs -----------------------------------------------------------------------------------------
@@ -55,7 +105,7 @@ def glyphs(size: int = 28, seed: int = 0, classes: int = 300) -> Images:
     return Images(drawn[: -(classes // 3)], drawn[-(classes // 3) :])
 
 
-def _glyph(rng: np.random.Generator, size: int) -> Array:
+def _glyph(rng: Rng, size: int) -> Array:
     character = rng.uniform(-0.8, 0.8, (rng.integers(2, 5), 3, 2))  # strokes, control points, (x, y)
     hands = character + rng.normal(0, 0.1, (EXAMPLES, *character.shape))
     hands = hands @ (np.eye(2) + rng.normal(0, 0.15, (EXAMPLES, 1, 2, 2))) + rng.normal(0, 0.1, (EXAMPLES, 1, 1, 2))
@@ -117,9 +167,8 @@ def _part(root: Path, name: str, stack: ExitStack) -> _Part:
     archive, folder = root / f"{name}.zip", root / name
     if archive.is_file():
         file = stack.enter_context(_zip(archive))
-        part = _Part(
-            archive, {i.filename: (i.file_size, i.CRC) for i in file.infolist()}, lambda key: _member(file, key)
-        )
+        listed = {member.filename: (member.file_size, member.CRC) for member in file.infolist()}
+        part = _Part(archive, listed, partial(_member, file))
     elif folder.is_dir():
         files = {path.relative_to(root).as_posix(): path.stat() for path in folder.glob("*/*/*.png")}
         stamps = {key: (status.st_size, status.st_mtime_ns) for key, status in files.items()}

@@ -18,11 +18,10 @@ from refmeta.lab import fewshot
 from refmeta.lab.checkpoint import Keep
 from refmeta.lab.display import Row, cell, plural, table
 from refmeta.lab.fewshot import experiment as characters
-from refmeta.lab.optimisers import optimiser
 from refmeta.lab.reuse import measurements as measure
 from refmeta.lab.runs import QUICK, Experiment, Job, Options, Plan, Result, Run, given, progress, seed_range, whole
 from refmeta.lab.sine import experiment as waves
-from refmeta.lab.training import Report
+from refmeta.lab.training import Report, optimiser
 from refmeta.models import accuracy
 from refmeta.trees import Loss, Tasks, Theta
 

@@ -14,8 +14,7 @@ import numpy as np
 from refmeta import algorithms
 from refmeta.checks import check_alpha, check_head, check_tasks, check_theta
 from refmeta.fast import recorded
-from refmeta.lab.optimisers import Step
-from refmeta.lab.training import summary, train, trajectory_of_head
+from refmeta.lab.training import Step, summary, train, trajectory_of_head
 from refmeta.models import MLP, ConvNet, cross_entropy, one_hot, softmax
 from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, axpy, dot
 

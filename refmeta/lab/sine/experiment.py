@@ -1,23 +1,22 @@
-"""The sine experiment: its settings, the published presets, one run of one method, and the table of all."""
+"""Meta-train a small network on sine waves, beside joint training with the same budget, and show how both adapt to
+waves they have not seen.
+"""
 
 import argparse
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from math import inf
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from refmeta.checks import check_alpha
 from refmeta.fast import recorded, stacked
+from refmeta.lab import runs
 from refmeta.lab.checkpoint import Keep, resumable
-from refmeta.lab.display import LABELS, Row, by_method, cell, plural, table
-from refmeta.lab.optimisers import INNER, optimiser
-from refmeta.lab.runs import METHOD, QUICK, Experiment, Options, Plan, Result, Run, asked, given, jobs, summary, whole
-from refmeta.lab.sine.waves import LAWS, ZERO_MSE
-from refmeta.lab.training import METHODS, Method, Report, evaluate, train
+from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over
+from refmeta.lab.runs import Plan, Result, Run, option, whole
+from refmeta.lab.sine.waves import LAWS, ZERO_MSE, Rng
+from refmeta.lab.training import INNER, METHODS, Method, Report, evaluate, optimiser, train
 from refmeta.models import MLP, squared_error
 from refmeta.trees import Loss, Tasks
 
@@ -28,22 +27,26 @@ DIVERGED = 20.0
 # --- Settings ---------------------------------------------------------------------------------------
 
 
+ANNEALED = "adam:RATE or sgd:RATE, with :linear behind to anneal the rate to 0"
+OUTER = f"{ANNEALED} (default: {{}}; reptile: sgd:1:linear, its ε); the joint run beside a method keeps its own"
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that determines a run, but for its seed."""
 
-    method: str = "maml"
-    law: str = "finn"
+    method: str = option("maml", "default: {}, or the preset's", choices=[*METHODS, "all"])
+    law: str = option("finn", "how waves are drawn (default: {})", choices=list(LAWS))
     widths: tuple[int, ...] = (1, 40, 40, 1)
     activation: str = "tanh"
     init: str = "glorot"
-    shots: int = 10
-    inner_steps: int = 1
-    alpha: float = 0.01
-    inner: str = "sgd"
-    outer: str = "adam:0.001"
-    tasks: int = 25
-    iterations: int = 5000
+    shots: int = option(10, "points of a support batch (default: {})", type=whole(1), metavar="K")
+    inner_steps: int = option(1, "in training (default: {}; reptile: 5)", type=whole(0), metavar="N")
+    alpha: float = option(0.01, "inner rate (default: {}; reptile: 0.02)", type=float)
+    inner: str = option("sgd", "reptile's inner optimiser (default: {})", choices=list(INNER))
+    outer: str = option("adam:0.001", OUTER, metavar="NAME:RATE")
+    tasks: int = option(25, "tasks in an outer step (default: {})", type=whole(1), metavar="N")
+    iterations: int = option(5000, "outer steps (default: {})", type=whole(1), metavar="N")
     test_tasks: int = 1000
     report_steps: tuple[int, ...] = (0, 1, 5, 10)
 
@@ -66,22 +69,10 @@ OWN: dict[str | None, dict[str, dict[str, Any]]] = {
     "nichol2018": {"reptile": {"outer": "sgd:0.1:linear"}, "joint": {"outer": "sgd:0.01:linear"}},
 }
 
-options: Options = {
-    "method": {**METHOD, "help": "default: maml, or the preset's"},
+options: runs.Options = {
     "preset": {"choices": list(PRESETS), "help": "the settings of a paper; other options override it"},
-    "quick": QUICK,
-    "law": {"choices": list(LAWS), "help": "how waves are drawn (default: finn)"},
-    "iterations": {"type": whole(1), "metavar": "N", "help": f"outer steps (default: {Config.iterations})"},
-    "shots": {"type": whole(1), "metavar": "K", "help": "points of a support batch (default: 10)"},
-    "inner_steps": {"type": whole(0), "metavar": "N", "help": "in training (default: 1; reptile: 5)"},
-    "alpha": {"type": float, "help": "inner rate (default: 0.01; reptile: 0.02)"},
-    "inner": {"choices": list(INNER), "help": "reptile's inner optimiser (default: sgd)"},
-    "outer": {
-        "metavar": "NAME:RATE",
-        "help": "adam:RATE or sgd:RATE, with :linear behind to anneal the rate to 0 (default: adam:0.001; reptile: "
-        "sgd:1:linear, its ε); the joint run beside a method keeps its own",
-    },
-    "tasks": {"type": whole(1), "metavar": "N", "help": "tasks in an outer step (default: 25)"},
+    "quick": runs.QUICK,
+    **runs.options_of(Config),
 }
 
 
@@ -94,12 +85,8 @@ def configure(method: str | None, preset: str | None, quick: bool, explicit: dic
     method = method or published.get("method", "maml")
     own = OWN[preset].get(method, {})
     config = Config(**{**published, **own, **(QUICKLY if quick else {}), **explicit, "method": method})
-    check_alpha(config.alpha)
-    optimiser(config.outer, config.iterations)
-    displaces = METHODS[method].displacement
-    if displaces and not config.inner_steps:
-        raise ValueError(f"inner-steps 0: {method} needs at least one inner step")
-    if config.inner != Config.inner and not displaces:
+    runs.check_config(config)
+    if config.inner != Config.inner and not METHODS[method].displacement:
         raise ValueError(f"inner {config.inner}: only reptile takes another inner optimiser than sgd, not {method}")
     return config
 
@@ -128,24 +115,20 @@ def run(config: Config, seed: int, report: Report, keep: Keep | None = None) -> 
 
     Diverged: see `train`. ValueError: see `checkpoint.load`.
     """
-    began = perf_counter()
+    began, outer = perf_counter(), optimiser(config.outer, config.iterations)
     (net, loss), method, law = network(config), method_of(config), LAWS[config.law]
-    start, outer = (
-        net.init(np.random.default_rng([seed, 2**32]), config.init),
-        optimiser(config.outer, config.iterations),
-    )
+    start = net.init(np.random.default_rng([seed, 2**32]), config.init)
 
-    def sample(rng: np.random.Generator) -> Tasks:
+    def sample(rng: Rng) -> Tasks:
         return [law.train(rng, law.wave(rng), config.shots, config.inner_steps) for _ in range(config.tasks)]
 
     algorithm, adapt = recorded(stacked(method.algorithm)), recorded(method.trajectory)
     kept = resumable(keep, {"experiment": "sine", "seed": seed, **asdict(config)}, start, outer)
     trained = train(algorithm, loss, start, sample, config.alpha, config.iterations, outer, seed, report, adapt, kept)
-    theta, history = trained
     tasks = unseen(config, seed)
-    rows = evaluate(loss, theta, tasks, config.alpha, trajectory=method.trajectory, limit=DIVERGED)
+    rows = evaluate(loss, trained[0], tasks, config.alpha, trajectory=method.trajectory, limit=DIVERGED)
     curve = [{("mse" if key == "mean" else key): value for key, value in row.items()} for row in rows]
-    return Run(config, seed, theta, history, curve, perf_counter() - began, "sine")
+    return Run(config, seed, *trained, curve, perf_counter() - began, "sine")
 
 
 def unseen(config: Config, seed: int) -> Tasks:
@@ -160,57 +143,40 @@ def unseen(config: Config, seed: int) -> Tasks:
 
 def plan(args: argparse.Namespace) -> Plan:
     """The runs of a command: every method asked for, and joint training beside it."""
-    configs = [configure(name, args.preset, args.quick, given(args, Config)) for name in asked(args)]
+    configs = [configure(name, args.preset, args.quick, runs.given(args, Config)) for name in runs.asked(args)]
     if all(config.method != "joint" for config in configs):
         configs.append(beside(configs[0], args.preset))
     main = "all" if args.method == "all" else configs[0].method
-    folder, todo = jobs("sine", main, args, configs, lambda config: network(config)[0].names, run)
-    return Plan(folder, todo, partial(summary, "sine", main, "mse"), draw)
+    return runs.compared("sine", main, "mse", args, configs, network, run)
 
 
 def text(result: Result) -> str:
     """The table of the mean squared errors, beside the two errors that are known exactly."""
-    configs, many = list(result["config"].values()), len(result["seeds"])
-    columns, (formula, best) = configs[0]["report_steps"], LAWS[configs[0]["law"]].agnostic
-    over = f"mean over {many} seeds" if many > 1 else "mean"
-    lines, notes = [["", *(plural(k, "step") for k in columns)]], []
-    for method, curve in by_method(result["curve"]).items():
-        rows = [curve[k] for k in columns]
-        means = [cell(row["mse"], row["ci95"]) if row["mse"] < inf else "all diverged" for row in rows]
-        lines.append([LABELS.get(method, method), *means])
-        notes += _diverged(method, rows)
-    exact = [("best without the task", best, formula), ("always 0", ZERO_MSE, "")]
+    config = next(iter(result["config"].values()))
+    steps, (formula, best) = config["report_steps"], LAWS[config["law"]].agnostic
+    curves = {method: [curve[k] for k in steps] for method, curve in by_method(result["curve"]).items()}
+    known = ("best without the task", best, formula), ("always 0", ZERO_MSE, "")
     return "\n".join(
         [
-            f"\nmean squared error on {configs[0]['test_tasks']} unseen tasks ({over} ± 95 % interval), after",
-            table(lines, 26, 16),
-            *(f"{label:>26}{value:>11.6f}  (exact)  {note}" for label, value, note in exact),
-            *notes,
+            f"\nmean squared error on {config['test_tasks']} unseen tasks ({over(result)}), after",
+            by_steps(curves, steps, 16, _mean),
+            *(f"{label:>26}{value:>11.6f}  (exact)  {note}" for label, value, note in known),
+            *(_diverged(method, rows) for method, rows in curves.items() if any(row["diverged"] for row in rows)),
         ]
     )
 
 
-def _diverged(method: str, rows: list[Row]) -> list[str]:
-    lost = [f"{row['diverged']} after {row['steps']}" for row in rows if row["diverged"]]
+def _mean(row: Row) -> str:
+    return cell(row["mse"], row["ci95"]) if row["mse"] < inf else "all diverged"
+
+
+def _diverged(method: str, rows: Curve) -> str:
+    lost = ", ".join(f"{row['diverged']} after {row['steps']}" for row in rows if row["diverged"])
     medians = ", ".join(f"{row['median']:.4g}" for row in rows)
-    note = f"{method}: tasks that diverged (error above {DIVERGED:g}), left out of the mean: {', '.join(lost)} steps; "
-    return [f"{note}medians over all tasks: {medians}"] if lost else []
+    note = f"{method}: tasks that diverged (error above {DIVERGED:g}), left out of the mean: {lost} steps"
+    return f"{note}; medians over all tasks: {medians}"
 
 
-def draw(folder: Path, result: Result, runs: list[Run]) -> None:
-    from refmeta.lab.sine import figures
-
-    figures.draw(folder, result, runs)
-
-
-SINE = Experiment(
-    "sine",
-    "meta-train on sine waves and show what was learned",
-    "Meta-train a small network on sine waves, beside joint training with the same budget, and show how both adapt to "
-    "waves they have not seen.",
-    options,
-    plan,
-    text,
-    ("adaptation.png", "curves.png"),
-    "runs/sine-METHOD-SEED",
-)
+HELP = "meta-train on sine waves and show what was learned"
+FIGURES, FOLDER = ["adaptation.png", "curves.png"], "runs/sine-METHOD-SEED"
+SINE = runs.Experiment("sine", HELP, str(__doc__), options, plan, text, FIGURES, FOLDER)

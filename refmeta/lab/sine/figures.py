@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from refmeta.lab.display import COLOURS, FAINT, INK, Curve, by_method, draw_curve, plain_axis, plural
-from refmeta.lab.runs import Result, Run, first_seed
+from refmeta.lab.runs import Result, Run
 from refmeta.lab.sine.experiment import method_of, network
 from refmeta.lab.sine.waves import LAWS, LIMIT, ZERO_MSE
 
@@ -16,8 +16,8 @@ TASKS = 3
 
 
 def draw(folder: Path, result: Result, runs: list[Run]) -> None:
-    """adaptation.png, of the first seed's runs, and curves.png, of all."""
-    adaptation(folder / "adaptation.png", first_seed(runs))
+    """adaptation.png, of these runs, and curves.png, of all."""
+    adaptation(folder / "adaptation.png", runs)
     curves(folder / "curves.png", by_method(result["curve"]), runs[0].config.law)
 
 
