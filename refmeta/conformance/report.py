@@ -77,11 +77,9 @@ def _lines(verdict: Verdict, rows: list[Row]) -> list[str]:
     right, skipped = (sum(row.status == status for row in rows) for status in ("pass", "skip"))
     note = f", {skipped} skipped" if skipped else ""
     text = f"{verdict.algorithm:<8} {right} of {len(rows) - skipped} right{note}: {verdict.text}"
-    lines = []
-    for i, line in enumerate(text.splitlines()):
-        lines += textwrap.wrap(
-            line.strip(), 110, initial_indent=INDENT * (i > 0), subsequent_indent=INDENT + "  ", break_on_hyphens=False
-        )
+    first, *more = text.splitlines()
+    wrap = textwrap.TextWrapper(110, subsequent_indent=INDENT + "  ", break_on_hyphens=False).wrap
+    lines = [part for line in (first, *(INDENT + line.strip() for line in more)) for part in wrap(line)]
     bad = [row for row in rows if row.status in ("fail", "error")]
     lines += [f"{INDENT}{row.id}: {row.message}" for row in bad[:LISTED]]
     return lines + [f"{INDENT}… and {len(bad) - LISTED} more"] * (len(bad) > LISTED)
