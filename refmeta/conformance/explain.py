@@ -84,7 +84,8 @@ def factors(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[Factor
 def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], limit: float) -> set[Fit]:
     """The (tasks, factor) for which c · Σ w_i · per_task_i is `got` to within `limit`, by least squares.
 
-    Free weights count only where no pattern of tasks fits and there are two numbers more than weights.
+    Free weights count only where no pattern of tasks fits and there are two numbers more than weights. Factors are told
+    apart by four digits, weights by three.
     """
 
     def near(guess: np.ndarray) -> bool:
@@ -96,17 +97,12 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
         found |= {(name, factor) for factor, c in known.items() if near(c * u)}
         c = (got @ u) / (u @ u) if u.any() else 0
         if c and near(c * u):
-            found.add((name, Factor(digits(c, 4))))
+            found.add((name, Factor(float(f"{c:.4g}"))))
     if not found and len(per_task) > 1 and len(got) > len(per_task) + 1:
         weights = np.linalg.lstsq(per_task.T, got, rcond=None)[0]
         if near(weights @ per_task):
-            found.add((tuple(digits(w, 3) for w in weights), Factor()))
+            found.add((tuple(float(f"{w:.3g}") for w in weights), Factor()))
     return found
-
-
-def digits(value: float, many: int) -> float:
-    """The value to so many digits, by which one fit is told from another."""
-    return float(f"{value:.{many}g}")
 
 
 def fits(case: Case, got: Theta, per_task: Iterable[Theta], limit: float) -> set[Fit]:
