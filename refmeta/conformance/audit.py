@@ -10,7 +10,7 @@ from refmeta.conformance.check import correct_digits, read_array
 from refmeta.conformance.explain import ZERO, Explanation, Factor, factors, matches, simplest, telling
 from refmeta.conformance.mistakes import MISTAKES, with_mistakes
 from refmeta.conformance.report import Report, Row, Verdict, describe
-from refmeta.conformance.rules import RULES, Derivatives, Setting, flat, gradients, moves, reptile
+from refmeta.conformance.rules import RULES, Derivatives, Setting, flat, gradients, reptile, setting
 from refmeta.trees import Batch, Loss, Tasks, Theta, axpy, dot
 
 AGREES = 1e-2  # a gradient that is right meets a difference quotient closer than this at some step, in float32 too
@@ -45,7 +45,9 @@ def audit(
     single = any(read_array(leaf).dtype.itemsize < 8 for leaf in grad(theta, some))
     own = _remember(_own("grad", grad, theta))
     products = [_own("hvp", hvp, theta)] * 2 if hvp else [_differences(own, h, single) for h in (1, 2)]
-    settings = _settings(algorithm, theta, tasks, alpha, head)
+    start = [leaf.astype(float) for leaf in theta]
+    head = 2 if head is None else head
+    settings = [_sized(setting(algorithm, start, task, alpha, head)) for task in tasks]
     known = factors(len(tasks), alpha, len(tasks[0][0]), algorithm)
     network = Network([Derivatives(own, product) for product in products], settings, known, single)
     kind, text, digits, found = _against_loss(loss, own, theta, some) or _judge(
@@ -126,17 +128,10 @@ def _size(per_task: np.ndarray, total: np.ndarray) -> float:
     return float(max(np.linalg.norm(total), np.linalg.norm(per_task, axis=1).max()))
 
 
-def _settings(algorithm: str, theta: Theta, tasks: Tasks, alpha: float, head: int | None) -> list[Setting]:
-    """One Setting for each task, in float64."""
-    start = [leaf.astype(float) for leaf in theta]
-    adapting = moves(len(theta), (2 if head is None else head) if algorithm == "anil" else None)
-
-    def setting(supports: Any, query: Any) -> Setting:
-        x, y = supports[0] if supports else (np.zeros(0), np.zeros(0))
-        outputs = 1 if y.dtype.kind == "f" and y.shape[1:] == (1,) else None
-        return Setting(RULES[algorithm], start, supports, query, alpha, adapting, len(x) or None, outputs)
-
-    return [setting(*task) for task in tasks]
+def _sized(s: Setting) -> Setting:
+    """A Setting that knows how many examples a support batch has, and whether its targets are one column of reals."""
+    x, y = s.supports[0] if s.supports else (np.zeros(0), np.zeros(0))
+    return s._replace(n=len(x) or None, outputs=1 if y.dtype.kind == "f" and y.shape[1:] == (1,) else None)
 
 
 def _own(what: str, function: Callable[..., Theta], theta: Theta) -> Callable[..., Theta]:

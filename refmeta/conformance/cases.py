@@ -15,7 +15,7 @@ import numpy as np
 from autograd import grad
 
 from refmeta.adjoint import hvp
-from refmeta.conformance.rules import RULES, Derivatives, Setting, flat, moves, unflat
+from refmeta.conformance.rules import RULES, Derivatives, Setting, flat, setting, unflat
 from refmeta.models import MLP, cross_entropy, squared_error
 from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, add
 
@@ -23,11 +23,7 @@ FOLDER = Path(__file__).parent.parent / "vectors"
 FORMAT, FORMAT_VERSION = "refmeta-vectors", 1
 DTYPES = ("float32", "float64")
 PLAIN = ("id", "algorithm", "model", "loss", "alpha", "head", "conventions")  # fields that JSON has as they are
-CONVENTIONS = {
-    "tasks": ["sum", "mean"],
-    "examples": ["mean", "sum"],
-    "reptile": ["displacement", "over_alpha", "over_alpha_k"],
-}
+CONVENTIONS = {"tasks": "sum mean", "examples": "mean sum", "reptile": "displacement over_alpha over_alpha_k"}
 
 
 def plain(a: Array) -> dict[str, Any]:
@@ -66,8 +62,13 @@ class Case:
     @property
     def loss_fn(self) -> Loss:
         """The case's loss as a refmeta callable of (θ, batch)."""
-        widths = tuple(self.model.get("widths", ()))
-        return loss_of(self.model["kind"], widths, self.loss["kind"], self.conventions["examples"])
+        if self.model["kind"] == "quadratic":
+            return quadratic
+        labels, widths = self.loss["kind"] == "cross_entropy", self.model["widths"]
+        mean = (cross_entropy if labels else squared_error)(MLP(tuple(widths), activation="tanh"))
+        if self.conventions["examples"] == "mean":
+            return mean
+        return lambda theta, batch: mean(theta, batch) * (anp.shape(batch[0])[-2] * (1 if labels else widths[-1]))
 
     @property
     def derivatives(self) -> Derivatives:
@@ -82,15 +83,12 @@ class Case:
     @property
     def settings(self) -> list[Setting]:
         """One Setting for each task, in the arithmetic of the case's arrays."""
-        adapting = moves(len(self.theta), self.head if self.algorithm == "anil" else None)
         examples = self.model["kind"] == "mlp" and self.conventions["examples"] == "mean"
         outputs = self.model["widths"][-1] if self.loss["kind"] == "squared_error" else None
-
-        def setting(supports: Supports, query: Batch) -> Setting:
-            n = len(supports[0][0]) if examples and supports else None
-            return Setting(RULES[self.algorithm], self.theta, supports, query, self.alpha, adapting, n, outputs)
-
-        return [setting(*task) for task in self.tasks]
+        found = [setting(self.algorithm, self.theta, task, self.alpha, self.head) for task in self.tasks]
+        return [
+            s._replace(n=len(s.supports[0][0]) if examples and s.supports else None, outputs=outputs) for s in found
+        ]
 
     def factor(self, supports: Supports) -> Any:
         """What the declared convention multiplies a task's displacement by; 1 for all but Reptile."""
@@ -158,21 +156,6 @@ class Case:
             tier=tier,
             flags=content.get("flags", []),
         )
-
-
-@cache
-def loss_of(model: str, widths: tuple[int, ...], loss: str, examples: str) -> Loss:
-    """The loss that a vector describes in words."""
-    if model == "quadratic":
-        return quadratic
-    net = MLP(widths, activation="tanh")
-    mean = (cross_entropy if loss == "cross_entropy" else squared_error)(net)
-
-    def total(theta: Theta, batch: Batch) -> Array:
-        n = anp.shape(batch[0])[-2]
-        return mean(theta, batch) * (n if loss == "cross_entropy" else n * widths[-1])
-
-    return total if examples == "sum" else mean
 
 
 def quadratic(theta: Theta, batch: Batch) -> Array:
@@ -292,17 +275,16 @@ def fields(content: Any, *names: str, optional: Sequence[str] = ()) -> list[Any]
 
 def check_words(case: Case) -> None:
     """ValueError unless a case keeps to the words that its docstring lists."""
-    fields(case.conventions, "tasks", "examples", "reptile")
+    fields(case.conventions, *CONVENTIONS)
     widths = case.model.get("widths", [1])
-    models = [{"kind": "quadratic"}, {"kind": "mlp", "widths": widths, "activation": "tanh"}]
     rules: list[tuple[str, Any, list[Any]]] = [
         ("algorithm", case.algorithm, list(RULES)),
         ("id", case.id.partition("-")[0], [case.algorithm]),
-        ("model", case.model, models),
+        ("model", case.model, [{"kind": "quadratic"}, {"kind": "mlp", "widths": widths, "activation": "tanh"}]),
         ("widths", min(widths) > 0, [True]),
         ("loss", case.loss, [{"kind": kind} for kind in ("quadratic", "squared_error", "cross_entropy")]),
         ("head", type(case.head), [int, type(None)]),
-        *((name, case.conventions[name], words) for name, words in CONVENTIONS.items()),
+        *((name, case.conventions[name], words.split()) for name, words in CONVENTIONS.items()),
         *(("name or flag", type(word), [str]) for word in (*case.names, *case.flags, case.tier)),
     ]
     for what, word, words in rules:

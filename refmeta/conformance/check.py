@@ -2,8 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from math import log10
 from typing import Any, NamedTuple
 from unittest import SkipTest
@@ -12,7 +10,7 @@ import numpy as np
 
 from refmeta.conformance import report as words
 from refmeta.conformance.cases import DTYPES, Case, Vector, load
-from refmeta.conformance.explain import Explanation, explain
+from refmeta.conformance.explain import explain
 from refmeta.conformance.report import Report, Row, Verdict
 from refmeta.conformance.rules import flat
 from refmeta.trees import Theta
@@ -114,16 +112,14 @@ def answer_of(meta_gradient: MetaGradient, case: Case, timeout: float) -> Answer
 
 def read_answer(value: Any) -> Answer:
     """An answer from what a harness returned."""
-    inside: dict[str, Any] = {}
-    if isinstance(value, dict):
-        if "gradient" not in value or set(value) - {"gradient", *words.INSIDE}:
-            known = ", ".join(words.INSIDE)
-            return Answer(problem=f"returned a dict with keys {sorted(value)}: expected gradient, and any of {known}")
-        inside = {key: value[key] for key in words.INSIDE if key in value}
-        value = value["gradient"]
-    if not isinstance(value, (list, tuple)):
-        return Answer(problem=f"returned {type(value).__name__}: expected a list of arrays shaped like theta")
-    leaves = [read_array(leaf) for leaf in value]
+    inside = dict(value) if isinstance(value, dict) else {"gradient": value}
+    if "gradient" not in inside or set(inside) - {"gradient", *words.INSIDE}:
+        known = ", ".join(words.INSIDE)
+        return Answer(problem=f"returned a dict with keys {sorted(inside)}: expected gradient, and any of {known}")
+    gradient = inside.pop("gradient")
+    if not isinstance(gradient, (list, tuple)):
+        return Answer(problem=f"returned {type(gradient).__name__}: expected a list of arrays shaped like theta")
+    leaves = [read_array(leaf) for leaf in gradient]
     for i, leaf in enumerate(leaves):
         if leaf.dtype.kind not in "fiu":
             return Answer(problem=f"array {i} has dtype {leaf.dtype}: expected floating-point numbers")
@@ -138,12 +134,11 @@ def read_array(leaf: Any) -> Any:
 
 # --- One answer ---
 
-STATUS = {"skipped": "skip", "none": "error", "form": "fail", "not finite": "error"}
-STATUS |= {"right": "pass", "rounded": "fail", "wrong": "fail"}
+STATUS = {"skipped": "skip", "none": "error", "not finite": "error", "right": "pass"}  # of other causes: fail
 
 
 class Judged(NamedTuple):
-    """An answer, what became of it (a key of STATUS), and the row that says so."""
+    """An answer, what became of it (skipped, none, form, not finite, right, rounded, wrong), and its row."""
 
     vector: Vector
     answer: Answer
@@ -152,9 +147,9 @@ class Judged(NamedTuple):
 
 
 def judged(vector: Vector, answer: Answer) -> Judged:
-    cause, digits, message = outcome(vector, answer)
-    case = vector.case
-    return Judged(vector, answer, cause, Row(case.id, case.algorithm, case.tier, STATUS[cause], digits, message))
+    (cause, digits, message), case = outcome(vector, answer), vector.case
+    row = Row(case.id, case.algorithm, case.tier, STATUS.get(cause, "fail"), digits, message)
+    return Judged(vector, answer, cause, row)
 
 
 def outcome(vector: Vector, answer: Answer) -> tuple[str, float, str]:
@@ -168,25 +163,18 @@ def outcome(vector: Vector, answer: Answer) -> tuple[str, float, str]:
     for name, leaf in zip(names, gradient, strict=True):
         if not np.isfinite(leaf).all():
             return "not finite", 0, f"{name} has NaN or infinity"
-    triples = zip(gradient, vector.gradient, vector.scale, strict=True)
-    errors = [float(np.linalg.norm(g - e)) / scale for g, e, scale in triples]
+    errors = [float(np.linalg.norm(g - e)) / s for g, e, s in zip(gradient, vector.gradient, vector.scale, strict=True)]
     digits, worst = [correct_digits(error) for error in errors], max(errors)
     if worst <= vector.tolerance[answer.dtype]:
         return "right", min(digits), ""
     if worst <= max(vector.tolerance["float32"], 1e-6):
         return "rounded", min(digits), f"right to {min(digits):.1f} digits only"
-    return "wrong", min(digits), words.comparison(names, digits, *angle(flat(gradient), flat(vector.gradient)))
+    return "wrong", min(digits), words.comparison(names, digits, flat(gradient), flat(vector.gradient))
 
 
 def correct_digits(error: float) -> float:
     """The number of correct digits, at most those of float64."""
     return 16.0 if error == 0 else max(0.0, min(16.0, -log10(error)))
-
-
-def angle(got: np.ndarray, expected: np.ndarray) -> tuple[float | None, float | None]:
-    """The cosine between two vectors, and how many times as long the first is; None where that has no meaning."""
-    size, norm = np.linalg.norm(got), np.linalg.norm(expected)
-    return float(got @ expected / (size * norm)) if size and norm else None, float(size / norm) if norm else None
 
 
 # --- One algorithm ---
@@ -197,83 +185,43 @@ def judge(answers: Iterable[tuple[Vector, Answer]], title: str = "refmeta check"
     with np.errstate(over="ignore", invalid="ignore"):  # an answer of 1e308 is wrong, and its square too large
         every = [judged(*pair) for pair in answers]
         names = dict.fromkeys(j.row.algorithm for j in every)
-        verdicts = [verdict(name, Outcomes([j for j in every if j.row.algorithm == name])) for name in names]
+        verdicts = [verdict(name, [j for j in every if j.row.algorithm == name]) for name in names]
     return Report([j.row for j in every], verdicts, title)
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """All answers for one algorithm, and what they are evidence of."""
+def verdict(algorithm: str, every: list[Judged]) -> Verdict:
+    """What is wrong with one algorithm, from all answers for it: the first that applies."""
 
-    every: list[Judged]
+    def of(*causes: str) -> list[Judged]:
+        return [j for j in every if j.cause in causes]
 
-    def of(self, *causes: str) -> list[Judged]:
-        return [j for j in self.every if j.cause in causes]
-
-    @property
-    def asked(self) -> list[Judged]:
-        return [j for j in self.every if j.cause != "skipped"]
-
-    @property
-    def wrong(self) -> list[Judged]:
-        return [j for j in self.asked if j.cause != "right"]
-
-    @property
-    def canaries(self) -> list[Judged]:
-        return [j for j in self.wrong if j.row.tier == "canary"]
-
-    @cached_property
-    def found(self) -> list[Explanation]:
-        """What explains all gradients that came, if one of them is wrong."""
-        if not self.of("rounded", "wrong"):
-            return []
-        return explain(
-            [(j.vector, j.answer.gradient or [], j.answer.dtype) for j in self.of("right", "rounded", "wrong")]
-        )
+    asked = [j for j in every if j.cause != "skipped"]
+    wrong = [j for j in asked if j.cause != "right"]
+    canaries = [j for j in wrong if j.row.tier == "canary"]
+    if not wrong:
+        return Verdict(algorithm, *(passed(asked) if asked else ("none", f"not checked: {every[0].row.message}")))
+    came = [(j.vector, j.answer.gradient or [], j.answer.dtype) for j in of("right", "rounded", "wrong")]
+    found = explain(came) if of("wrong") or (canaries and of("rounded")) else []
+    if canaries and not found:
+        return Verdict(algorithm, "wiring", words.WIRING.format(row=canaries[0].row))
+    if formal := of("form", "not finite"):
+        return Verdict(algorithm, "form", f"the form is wrong: {formal[0].row.message}.")
+    if len(of("none")) == len(wrong):
+        return Verdict(algorithm, "error", f"no answer where it is missing: {wrong[0].row.message}.")
+    if not of("wrong"):
+        single = min(j.row.digits for j in of("rounded")) < 10
+        return Verdict(algorithm, "precision", words.SINGLE if single else words.ROUNDABOUT)
+    kind = "unexplained" if not found else "convention" if found[0].convention else "bug"
+    place = next((text for j in wrong for text in wrong_inside(j)), "")
+    return Verdict(algorithm, kind, place + (words.describe(found) if found else words.UNEXPLAINED), tuple(found))
 
 
-def verdict(algorithm: str, outcomes: Outcomes) -> Verdict:
-    """The first of VERDICTS that applies."""
-    kind, text = next((kind, text(outcomes)) for kind, applies, text in VERDICTS if applies(outcomes))
-    return Verdict(algorithm, kind, text, tuple(outcomes.found) if kind in ("convention", "bug") else ())
-
-
-VERDICTS: list[tuple[str, Callable[[Outcomes], Any], Callable[[Outcomes], str]]] = [
-    ("none", lambda o: not o.asked, lambda o: f"not checked: {o.every[0].row.message}"),
-    ("pass", lambda o: not o.wrong, lambda o: passed(o)),
-    ("wiring", lambda o: o.canaries and not o.found, lambda o: words.WIRING.format(row=o.canaries[0].row)),
-    ("form", lambda o: formal(o), lambda o: f"the form is wrong: {formal(o)[0].row.message}."),
-    (
-        "error",
-        lambda o: len(o.of("none")) == len(o.wrong),
-        lambda o: f"no answer where it is missing: {o.wrong[0].row.message}.",
-    ),
-    ("precision", lambda o: not o.of("wrong"), lambda o: imprecise(o)),
-    ("convention", lambda o: o.found and o.found[0].convention, lambda o: place(o) + words.describe(o.found)),
-    ("bug", lambda o: o.found, lambda o: place(o) + words.describe(o.found)),
-    ("unexplained", lambda o: True, lambda o: place(o) + words.UNEXPLAINED),
-]
-
-
-def passed(o: Outcomes) -> str:
-    exact = sum(j.vector.tolerance["float64"] == 0 for j in o.asked)
-    return f"pass; exact on {exact}, at least {min(j.row.digits for j in o.asked):.1f} digits on the rest"
-
-
-def formal(o: Outcomes) -> list[Judged]:
-    return o.of("form", "not finite")
-
-
-def imprecise(o: Outcomes) -> str:
-    return words.SINGLE if min(j.row.digits for j in o.of("rounded")) < 10 else words.ROUNDABOUT
+def passed(asked: list[Judged]) -> tuple[str, str]:
+    exact = sum(j.vector.tolerance["float64"] == 0 for j in asked)
+    return "pass", f"pass; exact on {exact}, at least {min(j.row.digits for j in asked):.1f} digits on the rest"
 
 
 # --- Intermediate values ---
-
-
-def place(o: Outcomes) -> str:
-    """Where the first intermediate value goes wrong, if intermediates were returned."""
-    return next((text for j in o.wrong for text in wrong_inside(j)), "")
 
 
 def wrong_inside(j: Judged) -> Iterator[str]:

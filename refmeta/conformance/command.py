@@ -21,8 +21,7 @@ def add_check(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
         help="check an implementation's meta-gradients and name the bug",
-        description="Check an implementation's meta-gradients against the vectors and name the bug. It is a Python "
-        "function MODULE:FUNCTION, or a file of results, or a command that speaks JSON lines.",
+        description=run_check.__doc__,
         usage="refmeta check [options] (MODULE:FUNCTION | --results FILE.json | -- COMMAND …)",
         epilog="Exit code 0: all right; 1: something is wrong; 2: it could not be checked.",
     )
@@ -37,7 +36,8 @@ def add_check(commands: Any) -> None:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Run `refmeta check`; returns the exit code."""
+    """Check an implementation's meta-gradients against the vectors and name the bug. It is a Python function
+    MODULE:FUNCTION, or a file of results, or a command that speaks JSON lines."""
     if sum(map(bool, (args.function, args.results, args.command_line))) != 1:
         raise ValueError("expected one of MODULE:FUNCTION, --results FILE.json, or -- COMMAND …")
     if not 0 < args.timeout <= DAY:
@@ -69,40 +69,39 @@ def add_vectors(commands: Any) -> None:
     """Declare `vectors` on argparse's subparsers."""
     parser = commands.add_parser("vectors", help="list, show or export the test vectors")
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="one line for each").set_defaults(run=list_vectors)
-    show = actions.add_parser("show", help="one case, without its answers, as JSON")
-    show.set_defaults(run=show_vector)
-    show.add_argument("id", metavar="ID")
-    export = actions.add_parser("export", help="copy the files into a new folder")
-    export.set_defaults(run=export_vectors)
-    export.add_argument("folder", metavar="DIR")
+    for run, argument in ((list_vectors, ""), (show_vectors, "ID"), (export_vectors, "DIR")):
+        action = actions.add_parser(run.__name__.removesuffix("_vectors"), help=run.__doc__)
+        action.set_defaults(run=run)
+        if argument:
+            action.add_argument("what", metavar=argument)
 
 
 def list_vectors(args: argparse.Namespace) -> int:
+    """one line for each"""
     for v in load():
         steps = max((len(supports) for supports, _ in v.case.tasks), default=0)
         print(f"{v.case.id:<40} {v.case.tier:<11} K={steps} T={len(v.case.tasks)}  {', '.join(v.case.flags)}")
     return 0
 
 
-def show_vector(args: argparse.Namespace) -> int:
-    found = [v for v in load() if v.case.id == args.id]
+def show_vectors(args: argparse.Namespace) -> int:
+    """one case, without its answers, as JSON"""
+    found = [v for v in load() if v.case.id == args.what]
     if not found:
-        raise ValueError(f"there is no vector {args.id!r}; `refmeta vectors list` names them")
+        raise ValueError(f"there is no vector {args.what!r}; `refmeta vectors list` names them")
     print(json.dumps(found[0].case.to_json(), indent=1))
     return 0
 
 
 def export_vectors(args: argparse.Namespace) -> int:
-    folder = Path(args.folder)
+    """copy the files into a new folder"""
+    folder = Path(args.what)
     load()  # refuses files that have changed
     try:
-        folder.mkdir(parents=True)
+        shutil.copytree(FOLDER, folder, ignore=lambda _, names: [name for name in names if not name.endswith(".json")])
     except FileExistsError:
         raise ValueError(f"{folder}: exists already; name a new folder") from None
     except OSError as error:
         raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
-    for path in sorted(FOLDER.glob("*.json")):
-        shutil.copy(path, folder / path.name)
     print(f"{folder}: {len(list(folder.iterdir()))} files")
     return 0

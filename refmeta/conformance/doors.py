@@ -128,17 +128,16 @@ def answers_of(command: Sequence[str], vectors: Sequence[Vector], timeout: float
                     answers.append(program.ask(len(answers), vectors[len(answers)]))
                 program.stop()
                 break
-        except Failed as error:
-            answers.append(Answer(problem=str(error)))
         except DoorError as error:
-            if not answers:
+            failed = isinstance(error, Failed)
+            if not failed and not answers:
                 raise
-            answers.append(Answer(problem=f"could not be started again: {error}"))
+            answers.append(Answer(problem=f"{'' if failed else 'could not be started again: '}{error}"))
     return answers
 
 
-class Failed(Exception):
-    """A program did not answer as the protocol says."""
+class Failed(DoorError):
+    """A program that was started did not answer as the protocol says."""
 
 
 @contextlib.contextmanager
@@ -151,16 +150,14 @@ def started(command: Sequence[str], timeout: float) -> Iterator["Program"]:
         program = Program(command, timeout)
     except OSError as error:
         raise DoorError(f"{command[0]}: cannot be started: {error.strerror}") from error
-    failure: Failed | DoorError | None = None
-    try:
-        program.greet()
-        yield program
-    except (Failed, DoorError) as error:
-        failure = error
-    finally:
-        program.kill()
-    if failure:
-        raise type(failure)(f"{failure}{program.complaint}")
+    with contextlib.ExitStack() as end:
+        end.callback(program.kill)
+        try:
+            program.greet()
+            yield program
+        except DoorError as error:
+            end.close()
+            raise type(error)(f"{error}{program.complaint}") from None
 
 
 class Program:

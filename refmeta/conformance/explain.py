@@ -5,7 +5,7 @@ g = Σ_i w_i c_i within rounding; the weights say whether tasks were summed, ave
 an algorithm only if it holds for *all* its vectors, those that passed included. So none is a guess.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ class Factor(NamedTuple):
         return "-" * (self.number < 0) + self.name if self.name else f"{self.number:.4g}"
 
 
-Pattern = str | tuple[float, ...]  # which tasks count: a key of PATTERNS, or the weight of each
+Pattern = str | tuple[float, ...]  # which tasks count: a key of patterns(), or the weight of each
 
 
 class Explanation(NamedTuple):
@@ -57,13 +57,17 @@ Fit = tuple[Pattern, Factor]
 Answered = tuple[Vector, Theta, float]  # a vector, the answer to it, and how far from that an explanation may be
 ZERO = Explanation(("zero",))  # every gradient is zero
 
-PATTERNS: dict[str, Callable[[int], np.ndarray]] = {
-    "all": lambda n: np.ones(n),
-    "last": lambda n: np.eye(n)[-1],
-    "first": lambda n: np.eye(n)[0],
-    "all but the last": lambda n: 1 - np.eye(n)[-1],
-    "all but the first": lambda n: 1 - np.eye(n)[0],
-}
+
+def patterns(n: int) -> dict[str, np.ndarray]:
+    """The weights of n tasks under the patterns that have a name."""
+    first, last = np.eye(n)[[0, -1]]
+    return {
+        "all": 0 * last + 1,
+        "last": last,
+        "first": first,
+        "all but the last": 1 - last,
+        "all but the first": 1 - first,
+    }
 
 
 def factors(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[Factor, float]:
@@ -80,29 +84,25 @@ def factors(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[Factor
 def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], limit: float) -> set[Fit]:
     """The (tasks, factor) for which c · Σ w_i · per_task_i is `got` to within `limit`, by least squares.
 
-    Free weights count only where no pattern of tasks fits and there are two numbers more than weights.
+    Free weights count only where no pattern of tasks fits and there are two numbers more than weights. Factors are told
+    apart by four digits, weights by three.
     """
 
     def near(guess: np.ndarray) -> bool:
         return bool(np.linalg.norm(got - guess) <= limit)
 
     found: set[Fit] = set()
-    for name, pattern in PATTERNS.items():
-        u = pattern(len(per_task)) @ per_task
+    for name, pattern in patterns(len(per_task)).items():
+        u = pattern @ per_task
         found |= {(name, factor) for factor, c in known.items() if near(c * u)}
         c = (got @ u) / (u @ u) if u.any() else 0
         if c and near(c * u):
-            found.add((name, Factor(digits(c, 4))))
+            found.add((name, Factor(float(f"{c:.4g}"))))
     if not found and len(per_task) > 1 and len(got) > len(per_task) + 1:
         weights = np.linalg.lstsq(per_task.T, got, rcond=None)[0]
         if near(weights @ per_task):
-            found.add((tuple(digits(w, 3) for w in weights), Factor()))
+            found.add((tuple(float(f"{w:.3g}") for w in weights), Factor()))
     return found
-
-
-def digits(value: float, many: int) -> float:
-    """The value to so many digits, by which one fit is told from another."""
-    return float(f"{value:.{many}g}")
 
 
 def fits(case: Case, got: Theta, per_task: Iterable[Theta], limit: float) -> set[Fit]:
@@ -133,12 +133,11 @@ def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
 
 def intersection(sets: Iterable[set[Any]]) -> set[Any]:
     """What all have in common. The first that leaves nothing is the last to be computed."""
-    common: set[Any] | None = None
-    for each in sets:
-        common = each if common is None else common & each
-        if not common:
-            return set()
-    return common or set()
+    rest = iter(sets)
+    common = next(rest)
+    while common and (more := next(rest, None)) is not None:
+        common = common & more
+    return common
 
 
 def explain(answers: Sequence[tuple[Vector, Theta, str]]) -> list[Explanation]:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from refmeta.conformance.explain import ZERO, Explanation, Factor, Pattern
 from refmeta.conformance.mistakes import MISTAKES
+from refmeta.trees import Array
 
 INDENT = " " * 9
 LISTED = 4  # wrong vectors listed for each algorithm
@@ -74,11 +77,9 @@ def _lines(verdict: Verdict, rows: list[Row]) -> list[str]:
     right, skipped = (sum(row.status == status for row in rows) for status in ("pass", "skip"))
     note = f", {skipped} skipped" if skipped else ""
     text = f"{verdict.algorithm:<8} {right} of {len(rows) - skipped} right{note}: {verdict.text}"
-    lines = []
-    for i, line in enumerate(text.splitlines()):
-        lines += textwrap.wrap(
-            line.strip(), 110, initial_indent=INDENT * (i > 0), subsequent_indent=INDENT + "  ", break_on_hyphens=False
-        )
+    first, *more = text.splitlines()
+    wrap = textwrap.TextWrapper(110, subsequent_indent=INDENT + "  ", break_on_hyphens=False).wrap
+    lines = [part for line in (first, *(INDENT + line.strip() for line in more)) for part in wrap(line)]
     bad = [row for row in rows if row.status in ("fail", "error")]
     lines += [f"{INDENT}{row.id}: {row.message}" for row in bad[:LISTED]]
     return lines + [f"{INDENT}… and {len(bad) - LISTED} more"] * (len(bad) > LISTED)
@@ -108,11 +109,12 @@ def form(names: Sequence[str], got: Shapes, expected: Shapes) -> str:
     return f"{names[i]} has shape {got[i]}, expected {expected[i]}"
 
 
-def comparison(names: Sequence[str], digits: Sequence[float], cosine: float | None, ratio: float | None) -> str:
-    """How a wrong gradient differs from the right one."""
+def comparison(names: Sequence[str], digits: Sequence[float], got: Array, expected: Array) -> str:
+    """How a wrong gradient differs from the right one: their angle and lengths, and the digits of each array."""
     parts = ", ".join(f"{name} {many:.1f}" for name, many in zip(names, digits, strict=True))
-    angle = "" if cosine is None else f"cosine {cosine:.3f}, "
-    return angle + ("" if ratio is None else f"{ratio:.3g} times as long, ") + f"correct digits: {parts}"
+    size, norm = np.linalg.norm(got), np.linalg.norm(expected)
+    angle = f"cosine {got @ expected / (size * norm):.3f}, " if size and norm else ""
+    return angle + (f"{size / norm:.3g} times as long, " if norm else "") + f"correct digits: {parts}"
 
 
 # --- One verdict ---
@@ -133,12 +135,6 @@ ZEROS = (
 )
 OVERWRITTEN = "Cause: a loss or gradient is overwritten, or cleared, inside the loop over tasks."
 CONVENTION = "all else is right, but {}: a convention, not a mistake; the vectors state theirs in case.conventions"
-LOST = {
-    "last": "only the last task counts (B4, B5)",
-    "first": "only the first task counts (B4, B5)",
-    "all but the last": "all but the last task count (B4, B5)",
-    "all but the first": "all but the first task count (B4, B5)",
-}
 INSIDE = {
     "phi": "φ_{k} is the first wrong value: look at inner step {k}",
     "inner_gradient": "φ_{k} is right and the inner gradient at it is the first wrong value",
@@ -154,7 +150,8 @@ def describe(found: Sequence[Explanation]) -> str:
     mistakes = [MISTAKES[name] for name in e.suspects]
     parts = [mistake.title for mistake in mistakes]
     if e.tasks != "all":
-        parts.append(LOST[e.tasks] if isinstance(e.tasks, str) else f"the tasks are {pattern(e.tasks)}")
+        lost = f"only the {e.tasks} task counts" if e.tasks in ("first", "last") else f"{e.tasks} task count"
+        parts.append(f"{lost} (B4, B5)" if isinstance(e.tasks, str) else f"the tasks are {pattern(e.tasks)}")
     if e.scale != Factor():
         factor = f"the result is multiplied by {e.scale}"
         parts.append(CONVENTION.format(factor) if e.convention else factor)

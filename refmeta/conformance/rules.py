@@ -69,6 +69,11 @@ def moves(arrays: int, head: int | None) -> tuple[bool, ...]:
     return tuple(head is None or i >= arrays - head for i in range(arrays))
 
 
+def setting(algorithm: str, theta: Theta, task: tuple[Supports, Batch], alpha: Any, head: int | None) -> Setting:
+    """One task of an algorithm without mistakes; the head counts for ANIL alone."""
+    return Setting(RULES[algorithm], theta, *task, alpha, moves(len(theta), head if algorithm == "anil" else None))
+
+
 def points(d: Derivatives, s: Setting) -> list[tuple[Theta, Batch]]:
     """(φ_0, S_0) … (φ_{K−1}, S_{K−1}): where the inner gradients are taken."""
     return list(zip(path(d, s), s.supports, strict=False))
