@@ -36,7 +36,7 @@ API = {
     "refmeta.models": "MLP ConvNet squared_error cross_entropy accuracy",
     "refmeta.conformance": "check assert_case parameters audit Case Skip Report Row Verdict",
     "refmeta.lab": "train Checkpoint evaluate adam sgd linear reptile_by trajectory_by Diverged Interrupted",
-    "refmeta.lab.sweep": "grid sweep",
+    "refmeta.lab.sweep": "grid sweep Incomplete",
 }
 API_HEAD = """# Every public name
 

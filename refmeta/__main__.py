@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import refmeta
 from refmeta.conformance.command import add_check, add_vectors
 from refmeta.fast import keep_freed_memory
-from refmeta.lab import fewshot, geometry, reuse, runs, sine, sweep
+from refmeta.lab import fewshot, geometry, reuse, runs, sine
+from refmeta.lab.sweep.experiment import add_sweep
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def _parsed(given: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for experiment in (sine.SINE, fewshot.FEWSHOT, reuse.REUSE):
         runs.add(commands, experiment)
-    for declare in (geometry.add_geometry, sweep.add_sweep, add_check, add_vectors):
+    for declare in (geometry.add_geometry, add_sweep, add_check, add_vectors):
         declare(commands)
     cut = given.index("--") if "--" in given else len(given)
     if empty := [word[:-3] for word in given[:cut] if word.startswith("-") and word.endswith("=--")]:

@@ -232,7 +232,7 @@ def compared(
     return Plan(folder, jobs, partial(summary, experiment, main, score), drawing(experiment))
 
 
-def drawing(experiment: str, *more: Any) -> Callable[[Path, Result, list[Run]], Any]:
+def drawing(experiment: str, *more: Any) -> Callable[..., Any]:
     """The `draw` of refmeta.lab.EXPERIMENT.figures; only a call imports it, and with it matplotlib."""
     return lambda *made: import_module(f"refmeta.lab.{experiment}.figures").draw(*made, *more)
 

@@ -28,7 +28,7 @@ from refmeta.lab import checkpoint, fewshot, files, geometry, sweep
 from refmeta.lab.fewshot.images import glyphs, omniglot
 from refmeta.lab.files import new_folder
 from refmeta.lab.sine import Config
-from refmeta.lab.sweep import name_of, read, table
+from refmeta.lab.sweep.experiment import name_of, read, table
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,7 +23,8 @@ import sweep_jobs
 from refmeta.__main__ import main
 from refmeta.lab import files
 from refmeta.lab.sine import experiment
-from refmeta.lab.sweep import Incomplete, grid, name_of, read, sweep, table
+from refmeta.lab.sweep import Incomplete, grid, sweep
+from refmeta.lab.sweep.experiment import name_of, read, table
 from refmeta.lab.training import METHODS
 
 TINY = {"iterations": [5], "tasks": [2], "test_tasks": [10], "report_steps": [(0, 1, 2)]}

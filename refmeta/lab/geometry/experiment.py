@@ -11,8 +11,8 @@ import numpy as np
 
 from refmeta.lab.display import plural
 from refmeta.lab.files import new_folder, save_result
-from refmeta.lab.geometry.quadratics import labels, run
-from refmeta.lab.runs import Options, Result, add_command, show, whole
+from refmeta.lab.geometry.quadratics import computed, labels
+from refmeta.lab.runs import Options, Result, add_command, drawing, show, whole
 
 TOLERANCE = 1e-9
 POINTS = {"direction": "({:.3f}, {:.3f})", "fixed_point": "({:.7f}, {:.7f})", "arrived": "({:.7f}, {:.7f})"}
@@ -31,22 +31,17 @@ options: Options = {
 
 def add_geometry(commands: Any) -> None:
     """Declare the command on argparse's subparsers."""
-    add_command(commands, "geometry", HELP, str(__doc__), options, geometry)
+    add_command(commands, "geometry", HELP, str(__doc__), options, run)
 
 
-def geometry(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code: 1 where a closed form or a coefficient is not confirmed."""
-    result, paths = run(args.alpha, args.inner_steps + 1)
+    result, paths = computed(args.alpha, args.inner_steps + 1)
     folder = new_folder(args.out, "runs/geometry")
-
-    def draw() -> None:
-        from refmeta.lab.geometry import figures
-
-        figures.draw(folder, result, paths)
 
     print(text(result))
     save_result(folder / "result.json", result)
-    show(folder, "result.json", ["geometry.png"], draw)
+    show(folder, "result.json", ["geometry.png"], lambda: drawing("geometry")(folder, result, paths))
     if wrong := unconfirmed(result):
         print(f"refmeta geometry: not confirmed to {TOLERANCE:g}: {', '.join(wrong)}", file=sys.stderr)
     return int(bool(wrong))

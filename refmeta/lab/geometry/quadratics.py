@@ -120,7 +120,7 @@ def halves(A: Array, c: Array) -> list[Batch]:
     return [(A + s * E, solve(A + s * E, A @ c + s * e)) for s in (1, -1)]
 
 
-def run(alpha: float, k: int) -> tuple[dict[str, Any], dict[str, Array]]:
+def computed(alpha: float, k: int) -> tuple[dict[str, Any], dict[str, Array]]:
     """Each method's direction, fixed point and the end of its descent, the leading coefficients; and the descents.
 
     ValueError: see `descent`.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean
 from textwrap import indent
 from time import perf_counter
@@ -19,7 +18,20 @@ from refmeta.lab.checkpoint import Keep
 from refmeta.lab.display import Row, cell, plural, table
 from refmeta.lab.fewshot import experiment as characters
 from refmeta.lab.reuse import measurements as measure
-from refmeta.lab.runs import QUICK, Experiment, Job, Options, Plan, Result, Run, given, progress, seed_range, whole
+from refmeta.lab.runs import (
+    QUICK,
+    Experiment,
+    Job,
+    Options,
+    Plan,
+    Result,
+    Run,
+    drawing,
+    given,
+    progress,
+    seed_range,
+    whole,
+)
 from refmeta.lab.sine import experiment as waves
 from refmeta.lab.training import Report, optimiser
 from refmeta.models import accuracy
@@ -131,7 +143,7 @@ def plan(args: Namespace) -> Plan:
             "seconds": perf_counter() - start,
         }
 
-    return Plan(f"runs/reuse-{args.data}-{args.seeds}", jobs, summary, draw, lambda run: None)
+    return Plan(f"runs/reuse-{args.data}-{args.seeds}", jobs, summary, drawing("reuse"), lambda run: None)
 
 
 # --- The measurements -------------------------------------------------------------------------------
@@ -259,12 +271,6 @@ def _lost(tree: Any) -> bool:
     if isinstance(tree, dict):
         return bool(tree.get("diverged")) or _lost(list(tree.values()))
     return isinstance(tree, list) and any(map(_lost, tree))
-
-
-def draw(folder: Path, result: Result, runs: list[Run]) -> None:
-    from refmeta.lab.reuse import figures
-
-    figures.draw(folder, result, runs)
 
 
 HELP = "ask whether MAML learns rapidly or reuses its features"

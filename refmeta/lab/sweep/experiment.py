@@ -27,7 +27,7 @@ import numpy as np
 
 from refmeta.lab import display
 from refmeta.lab.files import locked, plain, save_csv, save_result, save_theta, versions, writable
-from refmeta.lab.runs import Options, Result, Run, add_command, progress, seed_range, show, whole
+from refmeta.lab.runs import Options, Result, Run, add_command, drawing, progress, seed_range, show, whole
 from refmeta.lab.sine import experiment as sine
 from refmeta.lab.sine.experiment import Config
 from refmeta.lab.training import METHODS, Diverged, over_seeds
@@ -307,7 +307,12 @@ def run(args: argparse.Namespace) -> int:
         rows, code = table(read(folder).values()), 1
     if rows:
         print(text(rows))
-        show(folder, "the runs, table.csv, table.json", ["sweep.png"], lambda: draw(folder / "sweep.png", rows))
+        show(
+            folder,
+            "the runs, table.csv, table.json",
+            ["sweep.png"],
+            lambda: drawing("sweep")(folder / "sweep.png", rows),
+        )
     return code
 
 
@@ -333,9 +338,3 @@ def _mean(row: display.Row) -> str:
     if row["mse"] is None:
         return "diverged"
     return f"{row['mse']:.3f}" if row["ci95"] is None else display.cell(row["mse"], row["ci95"])
-
-
-def draw(path: Path, rows: list[display.Row]) -> None:
-    from refmeta.lab.sweep import figures
-
-    figures.draw(path, rows)
