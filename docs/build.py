@@ -191,7 +191,8 @@ def _api() -> Iterator[str]:
         yield f"\n## {module}\n\n```{{eval-rst}}\n.. currentmodule:: {module}\n\n"
         for name in names.split():
             kind = "autoclass" if name[0].isupper() else "autofunction"
-            yield f".. {kind}:: {module}.{name}\n" + ("   :members:\n\n" if kind == "autoclass" else "\n")
+            members = "   :members:\n   :inherited-members: BaseException, tuple\n" if kind == "autoclass" else ""
+            yield f".. {kind}:: {module}.{name}\n{members}\n"
         yield "```\n"
 
 
