@@ -247,7 +247,7 @@ def _start(state: State, iterations: int, report: Report) -> State:
 
 def _outer_step(algorithm: Algorithm, loss: Loss, state: State, tasks: Tasks, alpha: float, outer: Step) -> State:
     """The state after one more iteration, without its entry in the history. Diverged: it is not finite."""
-    if state.outer is None:  # the first of all: what follows is drawn by the same function
+    if not state.iteration:  # the first of all: what follows is drawn by the same function
         check_tasks(tasks, queries_needed=False)
     with np.errstate(over="ignore", invalid="ignore"):
         total = algorithm(loss, state.theta, tasks, alpha)
