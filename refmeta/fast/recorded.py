@@ -1,32 +1,44 @@
 """A function of arrays, traced once and then replayed as a straight list of NumPy calls.
 
-    record     trace the function: the calls that it makes, with their arguments
+    record     trace the function: the calls that it makes, with their arguments; it may not look at a value
     simplify   run autograd's functions of lists now, drop calls that change nothing, make equal calls once:
                a third of MAML's calls is gone
     free       find each value's last use: what large tasks need stays in the cache
     compile    write the calls as one Python function, the replay: NumPy's time is all that is left
-    prove      run it beside the function on other arrays: a trace sees no branch, and no array that changes outside
+    prove      run it beside the function on other arrays: a trace sees no randomness, no state, no changing array
 
 `replay_of` is that pipeline, `recorded` a function that keeps what it returns.
 """
 
+import dis
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
-from functools import wraps
+from functools import partial, wraps
+from gc import get_referents
 from itertools import count
-from math import inf, nan
-from operator import iadd
+from math import isfinite
+from numbers import Number
+from operator import add, iadd
+from threading import RLock
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy
+from autograd import tracer
 from autograd.builtins import container_take, container_untake
 from autograd.core import SparseObject, VSpace, sparse_add
-from autograd.tracer import Node, getval, isbox, new_box, trace_stack
+from autograd.extend import defvjp, primitive, vspace
+from autograd.numpy.numpy_boxes import ArrayBox
+from autograd.numpy.numpy_vjps import untake
+from autograd.tracer import Node, getval, isbox, trace_stack
 from autograd.util import subvals
 
 from refmeta.trees import Array
 
 KEPT = 16  # replays of one function
+ONE_AT_A_TIME = RLock()  # autograd counts its traces for all threads together
 
 
 def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,12 +49,16 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     Arguments and results are arrays, or lists and tuples of them. What else is in the arguments (a loss, α) is a
     constant of the recording and must be hashable. Other constants, shapes or dtypes get a recording of their
     own; the last 16 are kept. A recording is a straight list of NumPy calls, each value freed after its last use:
-    nothing else of the function runs again, so its checks have seen the first arguments only. Each recording is
-    proved once, on other arrays, against the function itself.
-    ValueError: the replay differs, as where Python branches on a value; or it would use an array that is no argument
-    and can change. TypeError: an argument or a result of another kind, a number taken out of an array.
+    nothing else of the function runs again, so its checks have seen the first arguments only. It writes into no
+    argument, and its results share no memory. Each recording is proved once, on other arrays, against the function
+    itself; where nothing is finite there is no proof, and the function itself is called.
+    No tracer sees what Python reads elsewhere: numbers and attributes that the function captures, names that are
+    bound anew, the environment, `_value` of a box. They are as they were when the function was recorded.
+    TypeError: the function looks at a value of its arrays (bool, int, float, an index that is Boolean), the data decide
+    a shape, or an argument or a result is of another kind. ValueError: the function reads an array that is no argument
+    and can change, or the replay differs from it.
     """
-    replays: dict[Any, Callable[..., Any]] = {}
+    replays: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -61,10 +77,14 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
                 args, options = refilled(given, arrays, new)
                 return function(*args, **dict(options))
 
-            replay = proved(replay_of(flat, arrays), flat, arrays)
-            if len(replays) == KEPT:
-                replays.pop(next(iter(replays)), None)
-            replays[key] = replay
+            with ONE_AT_A_TIME:
+                refuse_captured([function, *[leaf[1] for leaf in form if type(leaf) is tuple]])
+                replay = replay_of(flat, arrays)
+                if not proved(replay, flat, arrays):
+                    return function(*args, **kwargs)
+                replays[key] = replay
+                if len(replays) > KEPT:
+                    replays.popitem(last=False)
         return replay(*arrays)
 
     return call
@@ -88,7 +108,7 @@ def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
         elif kind is numpy.ndarray or isbox(tree):
             form.append(numbered.setdefault(id(tree), (len(numbered), tree))[0])
         else:
-            form.append((kind, tree))
+            form.append((kind, tree, str(tree) if isinstance(tree, Number) else None))  # −0.0 is no 0.0
     return tuple(form), [array for _, array in numbered.values()]
 
 
@@ -108,6 +128,85 @@ def replay_of(function: Callable[..., Any], arrays: Sequence[Array]) -> Callable
 # --- Record -----------------------------------------------------------------------------------------
 
 
+def _look(*_: Any) -> Any:
+    looks = "the function looks at a value of its arrays, by bool, int, float or NumPy itself, as in np.eye(3)[y]"
+    raise TypeError(
+        f"{looks}: call autograd.numpy's functions, where and take among them, or give the value as a number"
+    )
+
+
+class Traced(ArrayBox):  # type: ignore[misc]
+    """An array or number of a recording, which no Python code can look at."""
+
+    __slots__ = []
+    __bool__ = __int__ = __float__ = __complex__ = __index__ = __array__ = _look
+
+    def __pow__(self, other: Any) -> Any:  # outside of a derivative ** may have other last bits than numpy.power
+        inside = isbox(self._value) or isbox(getattr(other, "_value", None))
+        return super().__pow__(other) if inside else _power(self, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        return super().__rpow__(other) if isbox(self._value) else _power(other, self)
+
+
+_power = primitive(pow)
+
+Traced.register(Traced)  # what a derivative traces in its turn is one too
+
+
+@contextmanager
+def recording() -> Iterator[int]:
+    """A new trace, in which numbers are Traced, autograd's sums write into nothing, and tuples may index with boxes."""
+    new_box, make_sparse = tracer.new_box, SparseObject.__init__
+
+    def boxed(value: Any, trace: int, node: Node) -> Any:
+        return (Traced if isinstance(node, Call) and kind_of(value) else new_box)(value, trace, node)
+
+    def sparse(self: Any, space: VSpace, mut_add: Callable[[Any], Any]) -> None:
+        make_sparse(self, space, lambda a: mut_add(copy(a)))
+
+    new: list[tuple[Any, str, Any]] = [
+        (tracer, "new_box", boxed),
+        (VSpace, "_mut_add", lambda space, a, b: _added(a, b)),
+        (SparseObject, "__init__", sparse),
+        (ArrayBox, "__getitem__", _at),
+    ]
+    old = [(owner, name, getattr(owner, name)) for owner, name, _ in new]
+    try:
+        with trace_stack.new_trace() as level:
+            for change in new:
+                setattr(*change)
+            yield level
+    finally:
+        for change in old:
+            setattr(*change)
+
+
+_getitem = ArrayBox.__getitem__
+
+
+def _at(a: Any, index: Any) -> Any:
+    """a[index]; autograd itself does not see a box within a tuple."""
+    return _take(a, *index) if type(index) is tuple and any(map(isbox, index)) else _getitem(a, index)
+
+
+@primitive  # type: ignore[untyped-decorator]
+def _take(a: Array, *index: Any) -> Array:
+    return a[index]
+
+
+@primitive  # type: ignore[untyped-decorator]
+def _untake(g: Array, space: VSpace, *index: Any) -> SparseObject:
+    return untake.fun(g, index, space)
+
+
+defvjp(_take, lambda y, a, *index: lambda g: _untake(g, vspace(a), *index), argnums=(0,))
+defvjp(_untake, lambda y, g, space, *index: lambda h: _take(h, *index), argnums=(0,))
+
+INDEXED = [_getitem.fun, untake.fun, _take.fun, _untake.fun]
+SHAPED_BY_DATA = "nonzero flatnonzero argwhere unique compress extract trim_zeros bincount"
+
+
 class Call(Node):  # type: ignore[misc]
     """fun(*args, **kwargs), an argument that varies being the Call that it comes from; an input has no fun.
 
@@ -117,6 +216,13 @@ class Call(Node):  # type: ignore[misc]
     made = count()
 
     def __init__(self, value: Any, fun: Any, args: Any, kwargs: Any, places: Any, parents: Any):
+        masks = [
+            call for place, call in zip(places, parents, strict=True) if place and call.kind and call.kind[1] == "?"
+        ]
+        name = getattr(fun.fun, "__name__", "")
+        if name in SHAPED_BY_DATA.split() or (name == "where" and len(args) == 1) or (masks and fun.fun in INDEXED):
+            what = "a Boolean index" if masks else name
+            raise TypeError(f"the data decide the shape of an array, by {what}: use autograd.numpy.where(mask, a, 0)")
         self.initialize_root(fun.fun, subvals(args, zip(places, parents, strict=True)), kind_of(value), kwargs)
 
     def initialize_root(self, fun: Any, args: Any, kind: Any = None, kwargs: Any = None) -> None:
@@ -126,10 +232,11 @@ class Call(Node):  # type: ignore[misc]
         return make(container_take.fun, (self, index))
 
     def __add__(self, b: Any) -> "Call":
-        return make(numpy.add, (self, b), self.kind if alike(self, b) else None)
+        (shape, dtype), (other, its) = self.kind, kind_of(b)
+        return make(add, (self, b), (numpy.broadcast_shapes(shape, other), numpy.result_type(dtype, its)))
 
     def __iadd__(self, b: Any) -> "Call":
-        return self + b if alike(self, b) else make(_added, (self, b), self.kind)
+        return self + b if alike(self, b) and self.kind[0] else make(_added, (self, b), self.kind)
 
     def mut_add(self, a: "Call") -> "Call":  # where this is one of autograd's sparse objects
         return make(_added, (a, self), a.kind)
@@ -140,7 +247,7 @@ make: Callable[..., Call] = Call.new_root
 
 def _added(a: Any, b: Any) -> Any:
     """a += b on a copy, because no call of a recording may change an argument; b can be a sparse object."""
-    return b.mut_add(copy(a)) if isinstance(b, SparseObject) else iadd(copy(a), b)  # type: ignore[no-untyped-call]
+    return b.mut_add(numpy.array(a)) if isinstance(b, SparseObject) else iadd(copy(a), b)  # type: ignore[no-untyped-call]
 
 
 def kind_of(value: Any) -> Any:
@@ -148,7 +255,7 @@ def kind_of(value: Any) -> Any:
     value = getval(value)
     if isinstance(value, Call):
         return value.kind
-    numeric = isinstance(value, numpy.ndarray | numpy.generic | float | int)
+    numeric = isinstance(value, numpy.ndarray | numpy.generic | float | int | complex)
     return (numpy.shape(value), numpy.asarray(value).dtype) if numeric else None
 
 
@@ -159,13 +266,12 @@ def alike(a: Any, b: Any) -> bool:
 def record(function: Callable[..., Any], arrays: Sequence[Array]) -> tuple[list[Call], Any]:
     """The inputs, and the function's result in terms of the calls that it made."""
     inputs = [make(None, (), kind_of(array)) for array in arrays]
-    with trace_stack.new_trace() as level:
-        try:
-            return inputs, function(*[new_box(a, level, call) for a, call in zip(arrays, inputs, strict=True)])
-        except TypeError as error:
-            if "Can't differentiate w.r.t. type" in str(error):
-                raise TypeError(f"recorded: it takes a value out of its arrays, or decides by one: {error}") from error
-            raise
+    try:
+        with recording() as level:
+            return inputs, function(*[Traced(copy(a), level, call) for a, call in zip(arrays, inputs, strict=True)])
+    except Exception as error:
+        function(*arrays)  # raises an error of its own, if it is one
+        raise TypeError(f"recorded: {error}") from error
 
 
 def in_order(result: Any) -> list[Call]:
@@ -180,10 +286,14 @@ def in_order(result: Any) -> list[Call]:
     return sorted((call for call in found if call.fun), key=lambda call: call.number)
 
 
-def _calls(tree: Any) -> list[Call]:
+def _leaves(tree: Any) -> list[Any]:
     leaves: list[Any] = []
     _each(leaves.append, tree)
-    return [leaf for leaf in leaves if isinstance(leaf, Call)]
+    return leaves
+
+
+def _calls(tree: Any) -> list[Call]:
+    return [leaf for leaf in _leaves(tree) if isinstance(leaf, Call)]
 
 
 def _each(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -202,12 +312,12 @@ def _each(function: Callable[[Any], Any], tree: Any) -> Any:
 
 def simplify(result: Any) -> Any:
     """The same result by fewer calls."""
-    for rule in (on_elements, without_idle, each_once()):
-        result = _rewritten(rule, result)
-    return _returned(result)
+    result = _rewritten(on_elements, result)
+    result = _rewritten(without_idle(result), result)
+    return _returned(_rewritten(each_once(), result))
 
 
-def on_elements(call: Call) -> Any:
+def on_elements(call: Call, _: Call) -> Any:
     """Run autograd's functions of lists, on lists of Calls: calls on their elements remain."""
     if call.fun in (container_take.fun, container_untake.fun):
         return call.fun(*call.args)
@@ -225,49 +335,91 @@ def _constant(value: Any) -> Call:
     return value if isinstance(value, Call) else make(copy, (value,), kind_of(value))
 
 
-def without_idle(call: Call) -> Any:
-    """0 + b is b, and a sum that undoes a broadcast is its argument where nothing was broadcast."""
-    fun, args = call.fun, call.args
-    if fun is numpy.add and not call.kwargs and getattr(args[0], "fun", None) is numpy.zeros and alike(*args):
-        return args[1]
-    if fun is numpy.sum and call.kwargs.keys() == {"axis", "keepdims"} and alike(call, args[0]):
-        return args[0]
-    return call
+def without_idle(result: Any) -> Callable[[Call, Call], Any]:
+    """A rule: 0 + b is b, and a sum over nothing that was broadcast is its argument, where the sign of a 0 is not seen.
+
+    0 + b is never −0, so behind such a sum, and before it if only BLIND calls come between, no bit is another.
+    """
+    seen = set(_calls(result))
+    for call in reversed(in_order(result)):
+        if not _adds_zero(call) and (call in seen or not _blind(call.fun)):
+            seen.update(_calls((call.args, call.kwargs)))
+
+    def rule(call: Call, before: Call) -> Any:
+        if _adds_zero(call):
+            kept = before in seen and call.kind[1].kind == "f"
+            return make(add, (call.args[1], 0.0), call.kind) if kept else call.args[1]
+        if before in seen:
+            return call
+        idle = call.fun is numpy.sum and call.kwargs.keys() == {"axis", "keepdims"} and alike(call, call.args[0])
+        return call.args[0] if idle else call
+
+    return rule
 
 
-def each_once() -> Callable[[Call], Call]:
+BLIND = (
+    add,
+    numpy.add,
+    numpy.subtract,
+    numpy.multiply,
+    numpy.negative,
+    numpy.matmul,
+    numpy.square,
+    numpy.tanh,
+    numpy.sum,
+)
+
+
+def _blind(fun: Any) -> bool:
+    """Whether −0 in the place of a 0 can change no more than the sign of a 0 in the value."""
+    return fun in BLIND or (getattr(fun, "__module__", "").startswith("refmeta.") and fun is not _added)
+
+
+def _adds_zero(call: Call) -> bool:
+    zero = call.fun is add and getattr(call.args[0], "fun", None) is numpy.zeros
+    return zero and alike(*call.args)
+
+
+def each_once() -> Callable[[Call, Call], Call]:
     """A rule that gives the first of the calls of the same function on the same arguments."""
     first: dict[str, Call] = {}
-    return lambda call: first.setdefault(_source((call.fun, call.args, call.kwargs), lambda leaf: f"v{id(leaf)}"), call)
+    return lambda c, _: first.setdefault(_source((c.fun, c.args, c.kwargs), lambda leaf: f"v{id(leaf)}"), c)
 
 
-def _rewritten(rule: Callable[[Call], Any], result: Any) -> Any:
-    """The result with rule(call) in the place of every call, whose arguments are rewritten before."""
+def _rewritten(rule: Callable[[Call, Call], Any], result: Any) -> Any:
+    """The result with rule(call, call before) in the place of every call, whose arguments are rewritten first."""
     new: dict[Any, Any] = {}
 
     def renewed(tree: Any) -> Any:
         return _each(lambda leaf: new.get(leaf, leaf) if isinstance(leaf, Call) else leaf, tree)
 
     for call in in_order(result):
-        new[call] = rule(make(call.fun, renewed(call.args), call.kind, renewed(call.kwargs)))
+        new[call] = rule(make(call.fun, renewed(call.args), call.kind, renewed(call.kwargs)), call)
     return renewed(result)
 
 
 def _returned(result: Any) -> Any:
-    """The result, its arrays fresh every time: a constant is copied, and what is in it already."""
+    """The result, every array of it new: what is no ufunc's may be an argument, a constant, a view of another."""
     seen: set[Call] = set()
 
     def fresh(value: Any) -> Any:
-        if isinstance(value, list | tuple):
+        if type(value) in (list, tuple):
             return type(value)(map(fresh, value))
-        if isinstance(value, numpy.ndarray) or (isinstance(value, Call) and value in seen):
-            return make(copy, (value,))
-        if not isinstance(value, Call | numpy.generic | float | int | None):
+        if (
+            isinstance(value, Call)
+            and kind_of(value)
+            and (value.fun is add or isinstance(value.fun, numpy.ufunc))
+            and value not in seen
+        ):
+            seen.add(value)
+            return value
+        if isinstance(value, Call | numpy.ndarray) and kind_of(value):
+            return make(numpy.array if kind_of(value)[0] else copy, (value,), kind_of(value))
+        if not isinstance(value, numpy.generic | float | int | None):
             raise TypeError(f"recorded: the result must be arrays, lists and tuples; it has {type(value).__name__}")
-        seen.update(_calls(value))
         return value
 
-    return fresh(result)
+    return fresh(_each(lambda leaf: leaf, result))
 
 
 # --- Free, compile ----------------------------------------------------------------------------------
@@ -286,7 +438,7 @@ def with_lifetimes(inputs: list[Call], result: Any) -> list[tuple[Call, list[Cal
 def compiled(inputs: list[Call], steps: list[tuple[Call, list[Call]]], result: Any) -> Callable[..., Any]:
     """The steps as a Python function of the inputs, a line for each call; its source is its docstring."""
     names = {call: f"x{i}" for i, call in enumerate(inputs)} | {call: f"v{i}" for i, (call, _) in enumerate(steps)}
-    scope: dict[str, Any] = {"inf": inf, "nan": nan}
+    scope: dict[str, Any] = {"check_kind": check_kind}
 
     def name(leaf: Any) -> str:
         if isinstance(leaf, Call):
@@ -299,6 +451,7 @@ def compiled(inputs: list[Call], steps: list[tuple[Call, list[Call]]], result: A
         options = "".join(f"{key}={_source(value, name)}, " for key, value in call.kwargs.items())
         arguments = "".join(f"{_source(value, name)}, " for value in call.args)
         lines.append(f"    {names[call]} = {name(call.fun)}({arguments}{options})")
+        lines += [f"    check_kind({names[call]}, {name(call.kind)}, {name(call.fun)})"] if _may_vary(call) else []
         lines += [f"    del {', '.join(map(name, dead))}"] if dead else []
     lines.append(f"    return {_source(result, name)}")
     exec("\n".join(lines), scope)
@@ -314,37 +467,62 @@ class Name(str):
 
 def _source(value: Any, name: Callable[[Any], str]) -> str:
     """The value as Python; what has no literal is named."""
-    literal = (int, float, bool, str, type(None))
-    return repr(_each(lambda leaf: leaf if type(leaf) in literal else Name(name(leaf)), value))
+
+    def written(leaf: Any) -> Any:
+        literal = type(leaf) in (int, bool, str, type(None)) or (type(leaf) is float and isfinite(leaf))
+        return leaf if literal else Name(name(leaf))
+
+    return repr(_each(written, value))
+
+
+def _may_vary(call: Call) -> bool:
+    """Whether the values may decide the shape: in a function that is not NumPy's, or by integers such as a length."""
+    if isinstance(call.fun, numpy.ufunc) or not call.kind or call.fun in INDEXED:
+        return False
+    known = (getattr(call.fun, "__module__", None) or "").split(".")[0] in KNOWN
+    return not known or any(c.kind and c.kind[1].kind in "iu" for c in _calls(call.args[1:]))
+
+
+KNOWN = "numpy", "autograd", "refmeta", "copy", "_operator"
+
+
+def check_kind(value: Any, kind: Any, fun: Any) -> None:
+    """ValueError unless the value has the shape and dtype that it had when the function was recorded."""
+    if kind_of(value) != kind:
+        raise ValueError(f"recorded: the data decide the shape of an array, by {getattr(fun, '__name__', fun)}")
 
 
 # --- Prove ------------------------------------------------------------------------------------------
 
 
-def proved(replay: Callable[..., Any], function: Callable[..., Any], arrays: Sequence[Array]) -> Callable[..., Any]:
-    """The replay, once it gave what the function gives on others than these arrays."""
+def proved(replay: Callable[..., Any], function: Callable[..., Any], arrays: Sequence[Array]) -> bool:
+    """Whether the replay gave what the function gives on others than these arrays; False: nothing there was finite."""
     with numpy.errstate(all="ignore"):
-        refusals = [_tried(replay, function, probe) for probe in _probes(arrays)]
-    if all(refusals):
-        raise ValueError(f"recorded: no proof, because the function takes no other arrays than these: {refusals[-1]}")
-    return replay
+        tried = [_tried(replay, function, probe) for probe in _probes(arrays)]
+        if all(isinstance(found, Exception) for found in tried):
+            raise ValueError(f"recorded: no proof, because the function takes no other arrays than these: {tried[-1]}")
+        # A second recording makes its own constants anew; an array from outside is the same one in both.
+        again = _changeable(replay_of(function, arrays))
+    for root in _changeable(replay).keys() & again.keys():
+        _refuse(f"an array of shape {again[root].shape}")
+    return True in tried
 
 
-def _tried(replay: Callable[..., Any], function: Callable[..., Any], probe: list[Array]) -> Exception | None:
-    """Why the function itself refuses the probe, as its checks may. ValueError: replay and function differ on it."""
+def _refuse(what: str) -> None:
+    why = "comes from outside and can change: make it an argument, or read-only (array.flags.writeable = False)"
+    raise ValueError(f"recorded: {what} {why}")
+
+
+def _tried(replay: Callable[..., Any], function: Callable[..., Any], probe: list[Array]) -> Exception | bool:
+    """Whether all is finite, and then equal; or why the function refuses the probe. ValueError: they differ."""
     try:
-        expected = function(*probe)
+        expected = function(*map(copy, probe))
     except Exception as refusal:
         return refusal
     if not _same(replay(*probe), expected):
         why = "which decides by a value, draws random numbers, or keeps something"
         raise ValueError(f"recorded: on other arrays the replay differs from the function, {why}")
-    # A second recording makes its own constants anew; an array from outside is the same one in both.
-    captured, again = _changeable(replay), _changeable(replay_of(function, probe))
-    for root in captured.keys() & again.keys():
-        what = f"an array of shape {captured[root].shape} comes from outside and can change"
-        raise ValueError(f"recorded: {what}: make it an argument, or read-only (array.flags.writeable = False)")
-    return None
+    return all(numpy.isfinite(leaf).all() for leaf in _leaves(expected) if leaf is not None)
 
 
 def _probes(arrays: Sequence[Array]) -> Iterator[list[Array]]:
@@ -357,7 +535,7 @@ def _same(a: Any, b: Any) -> bool:
     """The same nested arrays, up to what the alignment of memory can do to a sum."""
     if isinstance(b, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(_same, a, b))
-    if not alike(a, b):
+    if type(a) is not type(b) or not alike(a, b):
         return a is b
     dtype = numpy.asarray(b).dtype
     tolerance = numpy.finfo(dtype).eps ** 0.6 if dtype.kind == "f" else 0
@@ -367,11 +545,53 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _changeable(replay: Any) -> dict[int, Array]:
-    """The constants of a replay that can change: writable arrays, by the identity of whose memory they show."""
-    roots = {}
-    for value in replay.__globals__.values():
-        while isinstance(getattr(value, "base", None), numpy.ndarray):
-            value = value.base
-        if isinstance(value, numpy.ndarray) and value.flags.writeable:
-            roots[id(value)] = value
-    return roots
+    """The constants of a replay that can change, by the identity of their memory."""
+    roots = map(_root, replay.__globals__.values())
+    return {id(root): root for root in roots if root is not None}
+
+
+def _root(value: Any) -> Array | None:
+    """The array whose memory the value shows, if it is writable."""
+    while isinstance(getattr(value, "base", None), numpy.ndarray):
+        value = value.base
+    return value if isinstance(value, numpy.ndarray) and value.flags.writeable else None
+
+
+def refuse_captured(constants: list[Any]) -> None:
+    """ValueError if the functions among the constants read, under whatever name, an array that can change."""
+    seen: set[int] = set()
+    waiting = [("", value) for value in constants]
+    while waiting:
+        name, value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if _root(value) is not None:
+            _refuse(f"the array {name} of shape {value.shape}")
+        waiting += [(within or name, inner) for within, inner in _captured(value)]
+
+
+def _captured(value: Any) -> list[tuple[str, Any]]:
+    """What a function, a method, a partial or a container holds, with the names that a function has for it."""
+    if isinstance(value, MethodType):
+        return [("", value.__func__)]
+    if isinstance(value, partial):
+        return [("", held) for held in (value.func, value.args, value.keywords)]
+    if type(value) in (list, tuple):
+        return [("", item) for item in value]
+    if type(value) is dict:
+        return [(str(key), item) for key, item in value.items()]
+    if not isinstance(value, FunctionType) or value.__module__.split(".")[0] in ("numpy", "autograd"):
+        return []
+    code, defaults = value.__code__, (value.__defaults__ or ())[::-1]
+    cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
+    named = [(name, held) for name, cell in cells for held in get_referents(cell)]
+    named += [(name, value.__globals__[name]) for name in _globals(code) if name in value.__globals__]
+    named += zip(code.co_varnames[: code.co_argcount][::-1], defaults, strict=False)
+    return [*named, ("", value.__kwdefaults__), ("", value.__dict__)]
+
+
+def _globals(code: CodeType) -> set[str]:
+    """The global names that the code reads, its inner functions included."""
+    inner = [_globals(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}.union(*inner)

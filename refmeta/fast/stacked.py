@@ -1,11 +1,13 @@
 """All tasks of an algorithm in one trace: each array gets a leading task axis."""
 
 import inspect
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
 import numpy as np
+from autograd import value_and_grad
 from autograd.extend import defvjp, primitive
 from autograd.tracer import getval
 
@@ -21,7 +23,8 @@ def stacked(algorithm: Callable[..., Any]) -> Callable[..., Any]:
     so the gradient in the copies holds each task's own gradient; a number, `refmeta.objective`'s, is the sum over
     the tasks already. Ragged tasks go in groups of equal shapes.
     `loss` must return the *sum* of the tasks' losses when θ and the batch have a task axis, as the losses of
-    `refmeta.models` do. ValueError: it does not, as tried on two of the tasks. TypeError: not an algorithm.
+    `refmeta.models` do. Once for each loss and set of shapes it is tried, on values and gradients.
+    ValueError: it does not return the sum, or nothing could tell. TypeError: not an algorithm.
     """
     if not callable(algorithm) or "tasks" not in inspect.signature(algorithm).parameters:
         raise TypeError(f"stacked: expected an algorithm of (loss, theta, tasks, alpha), got {algorithm!r:.60}")
@@ -36,7 +39,7 @@ def stacked(algorithm: Callable[..., Any]) -> Callable[..., Any]:
         loss, theta, tasks = (given.pop(name) for name in ("loss", "theta", "tasks"))
 
         def together(group: Tasks) -> Any:
-            if len(group) > 1 and (reason := why_not_stackable(loss, theta, group)):
+            if reason := why_not_stackable(loss, theta, group):
                 raise ValueError(f"stacked: {reason}")
             result = raw(loss, copies(theta, len(group)), [stack(group)], **given)
             return result if getattr(result, "shape", None) == () else [_total(leaf) for leaf in result]
@@ -113,21 +116,84 @@ defvjp(_total, lambda y, a: lambda g: _copied(g, len(a)))
 
 
 def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
-    """Empty if the loss sums over a task axis, as tried on the first and the last task; else the reason."""
-    batches = [(supports or [query])[0] for supports, query in (group[0], group[-1])]
-    if batches[0] is None:
-        return ""  # neither supports nor queries: the loss is never called
-    batches = [tuple(map(getval, batch)) for batch in batches]  # values: this is no part of a recording
-    thetas = [[scale * getval(leaf) + shift for leaf in theta] for scale, shift in ((1, 0), (1.1, 0.01))]
-    apart = sum(loss(phi, batch) for phi, batch in zip(thetas, batches, strict=True))
-    try:
-        at_once = loss([np.stack(leaves) for leaves in zip(*thetas, strict=True)], _stack(batches))
-    except Exception as error:
-        return f"this loss takes no leading task axis: {error}"
-    if not np.isfinite(apart):
-        return ""  # where the loss has overflowed, nothing can be told, and nothing is lost
-    tolerance = 1e-4 if thetas[0][0].dtype.itemsize < 8 else 1e-9
-    if np.shape(at_once) != () or not abs(at_once - apart) <= tolerance * abs(apart):
-        said = f"on two tasks it returned {at_once}, and they sum to {apart}"
-        return f"with a leading task axis the loss must return the sum over the tasks; {said}"
+    """Empty if the loss sums over a task axis of as many tasks as these, which have equal shapes, and of one more.
+
+    Every shape of their batches is tried once, on values and gradients. Else the reason, which may be that
+    no finite gradient was found that could tell.
+    """
+    theta = [getval(leaf) for leaf in theta]
+    by_shape: dict[Any, list[Batch]] = {}
+    few = [[*supports, query] for supports, query in (group[0], group[len(group) // 2], group[-1])]
+    for batches in zip(*few, strict=True):
+        if batches[0] is not None:
+            some = [tuple(map(getval, batch)) for batch in batches]  # values: this is no part of a recording
+            by_shape.setdefault(_form(some[0]), some)
+    for form, some in by_shape.items():
+        for n in (len(group), len(group) + 1):
+            key = loss, n, form, _form(theta)
+            if key not in TRIED:
+                TRIED[key] = _tried(loss, theta, some, n)
+                if len(TRIED) > 256:
+                    TRIED.popitem(last=False)
+            if TRIED[key]:
+                return TRIED[key]
     return ""
+
+
+TRIED: OrderedDict[Any, str] = OrderedDict()  # by loss, number of tasks and shapes
+
+
+def _form(arrays: Any) -> Any:
+    return tuple([(np.shape(a), getattr(a, "dtype", None)) for a in arrays])
+
+
+def _tried(loss: Loss, theta: Theta, batches: list[Batch], n: int) -> str:
+    """Why the loss does not sum over n tasks, which are the three batches again and again, each with a θ of its own."""
+    loss(theta, batches[0])  # raises an error of its own
+    value_and_gradient, again, told = value_and_grad(loss), [i % 3 for i in range(n)], False
+    for dtype in {theta[0].dtype, np.dtype(float)}:
+        for thetas, data in _points(theta, batches, dtype):
+            try:
+                values, gradients = zip(*map(value_and_gradient, thetas, data), strict=True)
+            except Exception:
+                continue  # out of the loss's domain
+            try:
+                stacked_theta = [np.stack(leaves) for leaves in zip(*[thetas[i] for i in again], strict=True)]
+                value, gradient = value_and_gradient(stacked_theta, _stack([data[i] for i in again]))
+            except Exception as error:
+                return f"this loss takes no leading task axis: {error}"
+            apart = [values[i] for i in again], [np.stack([gradients[i][j] for i in again]) for j in range(len(theta))]
+            if not np.isfinite([*values, *(leaf.sum() for leaf in apart[1])]).all():
+                continue
+            if not _agree(value, gradient, *apart, 1e-11 if dtype.itemsize == 8 else 1e-4):
+                must = "with a leading task axis the loss must return the sum over the tasks"
+                return f"{must}; on {n} it returned {value}, and they sum to {sum(apart[0])}, or their gradients differ"
+            told = True
+    return "" if told else "no finite gradient was found that shows the loss to sum over a leading task axis"
+
+
+def _points(theta: Theta, batches: list[Batch], dtype: Any) -> Iterator[tuple[list[Theta], list[Batch]]]:
+    """Three θ's and batches: near those given; small ones, where those given are not finite."""
+
+    def wave(leaf: Array, i: int) -> Array:
+        return np.sin((i + 1) * np.arange(1.0, leaf.size + 1)).reshape(leaf.shape)
+
+    def finite(a: Array, squash: Callable[[Array], Array]) -> Array:
+        return squash(np.where(np.isfinite(a), a, 0.5)).astype(dtype) if np.asarray(a).dtype.kind == "f" else a
+
+    for near, squash in ((1, np.positive), (0, np.tanh)):
+        moved = [
+            [near * leaf * (1 + wave(leaf, i) / 10) + wave(leaf, i) / 2 ** (1 + 5 * near) for leaf in theta]
+            for i in range(3)
+        ]
+        yield (
+            [[leaf.astype(dtype) for leaf in t] for t in moved],
+            [(finite(x, squash), finite(y, squash)) for x, y in batches],
+        )
+
+
+def _agree(value: Any, gradient: Theta, values: list[Any], gradients: Theta, tolerance: float) -> bool:
+    largest = [np.max(np.abs(leaf), initial=0) for leaf in gradients]
+    limits = [tolerance * (own + max(largest) / 1000) for own in largest]
+    same = [np.max(np.abs(a - b), initial=0) <= t for a, b, t in zip(gradient, gradients, limits, strict=True)]
+    return np.shape(value) == () and abs(value - sum(values)) <= tolerance * sum(map(abs, values)) and all(same)

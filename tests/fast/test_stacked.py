@@ -1,9 +1,13 @@
 """Running all tasks in one trace changes nothing but the rounding."""
 
+import os
+
+import autograd.numpy as anp
 import numpy as np
 import pytest
 from autograd import grad
-from hypothesis import given
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from problems import ALGORITHMS, assert_same, flat, problems
 
 from refmeta import adapt, adjoint, maml, objective, reptile, stacked, trajectory
@@ -83,7 +87,7 @@ def test_a_loss_that_averages_over_the_tasks_is_refused(example):
     def average(theta, batch):
         return loss(theta, batch) / (theta[0].shape[0] if theta[0].ndim == 3 else 1)
 
-    with pytest.raises(ValueError, match="sum over the tasks; on two tasks it returned"):
+    with pytest.raises(ValueError, match="sum over the tasks; on 2 it returned"):
         stacked(maml)(average, theta, [tasks[0], tasks[0]], alpha)
 
 
@@ -125,3 +129,131 @@ def test_a_loss_that_averages_is_refused_where_it_is_zero_too(example):
 
 def test_it_is_found_under_its_own_name():
     assert stacked(maml).__name__ == "maml" and "eq. 1" in stacked(maml).__doc__
+
+
+def straight(t, b):
+    return b[0] @ t[0] - b[1]
+
+
+WRONG = {  # ordinary losses of one task, and what happens to them under a task axis
+    "divided by len(x)": lambda t, b: anp.sum(straight(t, b) ** 2) / len(b[0]),
+    "mean": lambda t, b: anp.mean(straight(t, b) ** 2),
+    "mean over the first axis": lambda t, b: anp.mean(straight(t, b) ** 2, axis=0).sum(),
+    "decay by W.shape[0]": lambda t, b: anp.sum(straight(t, b) ** 2) + anp.sum(t[0] ** 2) / t[0].shape[0],
+    "a norm over all": lambda t, b: anp.sqrt(anp.sum(straight(t, b) ** 2)),
+    "a constant added once": lambda t, b: anp.sum(straight(t, b) ** 2) + 0.5,
+    "a small wrong term": lambda t, b: 1e6 * anp.sum(straight(t, b) ** 2) + 1e-2 * anp.mean(t[0]),
+    "one value a task": lambda t, b: anp.sum(straight(t, b) ** 2, axis=(-2, -1)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("tasks", [1, 2, 3, 5])
+@pytest.mark.parametrize("loss", WRONG.values(), ids=WRONG.keys())
+def test_a_loss_that_does_not_sum_is_refused_whatever_the_number_of_tasks_and_examples(loss, tasks, dtype):
+    rng = np.random.default_rng(0)
+
+    def batch(n):
+        return rng.normal(size=(n, 2)).astype(dtype), rng.normal(size=(n, 1)).astype(dtype)
+
+    theta = [rng.normal(size=(2, 1)).astype(dtype)]
+    for examples in (2, 5):
+        with pytest.raises(ValueError, match="stacked: "):
+            stacked(maml)(loss, theta, [([batch(examples)], batch(examples)) for _ in range(tasks)], 0.1)
+
+
+@pytest.mark.parametrize("odd", ["second support", "query"])
+def test_every_shape_of_batch_is_tried(example, odd):
+    loss, theta, tasks, alpha = example
+
+    def averages_seven(theta, batch):
+        n = theta[0].shape[0] if theta[0].ndim == 3 and batch[0].shape[-2] == 7 else 1
+        return loss(theta, batch) / n
+
+    three, seven = tasks[2][0][0], tasks[0][1]
+    assert len(three[0]) == 3 and len(seven[0]) == 7
+    task = ([three, seven], three) if odd == "second support" else ([three, three], seven)
+    with pytest.raises(ValueError, match="sum over the tasks"):
+        stacked(maml)(averages_seven, theta, [task, task], alpha)
+    stacked(maml)(averages_seven, theta, [([three, three], three)] * 2, alpha)
+
+
+def test_values_that_are_not_finite_do_not_make_a_loss_right(example):
+    loss, theta, tasks, alpha = example
+
+    def average(theta, batch):
+        return loss(theta, batch) / (theta[0].shape[0] if theta[0].ndim == 3 else 1)
+
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="sum over the tasks"):
+        stacked(reptile)(average, [1e200 * leaf for leaf in theta], tasks, alpha)
+    with pytest.raises(ValueError, match="no finite gradient"), np.errstate(all="ignore"):
+        stacked(reptile)(lambda t, b: loss(t, b) * np.nan, theta, tasks, alpha)
+
+
+def test_a_loss_is_tried_once_for_its_shapes(example):
+    loss, theta, tasks, alpha = example
+    calls = []
+
+    def counted(theta, batch):
+        calls.append(1)
+        return loss(theta, batch)
+
+    fast, made = stacked(maml), []
+    for some in (tasks, tasks, tasks[:1], tasks[:1]):
+        calls.clear()
+        fast(counted, theta, some, alpha)
+        made.append(len(calls))
+    assert made[0] > made[1] == 3 * 4 and made[2:] == [4, 4]
+
+
+TERMS = {  # of predictions, targets, all of θ, whether there is a task axis: those above the line sum over the tasks
+    "squares": lambda p, y, t, wide: anp.sum((p - y) ** 2),
+    "mean of squares": lambda p, y, t, wide: anp.sum(anp.mean((p - y) ** 2, axis=(-2, -1))),
+    "absolute": lambda p, y, t, wide: anp.sum(anp.abs(p - y)) / p.shape[-2],
+    "decay": lambda p, y, t, wide: sum(anp.sum(leaf**2) for leaf in t) / t[0].shape[-2],
+    "coupled within a task": lambda p, y, t, wide: anp.sum(anp.sum(p, axis=(-2, -1)) ** 2),
+    "largest of a task": lambda p, y, t, wide: anp.sum(anp.max(p - y, axis=(-2, -1))),
+    # ---
+    "over all": lambda p, y, t, wide: anp.mean((p - y) ** 2),
+    "by length": lambda p, y, t, wide: anp.sum((p - y) ** 2) / len(p),
+    "coupled": lambda p, y, t, wide: anp.sum(p) ** 2 / 10,
+    "largest": lambda p, y, t, wide: anp.max(p - y),
+    "next task's": lambda p, y, t, wide: anp.sum((p - anp.concatenate([y[1:], y[:1]]) if wide else p - y) ** 2),
+    "by size": lambda p, y, t, wide: sum(anp.sum(leaf**2) / leaf.size for leaf in t),
+    "constant": lambda p, y, t, wide: 1.0 + 0 * anp.sum(p),
+    "decay of the first": lambda p, y, t, wide: anp.sum((t[1][0] if wide else t[1]) ** 2),
+}
+SUMS = 6
+
+
+@settings(max_examples=int(os.environ.get("REFMETA_FUZZ", 60)))
+@given(
+    names=st.lists(st.sampled_from([*TERMS]), min_size=1, max_size=3),
+    sizes=st.tuples(*[st.integers(1, 4)] * 5),
+    dtype=st.sampled_from(["float32", "float64"]),
+    seed=st.integers(0, 99),
+)
+def test_a_drawn_loss_is_right_or_refused(names, sizes, dtype, seed):
+    n_tasks, support, query, width, steps = sizes
+    rng = np.random.default_rng(seed)
+
+    def loss(t, batch):
+        p = anp.tanh(batch[0] @ t[0] + t[1][..., None, :])
+        return sum(TERMS[name](p, batch[1], t, np.ndim(t[0]) == 3) for name in names)
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(dtype)
+
+    theta = [draw(width, 2), draw(2)]
+    batches = [[(draw(n, width), draw(n, 2)) for n in [support] * steps + [query]] for _ in range(n_tasks)]
+    arguments = loss, theta, [(supports, last) for *supports, last in batches], 0.1
+    for algorithm in (objective, maml, reptile):
+        expected = algorithm(*arguments)
+        try:
+            found = stacked(algorithm)(*arguments)
+        except ValueError as refusal:
+            assert "stacked: " in str(refusal)
+            assert set(names) - {*list(TERMS)[:SUMS]}
+            continue
+        pair = ([found], [expected]) if algorithm is objective else (found, expected)
+        assert_same(*pair, digits=11 if dtype == "float64" else 4)
