@@ -11,7 +11,8 @@ An experiment is data. Its author writes, in refmeta/lab/NAME/,
                         plan      plan(args) -> Plan: what the given options ask for (ValueError: what is impossible)
                         text      text(result) -> str: the tables, from the same dict as in result.json
                         NAME      Experiment("name", help, description, options, plan, text, figures)
-    figures.py          draw      draw(folder, result, runs) -> None: the figures, with matplotlib, see `drawing`
+    figures.py          draw      draw(folder, result, runs) -> None: the figures, with matplotlib, see `drawing`;
+                                  saved by `files.save_figure`, their names in `files.FIGURE`
 
 and `add(commands, NAME)` makes it `refmeta name`, with --out, --resume, --checkpoint-every, and --seed | --seeds unless
 it has an option of that name. The command does every Job of the Plan and leaves theta.npz and result.json in its place;

@@ -26,8 +26,11 @@ from refmeta import anil, maml, recorded, reptile, stacked
 from refmeta.__main__ import main
 from refmeta.lab import Diverged, Interrupted, adam, files, linear, sgd, train, training
 from refmeta.lab.checkpoint import load, save
+from refmeta.lab.fewshot import FEWSHOT
 from refmeta.lab.fewshot import experiment as fewshot
 from refmeta.lab.files import checkpoints, locked
+from refmeta.lab.reuse import REUSE
+from refmeta.lab.sine import SINE
 from refmeta.lab.sine import experiment as sine
 from refmeta.lab.sine.waves import LAWS
 from refmeta.lab.training import METHODS, Checkpoint, State
@@ -690,6 +693,22 @@ def test_killed_before_its_first_checkpoint_a_command_can_be_given_again(tmp_pat
     (tmp_path / "maml-0/.checkpoint.99.part").write_bytes(b"half")
     assert main([*FAST, "--seeds", "0-1", "--out", str(tmp_path)]) == 0
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_the_half_of_any_file_that_a_command_writes_is_known(tmp_path):
+    drawn = [*SINE.figures, *FEWSHOT.figures, *REUSE.figures, "geometry.png", "sweep.png"]
+    for name in [
+        *drawn,
+        "theta.npz",
+        "result.json",
+        "checkpoint",
+        "table.csv",
+        "table.json",
+        "maml-0-0123456789ab.npz",
+    ]:
+        (tmp_path / f".{name}.99.part").touch()
+    with locked(tmp_path):
+        assert not list(tmp_path.iterdir())
 
 
 FOREIGN = ".film.part", "deep/er/.film.part", ".checkpoint.part", ".theta.npz.draft.part", "deep/er/.theta.npz.99.part"

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 from math import sqrt
 from pathlib import Path
 
@@ -336,6 +337,21 @@ def test_no_worker_outlives_a_sweep_that_is_killed(tmp_path):
 # --- The folder ---
 
 
+def sealed(text):
+    """A record with the checksum of what it says now, as a forger would write it."""
+    try:
+        record = json.loads(text)
+        said = {key: value for key, value in record.items() if key != "sha256"}
+        return json.dumps({**said, "sha256": sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()})
+    except (ValueError, AttributeError, RecursionError):
+        return text
+
+
+def test_a_record_with_the_checksum_of_what_it_says_is_read(finished):
+    finished.write_text(sealed(finished.read_text().replace('"seconds"', '"note": "mine", "seconds"')))
+    assert read(finished.parent)[finished.stem]["note"] == "mine"
+
+
 @pytest.fixture
 def finished(tmp_path):
     sweep(grid([0], **TINY), tmp_path, Serial())
@@ -350,7 +366,7 @@ def test_a_record_of_more_steps_than_there_are_numbers_is_refused_before_they_ar
         said = json.loads(record.read_text())
         said["config"]["report_steps"] = [0, most]
         (tmp_path / str(most)).mkdir()
-        (tmp_path / str(most) / f"{name_of(grid([0], **settings)[0])}.json").write_text(json.dumps(said))
+        (tmp_path / str(most) / f"{name_of(grid([0], **settings)[0])}.json").write_text(sealed(json.dumps(said)))
         with pytest.raises(ValueError, match="damaged, or not this job's"):
             read(tmp_path / str(most))
 
@@ -361,13 +377,13 @@ def test_a_record_of_more_steps_than_there_are_numbers_is_refused_before_they_ar
         lambda text: "",
         lambda text: text[:-20],
         lambda text: "[]",
-        lambda text: text.replace('"seed": 0', '"seed": 1'),
-        lambda text: text.replace('"alpha": 0.01', '"alpha": 0.02'),
-        lambda text: text.replace('"alpha"', '"alhpa"'),
-        lambda text: text.replace('"mse"', '"mean"'),
-        lambda text: text.replace('"steps": 2', '"steps": 7'),
+        lambda text: sealed(text.replace('"seed": 0', '"seed": 1')),
+        lambda text: sealed(text.replace('"alpha": 0.01', '"alpha": 0.02')),
+        lambda text: sealed(text.replace('"alpha"', '"alhpa"')),
+        lambda text: sealed(text.replace('"mse"', '"mean"')),
+        lambda text: sealed(text.replace('"steps": 2', '"steps": 7')),
         lambda text: text.replace('"seed": 0', '"seed": ' + "[" * 9999 + "]" * 9999),
-        lambda text: text.replace('"curve": [', '"curve": [], "was": ['),
+        lambda text: sealed(text.replace('"curve": [', '"curve": [], "was": [')),
         lambda text: re.sub(r'("mse": \d+\.\d)\d', r"\g<1>7", text, count=1),  # a number that could be right
         lambda text: text.replace('"diverged": 0', '"diverged": 1', 1),
         lambda text: re.sub(r'"seconds": [^,]*', '"seconds": 0', text),
