@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import refmeta
 from refmeta.conformance.command import add_check, add_vectors
@@ -15,10 +16,8 @@ from refmeta.lab.sweep.experiment import add_sweep
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0: done; 1: it ran and failed; 2: bad input, with what was expected."""
     keep_freed_memory()
+    _open_streams()
     args = _parsed(list(sys.argv[1:] if argv is None else argv))
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # no table is lost to a terminal that lacks a letter of it
     try:
         code = int(args.run(args))
         sys.stdout.flush()
@@ -32,8 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, said = 1, str(error) or "out of memory"
     except KeyboardInterrupt as error:
         code, said = 130, str(error) or "interrupted"
-    print(f"refmeta {args.command}: {said}", file=sys.stderr)
+    with suppress(OSError):  # the exit code says it too
+        print(f"refmeta {args.command}: {said}", file=sys.stderr)
     return code
+
+
+def _open_streams() -> None:
+    """A stream that our caller has closed leads nowhere; none fails for want of a letter."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:  # in this order, so that no file of ours gets the number of a stream
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace")
 
 
 def _parsed(given: list[str]) -> argparse.Namespace:

@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import struct
 import zipfile
+import zlib
 from functools import cache
 
 import numpy as np
@@ -20,6 +22,16 @@ def png(pixels, mode="1"):
 
 def drawing(seed, side=105):
     return png(np.where(np.random.default_rng(seed).random((side, side)) < 0.1, 0, 255).astype(np.uint8))
+
+
+def header(width, height):
+    """A PNG that says how large it is, and has hardly any pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
 @cache

@@ -1,7 +1,7 @@
 """The specification's own functions, run fast: all tasks at once, and without tracing them again."""
 
 import ctypes
-import os
+from contextlib import suppress
 
 from refmeta.fast.recorded import recorded
 from refmeta.fast.stacked import stacked
@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
     The commands of refmeta begin with this. A program of your own can, or be started with
     MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483647 in its environment.
     """
-    if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}):
+    with suppress(AttributeError, OSError, TypeError):  # musl and macOS have no mallopt, Windows no CDLL(None)
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refmeta.lab.files import plain, save_arrays, versions
+from refmeta.lab.files import plain, regular, save_arrays, versions
 from refmeta.lab.training import NEVER, Checkpoint, State, Step
 from refmeta.trees import Array, Theta
 
@@ -55,7 +55,7 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
     ValueError: no checkpoint, a damaged one, one of another version of refmeta, of other settings, or of other arrays.
     """
     expected, now = _arrays(like), _known(settings)
-    with open(path, "rb") as file:  # a longer one than these settings can make it is as good as damaged
+    with open(regular(path), "rb") as file:  # a longer one than these settings can make it is as good as damaged
         data = file.read(sum(leaf.nbytes + 1000 for leaf in expected) + LONGEST)
     if not data.startswith(b"PK"):
         first = f"version 1 of a checkpoint; this refmeta reads {FORMAT}"

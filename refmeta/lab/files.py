@@ -5,6 +5,7 @@ import io
 import json
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,19 +21,21 @@ import refmeta
 from refmeta.trees import Array, Theta
 
 CHECKPOINT = "checkpoint"  # its name in the folder of each run
-PARTS = ".*.part"  # what a process that was killed had not finished writing
+RECORD = r"\w+-\d+-[0-9a-f]{12}\.(json|npz)"  # a sweep's: see `name_of`
+FIGURE = r"(adaptation|curves|episode|geometry|reuse|sweep)\.png"
+PART = re.compile(rf"\.({CHECKPOINT}|theta\.npz|result\.json|table\.(csv|json)|{FIGURE}|{RECORD})\.\d+\.part")
 
 
 def new_folder(wanted: str | None, default: str) -> Path:
     """An empty, writable folder: `wanted`, or the first free one of default, default.2, default.3, …
 
-    Parts of files are no files. ValueError: `wanted` has files in it, is no folder, or cannot be written.
+    Our own `parts` are no files. ValueError: `wanted` has files in it, is no folder, or cannot be written.
     """
     folder = Path(default if wanted is None else wanted)
     numbers = count(2)
     while wanted is None and folder.exists():
         folder = Path(f"{default}.{next(numbers)}")
-    if any(not each.is_dir() and not each.match(PARTS) for each in writable(folder).rglob("*")):
+    if {each for each in writable(folder).rglob("*") if not each.is_dir()} - parts(folder):
         other = f"--resume {folder} goes on with its runs" if checkpoints(folder) else "name a new or empty folder"
         raise ValueError(f"--out {folder}: holds files already; {other}")
     return folder
@@ -43,9 +46,15 @@ def checkpoints(folder: Path) -> set[Path]:
     return {path for place in (CHECKPOINT, f"*/{CHECKPOINT}") for path in folder.glob(place) if path.is_file()}
 
 
+def parts(folder: Path) -> set[Path]:
+    """What processes that were killed had not finished writing; of nobody else's files, whatever their names end in."""
+    found = (path for place in (".*.part", "*/.*.part") for path in folder.glob(place))
+    return {path for path in found if PART.fullmatch(path.name) and not path.is_dir()}
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """The folder, for one process at a time. The lock ends with the process, whatever ends that.
+    """The folder, for one process at a time, and without `parts`. The lock ends with the process, whatever ends that.
 
     Where there are no such locks (Windows, some network disks), nothing is locked. ValueError: another process has it.
     """
@@ -60,6 +69,8 @@ def locked(folder: Path) -> Iterator[Path]:
             raise ValueError(f"{folder}: another run is writing into it; name another folder, or wait") from None
         except (ImportError, OSError):
             pass
+        for part in parts(folder):
+            part.unlink()
         yield folder
 
 
@@ -71,6 +82,13 @@ def writable(folder: Path) -> Path:
     except OSError as error:
         raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
     return folder
+
+
+def regular(path: Path) -> Path:
+    """The path. ValueError: it leads to no regular file; a FIFO would keep a reader waiting, a device may never end."""
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a regular file")
+    return path
 
 
 def save_theta(path: Path, names: list[str], theta: Theta) -> None:
@@ -98,6 +116,11 @@ def save_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     replace(path, lambda file: file.write(text.getvalue().encode()))
 
 
+def save_figure(path: Path, figure: Any) -> None:
+    """A figure of matplotlib as PNG."""
+    replace(path, lambda file: figure.savefig(file, dpi=130, format="png"))
+
+
 @cache
 def versions() -> dict[str, str]:
     packages = {"refmeta": refmeta.__version__, "numpy": version("numpy"), "autograd": version("autograd")}
@@ -108,7 +131,8 @@ def replace(path: Path, write: Any) -> None:
     """Write beside the path, then put in place: no reader ever sees half a file. OSError: it names the path."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(partial, "wb") as file:
+        partial.unlink(missing_ok=True)  # of a killed process that had our number, or a link that somebody planted
+        with open(partial, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())  # the name may reach the disk before the bytes, and the power fail between

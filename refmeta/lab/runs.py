@@ -11,7 +11,8 @@ An experiment is data. Its author writes, in refmeta/lab/NAME/,
                         plan      plan(args) -> Plan: what the given options ask for (ValueError: what is impossible)
                         text      text(result) -> str: the tables, from the same dict as in result.json
                         NAME      Experiment("name", help, description, options, plan, text, figures)
-    figures.py          draw      draw(folder, result, runs) -> None: the figures, with matplotlib, see `drawing`
+    figures.py          draw      draw(folder, result, runs) -> None: the figures, with matplotlib, see `drawing`;
+                                  saved by `files.save_figure`, their names in `files.FIGURE`
 
 and `add(commands, NAME)` makes it `refmeta name`, with --out, --resume, --checkpoint-every, and --seed | --seeds unless
 it has an option of that name. The command does every Job of the Plan and leaves theta.npz and result.json in its place;
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple
 
 from refmeta.checks import check_alpha
 from refmeta.lab.checkpoint import Keep
-from refmeta.lab.files import CHECKPOINT, PARTS, checkpoints, locked, new_folder, save_result, save_theta, writable
+from refmeta.lab.files import CHECKPOINT, checkpoints, locked, new_folder, save_result, save_theta, writable
 from refmeta.lab.training import METHODS, Diverged, History, Report, Stopped, optimiser, over_seeds
 from refmeta.trees import Theta
 
@@ -81,7 +82,7 @@ class Plan(NamedTuple):
     folder: str  # the default of --out
     jobs: list[Job]
     summary: Callable[[list[Run]], Result]
-    draw: Callable[[Path, Result, list[Run]], Any]  # with the runs of the first seed; only called where matplotlib is
+    draw: Callable[..., Any] | None  # (folder, result, the runs of the first seed); see `drawing`
     record: Callable[[Run], Result | None] = Run.result  # the result.json of a job's place; None: it has none
 
 
@@ -149,7 +150,7 @@ def command(experiment: Experiment, args: Namespace) -> int:
             save_result(folder / "result.json", result)
         print(experiment.text(result))
         first = [run for run in runs if run.seed == runs[0].seed]
-        show(folder, experiment.files, experiment.figures, lambda: plan.draw(folder, result, first))
+        show(folder, experiment.files, experiment.figures, plan.draw, folder, result, first)
     return 0
 
 
@@ -175,12 +176,12 @@ def stopped(what: str, folder: Path, place: Path, names: list[str], error: Stopp
     return code
 
 
-def show(folder: Path, files: str, figures: Sequence[str], draw: Callable[[], Any]) -> None:
-    """Draw the figures, or say what they need, and say what is in the folder."""
-    if importlib.util.find_spec("matplotlib") is None:
+def show(folder: Path, files: str, figures: Sequence[str], draw: Callable[..., Any] | None, *made: Any) -> None:
+    """Draw the figures of what was made, or say what they need, and say what is in the folder."""
+    if draw is None:
         more = f"; for the figure{'s' * (len(figures) > 1)} too: pip install 'refmeta[lab]'"
     else:
-        draw()
+        draw(*made)
         more = "".join(f", {name}" for name in figures)
     print(f"\n{folder}: {files}{more}")
 
@@ -232,9 +233,18 @@ def compared(
     return Plan(folder, jobs, partial(summary, experiment, main, score), drawing(experiment))
 
 
-def drawing(experiment: str, *more: Any) -> Callable[..., Any]:
-    """The `draw` of refmeta.lab.EXPERIMENT.figures; only a call imports it, and with it matplotlib."""
-    return lambda *made: import_module(f"refmeta.lab.{experiment}.figures").draw(*made, *more)
+def drawing(experiment: str, *more: Any) -> Callable[..., Any] | None:
+    """The `draw` of refmeta.lab.EXPERIMENT.figures; None where there is no matplotlib.
+
+    It is imported here, before any training. ValueError: matplotlib refuses its own settings.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    try:
+        draw = import_module(f"refmeta.lab.{experiment}.figures").draw
+    except ValueError as error:
+        raise ValueError(f"matplotlib (MPLBACKEND, matplotlibrc): {error}") from error
+    return lambda *made: draw(*made, *more)
 
 
 def summary(experiment: str, main: str, score: str, runs: list[Run]) -> Result:
@@ -264,9 +274,6 @@ def output_folder(args: Namespace, default: str, places: Collection[str]) -> Ite
     """
     folder = _resumed(args.resume, places) if args.resume else new_folder(args.out, default)
     with locked(folder):
-        for part in folder.rglob(PARTS):
-            if not part.is_dir():
-                part.unlink()
         try:
             yield folder
         except KeyboardInterrupt as error:
@@ -332,8 +339,9 @@ def seed_range(text: str) -> list[int]:
         low, high = int(first), int(last or first)
     except ValueError:
         low, high = 0, -1
-    if not low <= high < low + MOST_SEEDS:
-        raise ValueError(f"--seeds {text:.40}: expected a range as 0-4, of at most {MOST_SEEDS} seeds")
+    if not low <= high < min(low + MOST_SEEDS, 10**DIGITS):
+        most = f"of at most {MOST_SEEDS} seeds of at most {DIGITS} digits"
+        raise ValueError(f"--seeds {text:.40}: expected a range as 0-4, {most}")
     return list(range(low, high + 1))
 
 

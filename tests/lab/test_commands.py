@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import errno
+import importlib
 import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from math import isfinite
@@ -16,6 +19,10 @@ import pytest
 from test_checkpoint import BARE
 
 from refmeta.__main__ import main
+from refmeta.lab import evaluate, runs
+from refmeta.lab.fewshot import experiment as fewshot
+from refmeta.lab.fewshot import images
+from refmeta.lab.sine import experiment as sine
 from refmeta.lab.sine.waves import LAWS
 from refmeta.lab.training import METHODS
 
@@ -61,6 +68,10 @@ KEPT = [  # what every command that trains has
     (["--seeds", "4-0"], "--seeds 4-0: expected a range as 0-4"),
     (["--seeds", "a-b"], "--seeds a-b: expected a range as 0-4"),
     (["--seeds", ""], "--seeds : expected a range as 0-4"),
+    (
+        ["--seeds", "1" * 260],
+        f"--seeds {'1' * 40}: expected a range as 0-4, of at most 10000 seeds of at most 18 digits",
+    ),
     (["--frobnicate"], "unrecognized arguments"),
     (["--out", "file/below"], "file/below: cannot be written"),
     (["--out", "full"], "--out full: holds files already; name a new or empty folder"),
@@ -128,6 +139,7 @@ BAD = {
         (["--method", "reptile", "--inner-steps", "0,1"], "reptile needs at least one inner step"),
         (["--seeds", "4-0"], "--seeds 4-0: expected a range as 0-4"),
         (["--seeds", "0,,1"], "--seeds : expected a range as 0-4"),
+        (["--seeds", "0," + "1" * 19], "expected a range as 0-4, of at most 10000 seeds of at most 18 digits"),
         (["--workers", "0"], f"{NUMBER} 1, got '0'"),
         (["--out", "file/below"], "file/below: cannot be written"),
         (["--out", "full"], "full: holds precious.txt, which is not a sweep's"),
@@ -167,11 +179,98 @@ def test_the_version_is_told(capsys):
     assert exit.value.code == 0 and capsys.readouterr().out.strip() == "0.1.0"
 
 
-def test_a_terminal_without_the_letters_still_gets_its_table(tmp_path):
-    command = [sys.executable, "-c", BARE, "geometry", "--out", str(tmp_path / "out")]
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0 and "pre-training" in done.stdout and "c?" in done.stdout
+# --- Where it runs ---
+
+
+def printed_to(encoding, monkeypatch, *arguments):
+    """The exit code of a command, and what it wrote to a stdout of this encoding."""
+    with monkeypatch.context() as patch:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding)
+        patch.setattr(sys, "stdout", stream)
+        try:
+            code = main(arguments)
+        except SystemExit as exit:
+            code = exit.code
+        stream.flush()
+    return code, stream.buffer.getvalue().decode(encoding)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_terminal_without_the_letters_still_gets_its_table(tmp_path, monkeypatch):
+    code, said = printed_to("ascii", monkeypatch, "geometry", "--out", str(tmp_path / "out"))
+    assert code == 0 and "pre-training" in said and "c?" in said
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_without_the_letters_still_gets_its_help(encoding, monkeypatch):
+    for name in [*SMALLEST, "check", "vectors"]:
+        code, said = printed_to(encoding, monkeypatch, name, "--help")
+        assert code == 0 and f"usage: refmeta {name}" in said
+        assert name != "sine" or "reptile: sgd:1:linear, its ?)" in " ".join(said.split())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
+def test_streams_that_are_closed_lose_words_and_nothing_else(tmp_path):
+    quoted = shlex.join([sys.executable, "-c", BARE, "sine", *SMALLEST["sine"], "--out", str(tmp_path / "out")])
+    command = f"{quoted} <&- >&- 2>&- && {shlex.join([sys.executable, '-c', BARE, 'sine', '--seeds', 'x'])} 2>&-"
+    assert subprocess.run(["sh", "-c", command], timeout=300).returncode == 2
+    assert (tmp_path / "out/result.json").exists() and (tmp_path / "out/joint-0/theta.npz").exists()
+
+
+class Full(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_message_that_nobody_can_read_leaves_the_exit_code(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert main(["sine", "--outer", "lion:1"]) == 2
+
+
+def test_a_matplotlib_that_refuses_its_settings_is_found_before_any_training(tmp_path, monkeypatch, capsys):
+    """As with MPLBACKEND=junk, at which the import of matplotlib raises a ValueError."""
+    whole = importlib.import_module
+
+    def refuse(name):
+        if name.endswith(".figures"):
+            raise ValueError("Key backend: 'junk' is not a valid value for backend")
+        return whole(name)
+
+    pytest.importorskip("matplotlib", reason="figures need the extra lab")
+    monkeypatch.setattr(runs, "import_module", refuse)
+    for name, options in SMALLEST.items():
+        assert main([name, *options, "--out", str(tmp_path / name)]) == 2
+        said = f"refmeta {name}: matplotlib (MPLBACKEND, matplotlibrc): Key backend: 'junk' is not a valid value"
+        assert said in capsys.readouterr().err and not (tmp_path / name).exists()
+
+
+# What Windows does not have of what Linux has, as far as a process can take it from itself.
+WINDOWS = """
+import ctypes, os, signal, sys
+import concurrent.futures.process, numpy, subprocess, tempfile
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+for module, missing in {
+    os: "confstr confstr_names fork geteuid getpgid getuid killpg mkfifo setsid sysconf",
+    signal: "SIGALRM SIGHUP SIGKILL SIGPIPE alarm pthread_sigmask setitimer",
+}.items():
+    for name in missing.split():
+        delattr(module, name)
+
+def cdll(name):
+    raise TypeError("argument of type 'NoneType' is not iterable")
+
+ctypes.CDLL = cdll
+"""
+
+
+def test_nothing_needs_what_windows_lacks(tmp_path):
+    """And its output is encoded as a Western Windows has it."""
+    command = [sys.executable, "-c", WINDOWS + BARE, "sine", *SMALLEST["sine"], "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, capture_output=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert (tmp_path / "out/theta.npz").exists()
 
 
 # --- A quick run of sine ---
@@ -276,6 +375,30 @@ def test_tasks_that_diverge_are_named_below_the_table(tmp_path, capsys):
     rows = json.loads((tmp_path / "out/result.json").read_text())["curve"]
     assert rows[10]["diverged"] > 0
     assert f"{rows[10]['diverged']} after 10 steps" in printed and "left out of the mean" in printed
+
+
+def test_a_score_at_the_limit_has_not_diverged(example):
+    loss, theta, tasks, alpha = example
+    for score, lost in ((20.0, 0), (np.nextafter(20.0, 21.0), len(tasks))):
+        rows = evaluate(loss, theta, tasks, alpha, lambda phi, query, score=score: score, limit=20.0)
+        assert {row["diverged"] for row in rows} == {lost}
+
+
+@pytest.mark.parametrize("experiment", [sine, fewshot])
+def test_initial_theta_training_and_test_draw_from_streams_that_are_no_two_the_same(experiment, monkeypatch):
+    """NumPy pads seeds with zeros, so that [seed, 2**32] and [seed, 2**32, 0] are one stream."""
+    born, whole = [], np.random.default_rng
+
+    def default_rng(seed):
+        rng = whole(seed)
+        born.append(rng.bit_generator.state["state"]["state"])
+        return rng
+
+    config = experiment.Config(iterations=3, tasks=2, test_tasks=3, report_steps=(0, 1))
+    drawn = [images.glyphs(28, 0, 18)] * (experiment is fewshot)
+    monkeypatch.setattr(np.random, "default_rng", default_rng)
+    experiment.run(*drawn, config, 5, lambda iteration, loss: None)
+    assert len(born) >= 7 and len(set(born)) == len(born)
 
 
 @pytest.mark.parametrize("name, outer, seeds", [("sine", "sgd:1e200", "0"), ("fewshot", "sgd:1e30", "4-5")])

@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from archives import PARTS, drawing, members, png, unpacked, zipped
+from archives import PARTS, drawing, header, members, png, unpacked, zipped
 
 from refmeta.lab.fewshot import images
 from refmeta.lab.fewshot.images import episode, glyphs, nearest_neighbour, omniglot
@@ -227,6 +227,10 @@ GOOD_NAME = "images_evaluation/Ge_ez/character01/0001_09.png"
         (with_member("../../evil.png", b""), "member '../../evil.png': expected images_evaluation/<Alphabet>"),
         (with_member("/evil.png", b""), "member '/evil.png': expected"),
         (with_member("images_evaluation/../character01/1_1.png", b""), "member .*: expected images_evaluation"),
+        (
+            with_member("images_evaluation/Ge\x1b[2Jez/character01/1_1.png", b""),
+            r"Ge\\x1b\[2Jez.*: expected images_eval",
+        ),
         (with_member(GOOD_NAME, b"\0" * 20_000), "0001_09.png': 20000 bytes, too many"),
         (with_member(GOOD_NAME, b"GIF89a"), "0001_09.png': expected a PNG of 105 × 105 pixels, 1 bit or grey"),
         (with_member(GOOD_NAME, b""), "0001_09.png': expected a PNG of 105 × 105"),
@@ -250,6 +254,8 @@ def test_what_is_no_omniglot_is_refused_and_leaves_no_cache(spoil, message, root
         (lambda: png(np.zeros((105, 105, 3), np.uint8), "RGB"), "105 × 105 pixels of mode RGB"),
         (lambda: drawing(0)[:80], "got: "),
         (lambda: png(np.zeros((9000, 9000), bool)), "9000 × 9000 pixels of mode 1"),
+        (lambda: header(13_000, 13_000), "169000000 pixels"),  # pillow warns, and all warnings are errors here
+        (lambda: header(50_000, 50_000), "2500000000 pixels"),
     ],
 )
 @pytest.mark.parametrize("form", ["zip", "folder"])
@@ -260,6 +266,50 @@ def test_a_drawing_of_another_kind_is_refused_by_its_name(image, got, form, root
         missing(root)
         unpacked(root, {**members(PARTS[1]), GOOD_NAME: image()})
     with pytest.raises(ValueError, match=f"(?s)images_evaluation.*0001_09.png': expected a PNG.*{got}"):
+        omniglot(root, 14)
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def link(target):
+    return lambda path: path.symlink_to(target)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs and devices")
+@pytest.mark.parametrize("plant", [fifo, link("/dev/zero"), link("nowhere"), link("0001_09.png"), os.mkdir])
+def test_of_a_folder_only_regular_files_are_opened(plant, root, cache):
+    """A FIFO keeps its reader waiting, a device never ends."""
+    missing(root)
+    unpacked(root, members(PARTS[1]))
+    plant(root / GOOD_NAME)
+    with pytest.raises(ValueError, match=f"{root / GOOD_NAME}: expected a regular file"):
+        omniglot(root, 14)
+    assert not cache.exists()
+
+
+def test_no_more_is_read_than_was_listed(root, monkeypatch):
+    """What grows meanwhile may have no end: here from nothing to a whole drawing."""
+    missing(root)
+    unpacked(root, {**members(PARTS[1]), GOOD_NAME: b""})
+    checked = images._check_listing
+
+    def grow(where, part, stamps):
+        if part == PARTS[1]:
+            unpacked(root, {GOOD_NAME: drawing(0)})
+        checked(where, part, stamps)
+
+    monkeypatch.setattr(images, "_check_listing", grow)
+    with pytest.raises(ValueError, match=r"0001_09.png': expected a PNG .*; got: cannot identify"):
+        omniglot(root, 14)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_in_the_place_of_an_archive_is_none(root):
+    missing(root)
+    os.mkfifo(root / "images_evaluation.zip")
+    with pytest.raises(ValueError, match=r"nor the folder images_evaluation: download it from \S+ \(folder python\)$"):
         omniglot(root, 14)
 
 

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 from math import sqrt
 from pathlib import Path
 
@@ -89,6 +90,14 @@ def test_bad_settings_are_refused(settings, message):
         grid([0], **settings)
 
 
+def test_bad_seeds_are_refused_before_anything_runs():
+    for seed in (int("1" * 260), 10**18, -1):
+        with pytest.raises(ValueError, match=f"seeds: expected whole numbers of at most 18 digits, got {seed!s:.40}"):
+            grid([0, seed])
+    with pytest.raises(TypeError, match="integer"):
+        grid([0.5])
+
+
 # --- Running them ---
 
 
@@ -99,6 +108,7 @@ def test_a_sweep_is_the_same_runs(tmp_path):
         record = json.loads((tmp_path / f"{name_of(job)}.json").read_text())
         run = files.plain(experiment.run(*job, lambda iteration, loss: None).result())
         assert same_theta(tmp_path, job) and record.pop("versions") == files.versions()
+        assert re.fullmatch("[0-9a-f]{64}", record.pop("sha256"))
         assert {**record, "seconds": 0} == {**run, "seconds": 0}
     assert heard == [(n, 4) for n in range(5)]
 
@@ -327,6 +337,21 @@ def test_no_worker_outlives_a_sweep_that_is_killed(tmp_path):
 # --- The folder ---
 
 
+def sealed(text):
+    """A record with the checksum of what it says now, as a forger would write it."""
+    try:
+        record = json.loads(text)
+        said = {key: value for key, value in record.items() if key != "sha256"}
+        return json.dumps({**said, "sha256": sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()})
+    except (ValueError, AttributeError, RecursionError):
+        return text
+
+
+def test_a_record_with_the_checksum_of_what_it_says_is_read(finished):
+    finished.write_text(sealed(finished.read_text().replace('"seconds"', '"note": "mine", "seconds"')))
+    assert read(finished.parent)[finished.stem]["note"] == "mine"
+
+
 @pytest.fixture
 def finished(tmp_path):
     sweep(grid([0], **TINY), tmp_path, Serial())
@@ -341,7 +366,7 @@ def test_a_record_of_more_steps_than_there_are_numbers_is_refused_before_they_ar
         said = json.loads(record.read_text())
         said["config"]["report_steps"] = [0, most]
         (tmp_path / str(most)).mkdir()
-        (tmp_path / str(most) / f"{name_of(grid([0], **settings)[0])}.json").write_text(json.dumps(said))
+        (tmp_path / str(most) / f"{name_of(grid([0], **settings)[0])}.json").write_text(sealed(json.dumps(said)))
         with pytest.raises(ValueError, match="damaged, or not this job's"):
             read(tmp_path / str(most))
 
@@ -352,13 +377,18 @@ def test_a_record_of_more_steps_than_there_are_numbers_is_refused_before_they_ar
         lambda text: "",
         lambda text: text[:-20],
         lambda text: "[]",
-        lambda text: text.replace('"seed": 0', '"seed": 1'),
-        lambda text: text.replace('"alpha": 0.01', '"alpha": 0.02'),
-        lambda text: text.replace('"alpha"', '"alhpa"'),
-        lambda text: text.replace('"mse"', '"mean"'),
-        lambda text: text.replace('"steps": 2', '"steps": 7'),
+        lambda text: sealed(text.replace('"seed": 0', '"seed": 1')),
+        lambda text: sealed(text.replace('"alpha": 0.01', '"alpha": 0.02')),
+        lambda text: sealed(text.replace('"alpha"', '"alhpa"')),
+        lambda text: sealed(text.replace('"mse"', '"mean"')),
+        lambda text: sealed(text.replace('"steps": 2', '"steps": 7')),
         lambda text: text.replace('"seed": 0', '"seed": ' + "[" * 9999 + "]" * 9999),
-        lambda text: text.replace('"curve": [', '"curve": [], "was": ['),
+        lambda text: sealed(text.replace('"curve": [', '"curve": [], "was": [')),
+        lambda text: re.sub(r'("mse": \d+\.\d)\d', r"\g<1>7", text, count=1),  # a number that could be right
+        lambda text: text.replace('"diverged": 0', '"diverged": 1', 1),
+        lambda text: re.sub(r'"seconds": [^,]*', '"seconds": 0', text),
+        lambda text: re.sub(r',\s*"sha256": "[^"]*"', "", text),
+        lambda text: text.replace('"sha256": "', '"sha256": "0'),
     ],
 )
 def test_a_damaged_record_is_refused_and_left_as_it_is(finished, damage):
@@ -370,6 +400,22 @@ def test_a_damaged_record_is_refused_and_left_as_it_is(finished, damage):
     assert finished.read_text() == damage(text)
     finished.rename(finished.with_name(".away"))
     assert sweep(grid([0], **TINY), finished.parent, Serial())[0]["seeds"] == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_record_that_is_a_fifo_is_refused(finished):
+    finished.unlink()
+    os.mkfifo(finished)
+    with pytest.raises(ValueError, match=f"{finished}: damaged, or not this job's"):
+        read(finished.parent)
+
+
+def test_what_a_killed_sweep_had_not_finished_writing_goes_and_hidden_files_of_others_stay(tmp_path):
+    for name in (".maml-0-0123456789ab.json.99.part", ".table.csv.7.part", ".sweep.png.8.part"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".film.part").write_text("do not touch")
+    sweep(grid([0], **TINY), tmp_path, Serial())
+    assert [path.name for path in tmp_path.glob(".*")] == [".film.part"]
 
 
 @pytest.mark.parametrize("file", ["precious.txt", "table.csv", "result.json", "sweep.png"])

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from refmeta.lab.display import COLOURS, FAINT, INK, LABELS, Curve, by_method, draw_curve, plain_axis, plural
 from refmeta.lab.fewshot.experiment import Config, network, test_episodes
 from refmeta.lab.fewshot.images import Images
+from refmeta.lab.files import save_figure
 from refmeta.lab.runs import Result, Run
 from refmeta.lab.training import METHODS
 from refmeta.trees import Array, Supports
@@ -48,7 +49,7 @@ def episode(path: Path, runs: Sequence[Run], images: Images) -> None:
         axis.set_title(title, fontsize=9, color=COLOURS[run.config.method])
         axis.set_yticks([])
     figure.supxlabel("queries, and the class that each is taken for", fontsize=9, color=INK)
-    figure.savefig(path, dpi=130)
+    save_figure(path, figure)
 
 
 def _guesses(run: Run, supports: Supports, x: Array) -> Array:
@@ -89,4 +90,4 @@ def curves(path: Path, config: Config, named: dict[str, Curve]) -> None:
     axis.set_xticks(config.report_steps)
     axis.legend(frameon=False, fontsize=9)
     plain_axis(axis)
-    figure.savefig(path, dpi=130)
+    save_figure(path, figure)

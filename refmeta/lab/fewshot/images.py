@@ -8,7 +8,6 @@ import io
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refmeta.lab.files import save_arrays
+from refmeta.lab.files import regular, save_arrays
 from refmeta.trees import Array, Batch, Supports
 
 Rng = np.random.Generator
@@ -170,11 +169,12 @@ def _part(root: Path, name: str, stack: ExitStack) -> _Part:
         listed = {member.filename: (member.file_size, member.CRC) for member in file.infolist()}
         part = _Part(archive, listed, partial(_member, file))
     elif folder.is_dir():
-        files = {path.relative_to(root).as_posix(): path.stat() for path in folder.glob("*/*/*.png")}
+        files = {path.relative_to(root).as_posix(): regular(path).stat() for path in folder.glob("*/*/*.png")}
         stamps = {key: (status.st_size, status.st_mtime_ns) for key, status in files.items()}
-        part = _Part(folder, stamps, lambda key: (root / key).read_bytes())
+        # No more than was listed: what grows as it is read may have no end.
+        part = _Part(folder, stamps, lambda key: np.fromfile(root / key, np.uint8, stamps[key][0]).tobytes())
     else:
-        kind = f"; {archive.name} is a folder, name it {name} if it is the unpacked one" if archive.exists() else ""
+        kind = f"; {archive.name} is a folder, name it {name} if it is the unpacked one" if archive.is_dir() else ""
         raise ValueError(f"{root}: holds neither {name}.zip nor the folder {name}: download it from {SOURCE}{kind}")
     # no folders, no licence, no files that macOS adds
     images = {k: stamp for k, stamp in part.stamps.items() if k.endswith(".png") and not k.startswith("__MACOSX/")}
@@ -204,7 +204,7 @@ def _check_listing(where: Path, part: str, stamps: dict[str, tuple[int, int]]) -
     if not 0 < len(stamps) <= MOST_MEMBERS:
         raise ValueError(f"{where}: {len(stamps)} images; expected 1 … {MOST_MEMBERS}, as {layout}: from {SOURCE}")
     for name, (length, _) in stamps.items():
-        if not re.fullmatch(rf"{part}/(?!\.)[^/\\]+/character\d+/\d+_\d+\.png", name):
+        if not re.fullmatch(rf"{part}/(?!\.)[^/\\\0-\x1f\x7f]+/character\d+/\d+_\d+\.png", name):
             raise ValueError(f"{where}: member {name!r}: expected {layout}; another data set? Omniglot is at {SOURCE}")
         if length > MOST_BYTES:
             raise ValueError(f"{where}: member {name!r}: {length} bytes, too many for a drawing of Omniglot ({SOURCE})")
@@ -216,7 +216,7 @@ def _pixels(parts: list[_Part], size: int) -> list[Array]:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "refmeta")
     cache = folder / f"omniglot-{size}-{sha256(repr(key).encode()).hexdigest()[:16]}.npz"
     with suppress(Exception):  # none yet, or zipfile's and NumPy's many errors on a damaged one
-        with open(cache, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+        with open(regular(cache), "rb") as raw, np.load(raw, allow_pickle=False) as file:
             pixels = [file[name] for name in PARTS]
         if [(p.shape, p.dtype) for p in pixels] == [((len(part.stamps), size, size), np.uint8) for part in parts]:
             return pixels
@@ -247,8 +247,7 @@ def _ink(part: _Part, name: str) -> Array:
         if (image.size, image.mode) not in [((SIDE, SIDE), "1"), ((SIDE, SIDE), "L")]:  # before it is decoded
             raise ValueError(f"{image.size[0]} × {image.size[1]} pixels of mode {image.mode}")
         return 255 - np.asarray(image.convert("L"), float)
-    # RuntimeError: the member is encrypted. SyntaxError: pillow's, for a broken PNG.
-    except (OSError, EOFError, ValueError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # pillow, zipfile and zlib have a dozen kinds for damage
         raise ValueError(
             f"{part.where}: member {name!r}: expected a PNG of {SIDE} × {SIDE} pixels, 1 bit or grey; got: {error}. "
             f"Damaged, or another data set: Omniglot is at {SOURCE}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refmeta.lab.display import plural
-from refmeta.lab.files import new_folder, save_result
+from refmeta.lab.files import locked, new_folder, save_result
 from refmeta.lab.geometry.quadratics import computed, labels
 from refmeta.lab.runs import Options, Result, add_command, drawing, show, whole
 
@@ -37,11 +37,11 @@ def add_geometry(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code: 1 where a closed form or a coefficient is not confirmed."""
     result, paths = computed(args.alpha, args.inner_steps + 1)
-    folder = new_folder(args.out, "runs/geometry")
-
-    print(text(result))
-    save_result(folder / "result.json", result)
-    show(folder, "result.json", ["geometry.png"], lambda: drawing("geometry")(folder, result, paths))
+    draw = drawing("geometry")
+    with locked(new_folder(args.out, "runs/geometry")) as folder:
+        print(text(result))
+        save_result(folder / "result.json", result)
+        show(folder, "result.json", ["geometry.png"], draw, folder, result, paths)
     if wrong := unconfirmed(result):
         print(f"refmeta geometry: not confirmed to {TOLERANCE:g}: {', '.join(wrong)}", file=sys.stderr)
     return int(bool(wrong))

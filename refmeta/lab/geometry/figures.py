@@ -9,6 +9,7 @@ from matplotlib.patheffects import withStroke
 
 from refmeta import trajectory
 from refmeta.lab.display import COLOURS, FAINT, INK
+from refmeta.lab.files import save_figure
 from refmeta.lab.geometry.quadratics import START, TASKS, labels, quadratic, subscript
 from refmeta.trees import Array, Batch
 
@@ -46,7 +47,7 @@ def draw(folder: Path, result: dict[str, Any], paths: dict[str, Array]) -> None:
     left.plot([], "o", color=INK, label="fixed point, closed form", **RING)
     handles = [*right.get_legend_handles_labels()[0], *left.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=4, frameon=False, fontsize=10.5)
-    figure.savefig(folder / "geometry.png", dpi=130)
+    save_figure(folder / "geometry.png", figure)
 
 
 def _plane(axis: Any, points: list[Array], tasks: list[Batch]) -> None:

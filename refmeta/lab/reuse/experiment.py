@@ -13,25 +13,12 @@ from textwrap import indent
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from refmeta.lab import fewshot
+from refmeta.lab import fewshot, runs
 from refmeta.lab.checkpoint import Keep
 from refmeta.lab.display import Row, cell, plural, table
 from refmeta.lab.fewshot import experiment as characters
 from refmeta.lab.reuse import measurements as measure
-from refmeta.lab.runs import (
-    QUICK,
-    Experiment,
-    Job,
-    Options,
-    Plan,
-    Result,
-    Run,
-    drawing,
-    given,
-    progress,
-    seed_range,
-    whole,
-)
+from refmeta.lab.runs import Experiment, Job, Options, Plan, Result, Run, progress, whole
 from refmeta.lab.sine import experiment as waves
 from refmeta.lab.training import Report, optimiser
 from refmeta.models import accuracy
@@ -62,7 +49,7 @@ options: Options = {
     "ways": {"type": whole(2), "metavar": "N", "help": "classes of a task (default: 5)"},
     "shots": {"type": whole(1), "metavar": "K", "help": "examples of a class, or of a wave (default: 1; 10)"},
     "steps": {"type": whole(1), "default": 1, "metavar": "N", "help": "at test (default: 1, as in training)"},
-    "quick": QUICK,
+    "quick": runs.QUICK,
 }
 
 
@@ -86,7 +73,7 @@ def of_waves(args: Namespace) -> Study:
     """MAML and ANIL on sine waves. ValueError: an option that is impossible, or for images only."""
     if args.ways is not None:
         raise ValueError("--ways: waves have no classes; it is for glyphs and omniglot")
-    explicit = {**given(args, waves.Config), "report_steps": (0, args.steps)}
+    explicit = {**runs.given(args, waves.Config), "report_steps": (0, args.steps)}
     configs = {name: waves.configure(name, None, args.quick, explicit) for name in ("maml", "anil")}
     trainings = {name: partial(waves.run, config) for name, config in configs.items()}
     net, loss = waves.network(configs["maml"])
@@ -95,7 +82,7 @@ def of_waves(args: Namespace) -> Study:
 
 def of_images(args: Namespace) -> Study:
     """The four ways of training on characters. ValueError: an option that is impossible."""
-    explicit = {**IMAGES, **given(args, characters.Config), "report_steps": (0, args.steps)}
+    explicit = {**IMAGES, **runs.given(args, characters.Config), "report_steps": (0, args.steps)}
     # The paper's multitask training has one head for all tasks, as joint training has.
     methods = {"maml": "maml", "anil": "anil", "multitask": "joint"}
     configs = {name: characters.configure(method, args.quick, explicit) for name, method in methods.items()}
@@ -120,7 +107,7 @@ def of_images(args: Namespace) -> Study:
 
 def plan(args: Namespace) -> Plan:
     """Every training of every seed; the measurements come after all of them."""
-    start, seeds = perf_counter(), seed_range(args.seeds)
+    start, seeds = perf_counter(), runs.seed_range(args.seeds)
     if len(seeds) < 2:
         raise ValueError(f"--seeds {args.seeds}: expected two or more, as 0-1: their networks are compared")
     study = of_waves(args) if args.data == "sine" else of_images(args)
@@ -143,7 +130,7 @@ def plan(args: Namespace) -> Plan:
             "seconds": perf_counter() - start,
         }
 
-    return Plan(f"runs/reuse-{args.data}-{args.seeds}", jobs, summary, drawing("reuse"), lambda run: None)
+    return Plan(f"runs/reuse-{args.data}-{args.seeds}", jobs, summary, runs.drawing("reuse"), lambda run: None)
 
 
 # --- The measurements -------------------------------------------------------------------------------

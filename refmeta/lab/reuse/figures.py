@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from refmeta.lab.display import COLOURS, FAINT, INK, Row, column, plain_axis, plural
+from refmeta.lab.files import save_figure
 from refmeta.lab.reuse.experiment import depths, layers
 from refmeta.lab.reuse.measurements import INDICES
 from refmeta.lab.runs import Result, Run
@@ -31,7 +32,7 @@ def draw(folder: Path, result: Result, runs: list[Run]) -> None:
         axis.set_ylabel(score)
         axis.set_title(title, fontsize=10, color=INK)
         plain_axis(axis)
-    figure.savefig(folder / "reuse.png", dpi=130)
+    save_figure(folder / "reuse.png", figure)
 
 
 def _bars(axis: Any, x: Any, rows: list[Row], colours: Any, factor: float = 1, form: str = "") -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from refmeta.lab.display import COLOURS, FAINT, INK, Curve, by_method, draw_curve, plain_axis, plural
+from refmeta.lab.files import save_figure
 from refmeta.lab.runs import Result, Run
 from refmeta.lab.sine.experiment import method_of, network
 from refmeta.lab.sine.waves import LAWS, LIMIT, ZERO_MSE
@@ -35,7 +36,7 @@ def adaptation(path: Path, runs: Sequence[Run]) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("x")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(path, dpi=130)
+    save_figure(path, figure)
 
 
 def _adapt_one(axis: Any, run: Run, task: int) -> None:
@@ -68,7 +69,7 @@ def curves(path: Path, named: dict[str, Curve], law: str) -> None:
     axis.set(xlabel="gradient steps on an unseen task", ylabel="mean squared error")
     axis.legend(frameon=False, fontsize=9)
     plain_axis(axis)
-    figure.savefig(path, dpi=130)
+    save_figure(path, figure)
 
 
 def baselines(axis: Any, law: str) -> None:

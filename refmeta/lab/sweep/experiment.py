@@ -5,6 +5,7 @@ Only the process that calls `sweep` writes: workers need no shared disk.
 
 import argparse
 import json
+import operator
 import os
 import re
 import signal
@@ -26,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from refmeta.lab import display
-from refmeta.lab.files import locked, plain, save_csv, save_result, save_theta, versions, writable
-from refmeta.lab.runs import Options, Result, Run, add_command, drawing, progress, seed_range, show, whole
+from refmeta.lab.files import RECORD, locked, plain, regular, save_csv, save_result, save_theta, versions, writable
+from refmeta.lab.runs import DIGITS, Options, Result, Run, add_command, drawing, progress, seed_range, show, whole
 from refmeta.lab.sine import experiment as sine
 from refmeta.lab.sine.experiment import Config
 from refmeta.lab.training import METHODS, Diverged, over_seeds
@@ -55,12 +56,15 @@ def grid(seeds: Iterable[int], preset: str | None = None, quick: bool = False, *
     """The jobs: every combination of the settings' values with every seed.
 
     `settings` are fields of Config, each with its values: method=["maml", "joint"], alpha=[0.01, 0.1]; `configure`
-    has the rest. ValueError: no such setting, or a value it cannot have or that does not fit the method.
+    has the rest. ValueError: no such setting, a value it cannot have or that does not fit the method, or such a seed.
     """
+    whole_seeds = [operator.index(seed) for seed in seeds]  # a NumPy integer is a seed, 0.5 is none
+    if strange := [seed for seed in whole_seeds if not 0 <= seed < 10**DIGITS]:
+        raise ValueError(f"seeds: expected whole numbers of at most {DIGITS} digits, got {strange[0]!s:.40}")
     values = {name: _values(name, given) for name, given in settings.items()}
     combinations = [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
     configs = [sine.configure(each.pop("method", None), preset, quick, each) for each in combinations]
-    jobs = [(config, int(seed)) for seed in seeds for config in configs]  # all of a seed first, should time run out
+    jobs = [(config, seed) for seed in whole_seeds for config in configs]  # all of a seed first, should time run out
     return list({name_of(job): job for job in jobs}.values())
 
 
@@ -156,7 +160,8 @@ def _save(place: Path, futures: dict[Future[Any], Job], report: Callable[[int], 
             failed.append("\n  " + ", ".join([config.method, *changed, f"seed {seed}: {error!r}"]))
         else:
             save_theta(place / f"{name_of(job)}.npz", sine.network(config)[0].names, theta)
-            save_result(place / f"{name_of(job)}.json", record)  # last: where it is, the job is finished
+            # last: where it is, the job is finished
+            save_result(place / f"{name_of(job)}.json", {**record, "sha256": _checksum(record)})
             report(count - len(failed))
     return failed
 
@@ -167,7 +172,8 @@ def _pool(workers: int | None, jobs: int) -> Iterator[Executor]:
     the number of threads in the environment, because NumPy's libraries read it as they load, before any initializer."""
     one = {name: "1" for name in BLAS if name not in os.environ}
     os.environ.update(one)
-    pool = ProcessPoolExecutor(min(workers or os.cpu_count() or 1, jobs or 1), get_context("spawn"), initializer=_begin)
+    most = min(jobs, 61) if os.name == "nt" else jobs  # Windows waits for no more processes at once
+    pool = ProcessPoolExecutor(min(workers or os.cpu_count() or 1, most or 1), get_context("spawn"), initializer=_begin)
     try:
         yield pool
     except BaseException:  # nobody will keep what is being computed
@@ -197,7 +203,7 @@ def _follow(parent: Any) -> None:
 def read(folder: Path) -> dict[str, Result]:
     """The records of a sweep's folder, by name. ValueError: it holds anything else, or a damaged record."""
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    own = [file for file in files if re.fullmatch(r".+-\d+-[0-9a-f]{12}\.(json|npz)", file)]
+    own = [file for file in files if re.fullmatch(RECORD, file)]
     for file in files:
         if file not in own and not (own and file in MADE):
             raise ValueError(f"{folder}: holds {file}, which is not a sweep's; name an empty folder, or a sweep's")
@@ -206,17 +212,22 @@ def read(folder: Path) -> dict[str, Result]:
 
 def _read_one(path: Path) -> Result:
     try:
-        record: Result = json.loads(path.read_text(encoding="utf-8"))
+        record: Result = json.loads(regular(path).read_text(encoding="utf-8"))
         curve = [{key: inf if row[key] is None else row[key] for key in COLUMNS} for row in record["curve"]]
         settings: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"].items()}
         config = Config(**settings)
         rows = 0 if "diverged" in record else max(config.report_steps) + 1
         counted = len(curve) == rows and all(row["steps"] == k for k, row in enumerate(curve))
-        if not counted or name_of((config, record["seed"])) != path.stem:
+        if not counted or name_of((config, record["seed"])) != path.stem or record.pop("sha256") != _checksum(record):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: damaged, or not this job's; move it away, and the job runs again") from error
     return {**record, "config": config, "curve": curve}
+
+
+def _checksum(record: Result) -> str:
+    """SHA-256 of all that the record says, in whatever order."""
+    return sha256(json.dumps(plain(record), sort_keys=True).encode()).hexdigest()
 
 
 def table(records: Iterable[Result]) -> list[display.Row]:
@@ -297,6 +308,7 @@ def run(args: argparse.Namespace) -> int:
     seeds = [seed for part in args.seeds.split(",") for seed in seed_range(part)]
     jobs, folder, code = grid(seeds, args.preset, args.quick, **given), Path(args.out), 0
     try:
+        draw = drawing("sweep")
         with progress(len(jobs), "runs") as move:
             rows = sweep(jobs, folder, workers=args.workers, report=lambda finished, total: move(finished, ""))
     except KeyboardInterrupt as error:
@@ -307,12 +319,7 @@ def run(args: argparse.Namespace) -> int:
         rows, code = table(read(folder).values()), 1
     if rows:
         print(text(rows))
-        show(
-            folder,
-            "the runs, table.csv, table.json",
-            ["sweep.png"],
-            lambda: drawing("sweep")(folder / "sweep.png", rows),
-        )
+        show(folder, "the runs, table.csv, table.json", ["sweep.png"], draw, folder / "sweep.png", rows)
     return code
 
 

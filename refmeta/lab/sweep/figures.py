@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from refmeta.lab.display import COLOURS, INK, Row, column, plain_axis
+from refmeta.lab.files import save_figure
 from refmeta.lab.sine.figures import baselines
 from refmeta.lab.sine.waves import ZERO_MSE
 from refmeta.lab.sweep.experiment import varying
@@ -42,7 +43,7 @@ def draw(path: Path, rows: list[Row]) -> None:
     known = [ZERO_MSE, *(row["mse"] for shown in panels.values() for row in shown if row["mse"])]
     axes[0].set_ylim(min(known) / 1.6, max(known) * 1.6)  # a bar may reach below 0
     _labels(figure, axes, rows, along)
-    figure.savefig(path, dpi=130)
+    save_figure(path, figure)
 
 
 def _arranged(rows: list[Row]) -> tuple[str, dict[str, list[Row]]]:
