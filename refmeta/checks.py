@@ -34,6 +34,8 @@ def checked(function: F, query: bool = True) -> F:
                 given[name] = checks[name](given[name])
         if "head" in given:
             check_head(given["head"], len(given["theta"]))
+            if not given["head"]:  # nothing adapts: autograd would warn of a derivative in nothing
+                given["tasks"] = [([], query) for _, query in given["tasks"]]
         return given
 
     @wraps(function)

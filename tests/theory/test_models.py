@@ -38,6 +38,7 @@ def draw(*shape):
         (m.relu, [(4, 2)]),
         (m.patches, [(2, 3, 4, 2)]),
         (lambda p: m.unpatches(p, (*p.shape[:-2], 2, 3, 5, 2)), [(12, 18)]),
+        (lambda p: m.unpatches(p, (*p.shape[:-2], 1, 6, 1, 1)), [(3, 9)]),
         (m.squared_distance, [(4, 2), (4, 2)]),
         (m.softmax, [(4, 3)]),
         (lambda z: m.negative_log_likelihood(z, np.broadcast_to([0, 2, 1, 2], z.shape[:-1])), [(4, 3)]),
