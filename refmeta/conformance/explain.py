@@ -131,6 +131,12 @@ def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
         yield from (Explanation(both, *fit) for fit in how)
 
 
+def cost(answered: Answered) -> tuple[bool, bool, int]:
+    """What a thousand pairs are tried on first: quick to compute, and of more numbers than a factor alone would fit."""
+    (vector, got, _), numbers = answered, len(flat(answered[1]))
+    return vector.case.model["kind"] != "quadratic", numbers < 3, numbers
+
+
 def intersection(sets: Iterable[set[Any]]) -> set[Any]:
     """What all have in common. The first that leaves nothing is the last to be computed."""
     rest = iter(sets)
@@ -149,7 +155,7 @@ def explain(answers: Sequence[tuple[Vector, Theta, str]]) -> list[Explanation]:
         return [ZERO]
     most = max(len(flat(got)) for _, got, _ in answers)
     found = telling(intersection(explanations(*answered) for answered in limited), most)
-    cheap_first = sorted(limited, key=lambda item: (item[0].case.model["kind"] != "quadratic", len(flat(item[1]))))
+    cheap_first = sorted(limited, key=cost)
     return simplest(found or set(pairs(cheap_first)))
 
 

@@ -5,7 +5,7 @@ The others are Python's own: `Fraction` where all is rational, 60-digit `Decimal
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal, getcontext
 from fractions import Fraction
 from functools import lru_cache
@@ -26,6 +26,8 @@ def fifty_digits() -> None:
 class Number:
     """What follows from +, − of one number, and ×."""
 
+    __slots__ = ()
+
     def __radd__(self, other: Any) -> Any:
         return self + other
 
@@ -39,12 +41,13 @@ class Number:
         return -self + other
 
 
-@dataclass(frozen=True, eq=False)
 class Dual(Number):
-    """a + bε with ε² = 0: arithmetic on the first derivative."""
+    """a + bε with ε² = 0: arithmetic on the first derivative. Millions are made: no dataclass, which is twice as slow."""
 
-    a: Any
-    b: Any
+    __slots__ = ("a", "b")
+
+    def __init__(self, a: Any, b: Any):
+        self.a, self.b = a, b
 
     def __add__(self, other: Any) -> "Dual":
         if isinstance(other, Dual):
