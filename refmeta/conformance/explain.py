@@ -131,12 +131,6 @@ def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
         yield from (Explanation(both, *fit) for fit in how)
 
 
-def cost(answered: Answered) -> tuple[bool, bool, int]:
-    """What a thousand pairs are tried on first: quick to compute, and of more numbers than a factor alone would fit."""
-    (vector, got, _), numbers = answered, len(flat(answered[1]))
-    return vector.case.model["kind"] != "quadratic", numbers < 3, numbers
-
-
 def intersection(sets: Iterable[set[Any]]) -> set[Any]:
     """What all have in common. The first that leaves nothing is the last to be computed."""
     rest = iter(sets)
@@ -155,7 +149,8 @@ def explain(answers: Sequence[tuple[Vector, Theta, str]]) -> list[Explanation]:
         return [ZERO]
     most = max(len(flat(got)) for _, got, _ in answers)
     found = telling(intersection(explanations(*answered) for answered in limited), most)
-    cheap_first = sorted(limited, key=cost)
+    # Three numbers are the fewest that a factor alone does not fit.
+    cheap_first = sorted(limited, key=lambda a: (a[0].case.model["kind"] != "quadratic", abs(len(flat(a[1])) - 3)))
     return simplest(found or set(pairs(cheap_first)))
 
 

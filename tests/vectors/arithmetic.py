@@ -42,7 +42,7 @@ class Number:
 
 
 class Dual(Number):
-    """a + bε with ε² = 0: arithmetic on the first derivative. Millions are made: no dataclass, which is twice as slow."""
+    """a + bε with ε² = 0: arithmetic on the first derivative. No frozen dataclass: millions are made."""
 
     __slots__ = ("a", "b")
 
