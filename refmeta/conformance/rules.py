@@ -81,7 +81,8 @@ def points(d: Derivatives, s: Setting) -> list[tuple[Theta, Batch]]:
 
 
 def maml(d: Derivatives, s: Setting) -> Theta:
-    return pull_back(d, s, fomaml(d, s), points(d, s))
+    phis = path(d, s)
+    return pull_back(d, s, d.grad(phis[-1], s.query), list(zip(phis, s.supports, strict=False)))
 
 
 def fomaml(d: Derivatives, s: Setting) -> Theta:

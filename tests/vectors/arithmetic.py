@@ -45,6 +45,7 @@ class Dual(Number):
     """a + bε with ε² = 0: arithmetic on the first derivative. No frozen dataclass: millions are made."""
 
     __slots__ = ("a", "b")
+    __array_ufunc__ = None  # np.float32 leaves a product to us at once
 
     def __init__(self, a: Any, b: Any):
         self.a, self.b = a, b
@@ -58,6 +59,8 @@ class Dual(Number):
         if isinstance(other, Dual):
             return Dual(self.a * other.a, self.a * other.b + self.b * other.a)
         return Dual(self.a * other, self.b * other)
+
+    __radd__, __rmul__ = __add__, __mul__  # what Number has, with one call less
 
     def __truediv__(self, other: Any) -> "Dual":
         if isinstance(other, Dual):
