@@ -120,7 +120,7 @@ def exp(v: Any) -> Any:
     if isinstance(v, Dual):
         e = exp(v.a)
         return Dual(e, e * v.b)
-    return v.exp() if isinstance(v, Decimal) else type(v)(math.exp(v))
+    return _decimal_exp(v, getcontext().prec) if isinstance(v, Decimal) else type(v)(math.exp(v))
 
 
 def tanh(v: Any) -> Any:
@@ -132,6 +132,11 @@ def tanh(v: Any) -> Any:
 
 
 @lru_cache(2**14)  # most mistakes follow the right path for a while
+def _decimal_exp(v: Decimal, digits: int) -> Decimal:
+    return v.exp()
+
+
+@lru_cache(2**14)
 def _decimal_tanh(v: Decimal, digits: int) -> Decimal:
     e = (-2 * abs(v)).exp()
     return ((1 - e) / (1 + e)).copy_sign(v)
