@@ -24,7 +24,7 @@ from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, add
 FOLDER = Path(__file__).parent.parent / "vectors"
 FORMAT, FORMAT_VERSION = "refmeta-vectors", 1
 LONGEST = 1 << 24  # bytes of a file, and of one answer's line
-MOST = 1 << 18  # values in a file: ten times those of the largest; one of a byte or two takes 200 bytes of memory
+MOST = 1 << 17  # commas and brackets in a file: five times those of any; each may take 200 bytes of memory
 DTYPES = ("float32", "float64")
 PLAIN = ("id", "algorithm", "model", "loss", "alpha", "head", "conventions")  # fields that JSON has as they are
 CONVENTIONS = {"tasks": "sum mean", "examples": "mean sum", "reptile": "displacement over_alpha over_alpha_k"}
@@ -274,9 +274,9 @@ def _content(path: Path, data: bytes) -> Any:
 
 
 def decoded(data: bytes, most: int = MOST) -> Any:
-    """Foreign JSON. ValueError, RecursionError: it is none, or has more values, and would take much memory."""
+    """Foreign JSON. ValueError, RecursionError: it is none, or of so many values that it would fill the memory."""
     if sum(map(data.count, (b",", b"[", b"{"))) > most:  # one of these stands before every value but the first
-        raise ValueError(f"expected at most {most} values")
+        raise ValueError(f"expected at most {most} commas and brackets")
     return json.loads(data)
 
 

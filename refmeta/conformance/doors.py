@@ -29,7 +29,7 @@ from refmeta.conformance.report import INSIDE, Report
 from refmeta.trees import Theta
 
 VERSION = 1
-MOST = 1 << 13  # values in one answer: five times those of the longest, with all that is inside
+MOST = 1 << 13  # commas and brackets in one answer: five times those of any, with all that is inside
 CHUNK = 1 << 20  # bytes of one read; no pipe holds more
 
 
