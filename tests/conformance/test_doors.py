@@ -458,15 +458,15 @@ def test_a_child_that_got_away_does_not_block_the_check(program, tmp_path):
         os.kill(int(path.read_text()), 9)
 
 
-@pytest.mark.parametrize("number, times", [(signal.SIGTERM, 1), (signal.SIGHUP, 2)])
-def test_sigterm_and_a_terminal_that_closes_end_the_program_too(number, times, program, tmp_path):
-    """The shell and the system both send SIGHUP: the second must not interrupt what the first began."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_a_terminal_that_closes_end_the_program_too(number, program, tmp_path):
+    """The shell and the system may both send SIGHUP: a second must not interrupt what the first began."""
     path = tmp_path / "pid"
     misbehave = f"open({str(path)!r}, 'w').write(str(os.getpid()) + '.'); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-m", "refmeta", "check", "--", *program(misbehave)]) as check:
         while not path.exists() or not path.read_text().endswith("."):
             time.sleep(0.02)
-        for _ in range(times):
+        while check.poll() is None:
             check.send_signal(number)
         assert check.wait(20) == 128 + number
     assert dies(int(path.read_text()[:-1]))
