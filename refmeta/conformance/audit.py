@@ -119,7 +119,7 @@ def _explain(network: Network, got: np.ndarray, truth: np.ndarray, precision: fl
     for mistakes in ((), *((name,) for name in MISTAKES)):
         trees, off = network.per_task(*mistakes)
         limit = 3 * max(precision * _size(trees, got), off)
-        if not mistakes or min(away, np.linalg.norm((trees - truth).sum(0))) > 10 * limit:
+        if not mistakes or min(away, float(np.linalg.norm((trees - truth).sum(0)))) > 10 * limit:
             found |= {Explanation(mistakes, *fit) for fit in matches(got, trees, network.factors, limit)}
     return simplest(telling(found, got.size))
 
