@@ -1,5 +1,7 @@
 """What is handed out: the wheel and the source archive are whole, and an installed copy works by itself."""
 
+import email
+import re
 import shutil
 import subprocess
 import sys
@@ -29,11 +31,13 @@ def archives(tmp_path_factory):
     if not (ROOT / "pyproject.toml").exists():
         pytest.skip("archives are built from the checkout only")
     folder = tmp_path_factory.mktemp("archives")
-    shutil.copytree(  # with tests and what a data set would lie in: setuptools must leave them out itself
+    shutil.copytree(  # with what a data set and an older copy would lie in: setuptools must leave them out itself
         ROOT, folder / "source", ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "runs", "__pycache__")
     )
     (folder / "source/data").mkdir()
     (folder / "source/data/images_background.zip").write_bytes(b"")
+    for stray in ("refmeta_old", "refmetadata"):
+        shutil.copytree(folder / "source/refmeta/conformance", folder / "source" / stray)
     for kind in ("sdist", "wheel"):
         done = run(sys.executable, "-c", BUILD, kind, folder, folder=folder / "source")
         assert done.returncode == 0, done.stderr
@@ -51,18 +55,50 @@ def contents(archive):
         return {m.name.partition("/")[2]: file.extractfile(m).read() for m in members}
 
 
-@pytest.mark.parametrize("kind", ["sdist", "wheel"])
+FOLDERS = {"wheel": ["refmeta"], "sdist": ["refmeta", "docs", "tests"]}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
 def test_it_holds_the_whole_package_and_nothing_else(kind, archives):
     held = contents(archives[kind])
-    for path in sorted(ROOT.glob("refmeta/**/*")):
+    for path in sorted(path for folder in FOLDERS[kind] for path in ROOT.glob(f"{folder}/**/*")):
         if path.is_file() and path.suffix != ".pyc":
             assert held.pop(path.relative_to(ROOT).as_posix()) == path.read_bytes(), path
     assert [data for name, data in held.items() if PurePosixPath(name).name == "LICENSE"] == [
         (ROOT / "LICENSE").read_bytes()
     ]
     places = {PurePosixPath(name).parts[0] for name in held}
-    files = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "refmeta.egg-info", "setup.cfg"}
+    files = {"CITATION.cff", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+    files.add("refmeta.egg-info")
     assert places == (files if kind == "sdist" else {f"refmeta-{refmeta.__version__}.dist-info"})
+
+
+@pytest.fixture(scope="module")
+def metadata(archives):
+    """What an index gets to know, in the wheel."""
+    (text,) = (data for name, data in contents(archives["wheel"]).items() if name.endswith(".dist-info/METADATA"))
+    return email.message_from_bytes(text)
+
+
+def test_what_an_index_shows_says_what_it_is_and_links_to_nothing_beside_it(metadata):
+    """There a relative link leads nowhere."""
+    text = metadata.get_payload()
+    assert metadata["Description-Content-Type"] == "text/markdown" and "second-order gradient" in text
+    assert relative_links(text) == [] and len(text.split()) > 50
+    assert "docs/specification.md" in relative_links((ROOT / "README.md").read_text())
+    assert relative_links("[a](https://x.y/z) ![b](c.png) <img src='d.png'>\n\n[e]: f.md") == ["c.png", "d.png", "f.md"]
+
+
+def relative_links(text):
+    found = re.findall(r"\]\(([^)\s]+)|(?:src|href)=[\"']?([^\"'\s>]+)|^\[[^\]]+\]:\s*(\S+)", text, re.MULTILINE)
+    return [link for links in found for link in links if link and not re.match(r"https://|#", link)]
+
+
+def test_no_release_of_python_or_numpy_is_refused_that_nothing_is_known_against(metadata):
+    """A resolver would take an older refmeta instead, or fail. Of autograd, internals are used."""
+    needed = [r for r in metadata.get_all("Requires-Dist") if "extra ==" not in r]
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert sorted(needed) == ["autograd<1.10,>=1.9", "numpy>=2.1"]
 
 
 def test_the_vectors_their_schema_and_the_mark_of_types_are_part_of_the_package():

@@ -115,10 +115,11 @@ def _explain(network: Network, got: np.ndarray, truth: np.ndarray, precision: fl
     if not got.any():
         return [ZERO]
     found: set[Explanation] = set()
+    away = float(np.linalg.norm(got - truth.sum(0)))
     for mistakes in ((), *((name,) for name in MISTAKES)):
         trees, off = network.per_task(*mistakes)
         limit = 3 * max(precision * _size(trees, got), off)
-        if not mistakes or np.linalg.norm((trees - truth).sum(0)) > 10 * limit:
+        if not mistakes or min(away, float(np.linalg.norm((trees - truth).sum(0)))) > 10 * limit:
             found |= {Explanation(mistakes, *fit) for fit in matches(got, trees, network.factors, limit)}
     return simplest(telling(found, got.size))
 

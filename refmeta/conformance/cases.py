@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from math import isfinite
@@ -21,6 +23,8 @@ from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, add
 
 FOLDER = Path(__file__).parent.parent / "vectors"
 FORMAT, FORMAT_VERSION = "refmeta-vectors", 1
+LONGEST = 1 << 24  # bytes of a file, and of one answer's line
+MOST = 1 << 17  # commas and brackets in a file: five times those of any; each may take 200 bytes of memory
 DTYPES = ("float32", "float64")
 PLAIN = ("id", "algorithm", "model", "loss", "alpha", "head", "conventions")  # fields that JSON has as they are
 CONVENTIONS = {"tasks": "sum mean", "examples": "mean sum", "reptile": "displacement over_alpha over_alpha_k"}
@@ -121,8 +125,8 @@ class Case:
         return replace(self, theta=changed(self.theta), tasks=changed(self.tasks))
 
     def astype(self, dtype: str) -> "Case":
-        """The case with its numbers in another float type; they are representable in float32."""
-        return self.each(lambda a: a if a.dtype.kind in "iu" else a.astype(np.dtype(dtype)))
+        """A copy that shares nothing, its numbers in another float type; they are representable in float32."""
+        return deepcopy(self).each(lambda a: a if a.dtype.kind in "iu" else a.astype(np.dtype(dtype)))
 
     def to_json(self, write: Callable[[Array], dict[str, Any]] = plain) -> dict[str, Any]:
         """The case as a program in any language gets it, every number exact; `write` makes JSON of an array."""
@@ -215,8 +219,8 @@ class VectorError(ValueError):
 def load(folder: Path = FOLDER) -> tuple[Vector, ...]:
     """All vectors of a folder, in order.
 
-    VectorError: a file that is missing, changed since it was made (SHA-256), no JSON, of a format of the future, or
-    with fields that are missing, unknown or of another type.
+    VectorError: a file that is missing, no regular file, changed since it was made (SHA-256), no JSON, of a format of
+    the future, or with fields that are missing, unknown or of another type.
     """
     manifest = folder / "manifest.json"
     content = _content(manifest, _read(manifest))
@@ -228,7 +232,7 @@ def load(folder: Path = FOLDER) -> tuple[Vector, ...]:
     for name, digest in digests.items():
         path = folder / name
         if Path(name).name != name:
-            raise VectorError(f"{manifest}: names {path}, which is not beside it")
+            raise VectorError(f"{manifest}: names {one_line(str(path))}, which is not beside it")
         data = _read(path)
         if hashlib.sha256(data).hexdigest() != digest:
             raise VectorError(f"{path}: has changed since the manifest was made (SHA-256 differs)")
@@ -248,15 +252,18 @@ def parse(path: Path, data: bytes) -> list[Vector]:
 
 def _read(path: Path) -> bytes:
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LONGEST:  # a pipe would be waited for without end
+            raise ValueError(f"expected a regular file of at most {LONGEST} bytes")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: no name that a file can have
-        raise VectorError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from error
+        raise VectorError(f"{one_line(str(path))}: cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
 def _content(path: Path, data: bytes) -> Any:
     """A file's JSON. VectorError: it is none, or of another format."""
     try:
-        content = json.loads(data)
+        content = decoded(data)
     except (ValueError, RecursionError) as error:
         raise VectorError(f"{path}: is not JSON, or is cut off: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -264,6 +271,18 @@ def _content(path: Path, data: bytes) -> Any:
     if (version := content.get("format_version")) != FORMAT_VERSION:
         raise VectorError(f"{path}: has format version {version!r}; this refmeta reads {FORMAT_VERSION}")
     return content
+
+
+def decoded(data: bytes, most: int = MOST) -> Any:
+    """Foreign JSON. ValueError, RecursionError: it is none, or of so many values that it would fill the memory."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > most:  # one of these stands before every value but the first
+        raise ValueError(f"expected at most {most} commas and brackets")
+    return json.loads(data)
+
+
+def one_line(text: str) -> str:
+    """Foreign text in one line, with escapes as \\x1b for all that a terminal would obey or not show."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
 def fields(content: Any, *names: str, optional: Sequence[str] = ()) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from math import log10
 from typing import Any, NamedTuple
 from unittest import SkipTest
@@ -9,7 +10,7 @@ from unittest import SkipTest
 import numpy as np
 
 from refmeta.conformance import report as words
-from refmeta.conformance.cases import DTYPES, Case, Vector, load
+from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
 from refmeta.conformance.explain import explain
 from refmeta.conformance.report import Report, Row, Verdict
 from refmeta.conformance.rules import flat
@@ -93,12 +94,12 @@ class Answer(NamedTuple):
 
 
 def answer_of(meta_gradient: MetaGradient, case: Case, timeout: float) -> Answer:
-    """The answer to one case; whatever goes wrong is said in it and ends nothing."""
+    """The answer to one case, of which it gets a copy; whatever goes wrong is said in the answer and ends nothing."""
     box: list[Answer] = []
 
     def ask() -> None:
         try:
-            box.append(read_answer(meta_gradient(case)))
+            box.append(read_answer(meta_gradient(deepcopy(case))))
         except Skip as reason:
             box.append(Answer(problem=str(reason), skipped=True))
         except BaseException as error:
@@ -114,8 +115,8 @@ def read_answer(value: Any) -> Answer:
     """An answer from what a harness returned."""
     inside = dict(value) if isinstance(value, dict) else {"gradient": value}
     if "gradient" not in inside or set(inside) - {"gradient", *words.INSIDE}:
-        known = ", ".join(words.INSIDE)
-        return Answer(problem=f"returned a dict with keys {sorted(inside)}: expected gradient, and any of {known}")
+        keys, known = str(sorted(inside))[:200], ", ".join(words.INSIDE)
+        return Answer(problem=f"returned a dict with keys {keys}: expected gradient, and any of {known}")
     gradient = inside.pop("gradient")
     if not isinstance(gradient, (list, tuple)):
         return Answer(problem=f"returned {type(gradient).__name__}: expected a list of arrays shaped like theta")
@@ -148,7 +149,7 @@ class Judged(NamedTuple):
 
 def judged(vector: Vector, answer: Answer) -> Judged:
     (cause, digits, message), case = outcome(vector, answer), vector.case
-    row = Row(case.id, case.algorithm, case.tier, STATUS.get(cause, "fail"), digits, message)
+    row = Row(case.id, case.algorithm, case.tier, STATUS.get(cause, "fail"), digits, one_line(message))
     return Judged(vector, answer, cause, row)
 
 
@@ -233,7 +234,7 @@ def wrong_inside(j: Judged) -> Iterator[str]:
                 steps = inside[key][i]
                 bad = [k for k, tree in enumerate(task[key]) if not close(steps[k], tree, j)]
             except Exception as error:  # they may be arrays of any library
-                yield f"{key} of task {i + 1} in {j.row.id} cannot be read: {error}. "
+                yield f"{key} of task {i + 1} in {j.row.id} cannot be read: {one_line(str(error)[:200])}. "
                 return
             if bad:
                 k = bad[-1] if key == "adjoint" else bad[0]

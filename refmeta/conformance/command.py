@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from refmeta.conformance.cases import FOLDER, load
+from refmeta.conformance.cases import FOLDER, load, one_line
 from refmeta.conformance.check import check, select
 from refmeta.conformance.doors import check_command, check_results
 
 DAY = 86_400
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows lacks one
 
 
 def add_check(commands: Any) -> None:
@@ -46,13 +47,21 @@ def run_check(args: argparse.Namespace) -> int:
     if args.results:
         report = check_results(args.results, vectors)
     elif args.command_line:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # with it ends what it started
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+                signal.signal(number, _end)
         report = check_command(args.command_line, vectors, args.timeout)
     else:
         function, title = _function(args.function), f"refmeta check {args.function}"
         report = check(function, args.dtype, args.algorithm, args.tier, args.timeout, title)
     print(report.json() if args.json else report)
     return 0 if report.passed else 1
+
+
+def _end(number: int, frame: Any) -> None:
+    """End, and with it what was started; a second signal, such as a terminal that closes sends, interrupts nothing."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    sys.exit(128 + number)
 
 
 def _function(name: str) -> Any:
@@ -62,7 +71,7 @@ def _function(name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         said = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{name}: expected MODULE:FUNCTION that can be imported: {said}") from error
+        raise ValueError(f"{name}: expected MODULE:FUNCTION that can be imported: {one_line(said)}") from error
 
 
 def add_vectors(commands: Any) -> None:

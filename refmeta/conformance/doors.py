@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from refmeta.conformance.cases import DTYPES, Vector, load, number
+from refmeta.conformance.cases import DTYPES, LONGEST, Vector, decoded, load, number, one_line
 from refmeta.conformance.check import Answer, judge, read_answer
 from refmeta.conformance.report import INSIDE, Report
 from refmeta.trees import Theta
 
 VERSION = 1
-LONGEST = 1 << 24  # bytes of one answer's line, and of a results file
+MOST = 1 << 13  # commas and brackets in one answer: five times those of any, with all that is inside
 CHUNK = 1 << 20  # bytes of one read; no pipe holds more
 
 
@@ -45,7 +45,7 @@ def answer_from_json(vector: Vector, content: Any) -> Answer:
     given = dict(content) if isinstance(content, dict) else {"gradient": content}
     dtype, _ = given.pop("dtype", "float64"), given.pop("seq", None)
     if dtype not in DTYPES:
-        return Answer(problem=f"answered with dtype {dtype!r}: expected float32 or float64")
+        return Answer(problem=f"answered with dtype {dtype!r:.60}: expected float32 or float64")
     theta = vector.case.theta
     try:
         for key in {"gradient", *INSIDE} & set(given):
@@ -90,7 +90,7 @@ def check_results(path: str, vectors: Sequence[Vector]) -> Report:
             data = file.read(LONGEST + 1)
         if len(data) > LONGEST:
             raise ValueError(f"more than {LONGEST} bytes")
-        content = json.loads(data)
+        content = decoded(data)
     except OSError as error:
         raise DoorError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -99,7 +99,7 @@ def check_results(path: str, vectors: Sequence[Vector]) -> Report:
         raise DoorError(f"{path}: expected an object of id: gradient, got {type(content).__name__}")
     unknown = sorted(set(content) - {v.case.id for v in load()})
     if unknown:
-        raise DoorError(f"{path}: there is no vector {unknown[0]!r}")
+        raise DoorError(f"{path}: there is no vector {unknown[0]!r:.60}")
     missing = Answer(problem="no answer in the file", skipped=True)
     answers = [answer_from_json(v, content[v.case.id]) if v.case.id in content else missing for v in vectors]
     return judge(zip(vectors, answers, strict=True), f"refmeta check {path}")
@@ -112,8 +112,10 @@ def check_command(command: Sequence[str], vectors: Sequence[Vector], timeout: fl
     """Judge a program that answers over stdin and stdout. A crash, a hang or garbage costs one vector, not the run.
 
     The program is started again after it failed, and whatever it started is killed with it. DoorError: it cannot be
-    started, or does not answer "start" as the protocol says.
+    started, or does not answer "start" as the protocol says; or this is Windows, where pipes cannot be waited for.
     """
+    if not hasattr(os, "killpg"):
+        raise DoorError("-- COMMAND: expected Linux or macOS; elsewhere give MODULE:FUNCTION or --results FILE.json")
     answers = zip(vectors, answers_of(command, vectors, timeout), strict=True)
     return judge(list(answers), f"refmeta check -- {' '.join(command)}")
 
@@ -201,9 +203,9 @@ class Program:
         self.unsent += json.dumps(message).encode() + b"\n"
         line = self.line()
         try:
-            return json.loads(line)
-        except (ValueError, RecursionError):
-            raise Failed(f"answered with a line that is no JSON: {line[:60]!r}") from None
+            return decoded(line, MOST)
+        except (ValueError, RecursionError) as error:
+            raise Failed(f"answered with a line that is no JSON: {line[:60]!r}: {error}") from None
 
     def line(self) -> bytes:
         """The next line. Failed: it does not come in time, or at all, or without an end."""
@@ -262,4 +264,4 @@ class Program:
     def complaint(self) -> str:
         """The last line it wrote to its standard error."""
         lines = self.errors.decode(errors="replace").strip().splitlines()
-        return f" (stderr: {lines[-1][:160]})" if lines else ""
+        return f" (stderr: {one_line(lines[-1])[:160]})" if lines else ""

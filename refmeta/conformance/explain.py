@@ -149,7 +149,8 @@ def explain(answers: Sequence[tuple[Vector, Theta, str]]) -> list[Explanation]:
         return [ZERO]
     most = max(len(flat(got)) for _, got, _ in answers)
     found = telling(intersection(explanations(*answered) for answered in limited), most)
-    cheap_first = sorted(limited, key=lambda item: (item[0].case.model["kind"] != "quadratic", len(flat(item[1]))))
+    # Three numbers are the fewest that a factor alone does not fit.
+    cheap_first = sorted(limited, key=lambda a: (a[0].case.model["kind"] != "quadratic", abs(len(flat(a[1])) - 3)))
     return simplest(found or set(pairs(cheap_first)))
 
 

@@ -5,6 +5,7 @@ and multiply (floats, rationals, 50-digit decimals), and the ground on which `mi
 """
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,7 +81,8 @@ def points(d: Derivatives, s: Setting) -> list[tuple[Theta, Batch]]:
 
 
 def maml(d: Derivatives, s: Setting) -> Theta:
-    return pull_back(d, s, fomaml(d, s), points(d, s))
+    phis = path(d, s)
+    return pull_back(d, s, d.grad(phis[-1], s.query), list(zip(phis, s.supports, strict=False)))
 
 
 def fomaml(d: Derivatives, s: Setting) -> Theta:
@@ -113,5 +115,5 @@ def flat(theta: Theta) -> np.ndarray:
 
 def unflat(t: np.ndarray, like: Theta) -> Theta:
     """The vector's numbers as arrays of these shapes."""
-    parts = np.split(t, np.cumsum([leaf.size for leaf in like])[:-1])
-    return [part.reshape(leaf.shape) for part, leaf in zip(parts, like, strict=True)]
+    ends = accumulate(leaf.size for leaf in like)
+    return [t[end - leaf.size : end].reshape(leaf.shape) for end, leaf in zip(ends, like, strict=True)]

@@ -1,7 +1,9 @@
 """The audit: a meta-gradient on the caller's own network, judged from loss and gradient alone."""
 
 import json
+from functools import partial
 
+import autograd.numpy as anp
 import numpy as np
 import pytest
 from autograd import grad
@@ -369,6 +371,79 @@ def test_given_hessian_vector_products_make_the_verdict_more_precise():
 def test_every_verdict_says_how_precise_it_is():
     kinds = [judged(m) for m in (right("maml"), wrong("first_order"), lambda t, *_: [leaf + 1 for leaf in t])]
     assert [v.kind for v in kinds] == ["pass", "bug", "unexplained"] and all(precision(v) < 1e-2 for v in kinds)
+
+
+def test_the_precision_of_differences_is_twelve_times_their_error():
+    """Four times what steps of h and 2h differ by, which is three times the error at h, for it grows as h²."""
+    wave, x, alpha, batch = 1e3, 0.3, 0.2, (np.zeros((1, 1)), np.zeros((1, 1)))
+
+    def loss(theta, batch):
+        return float(5 * theta[0] - np.cos(wave * theta[0]) / wave**2)
+
+    def gradient(theta, batch=None):
+        return [5 + np.sin(wave * theta[0]) / wave]
+
+    def meta_gradient(theta, tasks, alpha, step=0.0):
+        curvature = np.cos(wave * theta[0]) * np.sinc(wave * step / np.pi)  # by central differences of the gradient
+        (g,) = gradient([theta[0] - alpha * gradient(theta)[0]])
+        return [(1 - alpha * curvature) * g]
+
+    def found(step):
+        by_differences = partial(meta_gradient, step=step)
+        return audit(loss, gradient, by_differences, [np.array(x)], [([batch], batch)], alpha).verdicts[0]
+
+    ((right,), (off,)) = (meta_gradient([x], None, alpha, step) for step in (0, 3e-5))
+    assert 10 < precision(found(0)) / abs(off / right - 1) < 14
+    assert [found(step).kind for step in (0, 3e-5, 9e-5)] == ["pass"] * 3  # the last is off by nine times the error
+    assert found(15e-5).kind != "pass"  # and this one by twenty-five times
+
+
+def test_the_precision_of_a_displacement_in_float32_is_four_roundings_of_theta():
+    theta, slope, batch = [np.float32([3, 0, 4])], np.float32([1, 2, 2]), (np.zeros((1, 1)), np.zeros((1, 1)))
+
+    def displacement(theta, tasks, alpha):
+        return [theta[0] - (theta[0] - np.float32(alpha) * slope)]
+
+    def loss(theta, batch):
+        return float(np.dot(theta[0].astype(float), slope))
+
+    report = audit(loss, lambda *_: [slope], displacement, theta, [([batch], batch)], 1e-3, "reptile")
+    assert (
+        report.passed and precision(report.verdicts[0]) == 8e-4
+    )  # ‖θ‖ = 5, ‖θ − φ‖ = 3e-3: 1e-5 + 4 · 2⁻²³ · 5 / 3e-3
+
+
+def test_a_mistake_that_would_hardly_be_seen_is_not_accused():
+    """Here all is known to 1e-10 and compared to 3e-10: of an answer within ten times that nothing is said.
+
+    Three query losses added up and a mean over three tasks would be as near to the truth as the mistake that was made.
+    """
+    small = 1e-6
+    right, wrong = ([g.ravel() for g in f(LOSS, THETA, TASKS, small)] for f in (refmeta.maml, refmeta.fomaml))
+    right, wrong = np.concatenate(right), np.concatenate(wrong)
+    off = np.linalg.norm(right - wrong) / np.linalg.norm(right)
+
+    def verdict(wanted):
+        """On first-order MAML, at an α at which it is so far from MAML."""
+        return audit(LOSS, GRAD, partial(refmeta.fomaml, LOSS), THETA, TASKS, small * wanted / off, hvp=hvp).verdicts[0]
+
+    assert verdict(1e-9).kind == "unexplained"
+    assert [e.suspects for e in verdict(1e-8).explanations] == [("first_order",)]
+
+
+@pytest.mark.parametrize("numbers, kind", [(2, "unexplained"), (3, "convention")])
+def test_of_two_numbers_a_factor_without_a_name_says_nothing(numbers, kind):
+    """Two numbers that point the same way are soon found; of three it is said by what they are multiplied."""
+    theta, batch = [np.arange(1.0, 1 + numbers)], (np.zeros((1, 1)), np.zeros((1, 1)))
+
+    def loss(theta, batch):
+        return anp.sum(theta[0] ** 4) / 4 + theta[0][0] * theta[0][1]
+
+    def scaled(theta, tasks, alpha):
+        return [0.7 * leaf for leaf in refmeta.maml(loss, theta, tasks, alpha)]
+
+    found = audit(loss, grad(loss), scaled, theta, [([batch], batch)], 1e-3).verdicts[0]
+    assert found.kind == kind and [str(e.scale) for e in found.explanations] == ["0.7"] * (numbers > 2)
 
 
 def test_the_report_is_json_too():

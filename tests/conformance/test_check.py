@@ -12,6 +12,7 @@ from refmeta.conformance import Report, Row, Skip, Verdict, assert_case, check, 
 from refmeta.conformance.cases import load
 from refmeta.conformance.check import Answer, answer_of, judge, read_answer, select
 from refmeta.conformance.explain import Explanation, Factor
+from refmeta.conformance.harness import meta_gradient
 from refmeta.conformance.mistakes import MISTAKES
 from refmeta.conformance.report import describe
 
@@ -286,6 +287,60 @@ def test_a_harness_gets_the_case_in_a_thread_that_keeps_nothing_alive():
         [], {}
     )
     assert seen == [("case", True)]
+
+
+def write_everywhere(case):
+    """As a harness that prepares its data in place, and its words too."""
+    for supports, query in case.tasks:
+        for batch in [*supports, query]:
+            for part in batch:
+                part[...] = 1
+    for leaf in case.theta:
+        leaf[...] = 7
+    for words in (case.conventions, case.model, case.loss):
+        words.update(dict.fromkeys(words, "mine"))
+    case.names[:], case.flags[:] = ["mine"], []
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_harness_that_writes_in_place_spoils_no_later_check(dtype):
+    """Labels, conventions and names are no floats, and were shared by all that ever asked for the case."""
+
+    def spoiling(case):
+        answer = meta_gradient(case)
+        write_everywhere(case)
+        return answer
+
+    chosen = {"algorithms": ["maml"], "tiers": ["softmax", "scalar"]}
+    before = check(meta_gradient, dtype, **chosen)
+    assert before.passed and check(spoiling, dtype, **chosen) == check(meta_gradient, dtype, **chosen) == before
+    for case in [p.values[0] for p in parameters(dtype=dtype) if p.id.startswith("maml-s")]:
+        assert_case(spoiling, case)
+        assert_case(spoiling, case)
+        write_everywhere(case)
+    assert check(meta_gradient, dtype, **chosen) == before
+
+
+def test_what_a_harness_says_is_one_line_and_nothing_in_it_is_obeyed_by_a_terminal():
+    said = "\x1b[2J\x1b]0;title\x07no\r\n\nmaml     53 of 53 right: pass\x9b31m\u202e\ud800\x7f α→β"
+    shown = r"\x1b[2J\x1b]0;title\x07no maml 53 of 53 right: pass\x9b31m\u202e\ud800\x7f α→β"
+    report = check(raising(RuntimeError(said)), algorithms=["maml"], tiers=["scalar"])
+    assert report.rows[0].message == f"raised RuntimeError: {shown}"
+    lines = str(report).splitlines()
+    assert all(line.isprintable() for line in lines) and shown in lines[-1] and len(lines) == 5
+    assert all(line.strip().isprintable() for line in report.json().splitlines())
+    skipped = check(raising(Skip(said)), algorithms=["maml"], tiers=["scalar"])
+    assert skipped.verdicts[0].text == f"not checked: {shown}"
+
+    class Foreign:
+        def __array__(self, *_, **__):
+            raise RuntimeError(said)
+
+    def inside(case):
+        return {"gradient": [leaf + 1 for leaf in case.theta], "phi": [[[Foreign()]]] * len(case.tasks)}
+
+    (verdict,) = check(inside, algorithms=["maml"], tiers=["scalar"]).verdicts
+    assert f"phi of task 1 in maml-scalar cannot be read: {shown}. " in verdict.text
 
 
 def test_a_harness_that_never_answers_is_left_behind():

@@ -5,7 +5,7 @@ The others are Python's own: `Fraction` where all is rational, 60-digit `Decimal
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal, getcontext
 from fractions import Fraction
 from functools import lru_cache
@@ -26,6 +26,8 @@ def fifty_digits() -> None:
 class Number:
     """What follows from +, − of one number, and ×."""
 
+    __slots__ = ()
+
     def __radd__(self, other: Any) -> Any:
         return self + other
 
@@ -39,12 +41,14 @@ class Number:
         return -self + other
 
 
-@dataclass(frozen=True, eq=False)
 class Dual(Number):
-    """a + bε with ε² = 0: arithmetic on the first derivative."""
+    """a + bε with ε² = 0: arithmetic on the first derivative. No frozen dataclass: millions are made."""
 
-    a: Any
-    b: Any
+    __slots__ = ("a", "b")
+    __array_ufunc__ = None  # np.float32 leaves a product to us at once
+
+    def __init__(self, a: Any, b: Any):
+        self.a, self.b = a, b
 
     def __add__(self, other: Any) -> "Dual":
         if isinstance(other, Dual):
@@ -55,6 +59,8 @@ class Dual(Number):
         if isinstance(other, Dual):
             return Dual(self.a * other.a, self.a * other.b + self.b * other.a)
         return Dual(self.a * other, self.b * other)
+
+    __radd__, __rmul__ = __add__, __mul__  # what Number has, with one call less
 
     def __truediv__(self, other: Any) -> "Dual":
         if isinstance(other, Dual):
@@ -114,7 +120,7 @@ def exp(v: Any) -> Any:
     if isinstance(v, Dual):
         e = exp(v.a)
         return Dual(e, e * v.b)
-    return v.exp() if isinstance(v, Decimal) else type(v)(math.exp(v))
+    return _decimal_exp(v, getcontext().prec) if isinstance(v, Decimal) else type(v)(math.exp(v))
 
 
 def tanh(v: Any) -> Any:
@@ -126,6 +132,11 @@ def tanh(v: Any) -> Any:
 
 
 @lru_cache(2**14)  # most mistakes follow the right path for a while
+def _decimal_exp(v: Decimal, digits: int) -> Decimal:
+    return v.exp()
+
+
+@lru_cache(2**14)
 def _decimal_tanh(v: Decimal, digits: int) -> Decimal:
     e = (-2 * abs(v)).exp()
     return ((1 - e) / (1 + e)).copy_sign(v)

@@ -1,9 +1,12 @@
 """The vectors are what they say: closed, exact or certified, derived twice, and refused when touched."""
 
 import json
+import os
 import re
 import shutil
+import threading
 from dataclasses import replace
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,7 +24,8 @@ from refmeta.conformance.mistakes import MISTAKES
 from refmeta.trees import holding, split
 from tests.vectors import make
 from tests.vectors.__main__ import main
-from tests.vectors.arithmetic import Bounded, Dual
+from tests.vectors.arithmetic import DIGITS, Bounded, Dual, fifty_digits, in_kind
+from tests.vectors.derivation import derivatives
 from tests.vectors.derivations import ALGORITHMS, DERIVATIONS, digits
 from tests.vectors.kill_matrix import matrix
 from tests.vectors.recipes import TIERS, first, scalar
@@ -227,6 +231,24 @@ def test_it_is_said_where_no_seed_gives_a_case():
         first("maml-scalar", "scalar", lambda random: {**scalar(random), "alpha": 0.1})
 
 
+@pytest.mark.parametrize("id", ["maml-tanh-k3-t3", "maml-softmax-k2-t3"])
+def test_of_the_decimals_fifty_digits_are_right(id):
+    """The same derivation with twice as many digits: "50-digit decimals" stands in every certified vector."""
+    case = in_kind(BY_ID[id].case, Decimal)
+    with localcontext():
+        fifty_digits()
+        gradient = case.combine(rules.gradients(derivatives(case), case.settings))
+    with localcontext() as more:
+        more.prec = 120
+        exact = case.combine(rules.gradients(derivatives(case), case.settings))
+        off = max(abs(g - e) / abs(e) for g, e in zip(*map(numbers, (gradient, exact)), strict=True))
+    assert Decimal(10) ** -80 < off < Decimal(10) ** -DIGITS
+
+
+def numbers(tree):
+    return [number for leaf in tree for number in leaf.ravel()]
+
+
 def test_dual_numbers_are_derivatives():
     x = Dual(Fraction(3), Fraction(1))
     for got, value, slope in (
@@ -277,6 +299,51 @@ def test_a_missing_file_is_refused(folder):
     (folder / "edge.json").unlink()
     with pytest.raises(VectorError, match="edge.json: cannot be read: No such file"):
         load(folder)
+
+
+def refusal_of(function, *arguments):
+    """What it raises, if it does so in time."""
+    box = []
+
+    def run():
+        with pytest.raises(VectorError) as caught:
+            function(*arguments)
+        box.append(str(caught.value))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert box, "it waits"
+    return box[0]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tanh.json"])
+@pytest.mark.parametrize("kind", ["pipe", "endless device", "larger than any"])
+def test_what_is_no_file_of_a_size_to_be_read_is_refused_and_not_waited_for(folder, name, kind):
+    path = folder / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "endless device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**40)  # takes no room on the disk
+    assert refusal_of(load, folder) == f"{path}: cannot be read: expected a regular file of at most 16777216 bytes"
+
+
+def test_files_that_would_fill_the_memory_are_refused(folder):
+    with pytest.raises(VectorError, match="canary.json: is not JSON, .*: expected at most 131072 commas and brackets"):
+        parse(folder / "canary.json", b"[" + b"[]," * 5_000_000 + b"[]]")
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J\x1b]0;title\x07.json", "../\x9b31m.json", "\u202e\n.json"])
+def test_nothing_in_a_files_name_is_obeyed_by_a_terminal(folder, name):
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "files": {name: {"sha256": ""}}}))
+    with pytest.raises(VectorError, match=r"cannot be read: No such file|which is not beside it") as caught:
+        load(folder)
+    assert str(caught.value).isprintable() and "\\" in str(caught.value)
 
 
 @pytest.mark.parametrize(
