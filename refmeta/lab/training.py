@@ -271,12 +271,13 @@ def adapted(
     Yields (part, [φ_0 … φ_K], supports, query), part the tasks adapted together, in groups of equal shapes. Where they
     are several, every array of the others has a leading task axis; a single task's has none.
     """
-    for group in by_shape(tasks):
-        several = len(group) > 1 and most != 1 and not why_not_stackable(loss, theta, group)
-        size = (most or len(group)) if several else 1
-        for part in (group[i : i + size] for i in range(0, len(group), size)):
-            start, (supports, query) = (copies(theta, len(part)), stack(part)) if len(part) > 1 else (theta, part[0])
-            yield part, trajectory(loss, start, supports, alpha), supports, query
+    parts = [g[i : i + (most or len(g))] for g in by_shape(tasks) for i in range(0, len(g), most or len(g))]
+    for part in parts:
+        if len(part) > 1 and not why_not_stackable(loss, theta, part):
+            supports, query = stack(part)
+            yield part, trajectory(loss, copies(theta, len(part)), supports, alpha), supports, query
+        else:
+            yield from (([task], trajectory(loss, theta, task[0], alpha), *task) for task in part)
 
 
 def adapted_loss(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajectory: Trajectory) -> float:
@@ -288,7 +289,7 @@ def adapted_loss(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajector
     return total / max(1, len(seen))
 
 
-TOGETHER = 100  # tasks that `evaluate` adapts at once: more take memory, and time with it
+TOGETHER = 100  # tasks that `evaluate` adapts at once: more take memory, and are no faster
 
 
 def evaluate(

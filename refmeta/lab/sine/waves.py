@@ -50,8 +50,8 @@ def _uniform(rng: Rng, wave: Wave, n: int) -> Batch:
 
 def _finn_train(rng: Rng, tasks: int, shots: int, steps: int) -> Tasks:
     """Task by task an amplitude, a phase, the x of the supports and those of the query, all in one draw."""
-    ranges = [AMPLITUDE, (0, pi), *[(-LIMIT, LIMIT)] * (2 * shots)]
-    drawn = rng.uniform(*np.transpose(ranges), (tasks, len(ranges)))[..., None]
+    low, high = np.transpose([AMPLITUDE, (0, pi), *[(-LIMIT, LIMIT)] * (2 * shots)])
+    drawn = rng.uniform(low, high, (tasks, len(low)))[..., None]
     amplitude, phase, x = np.split(drawn, [1, 2], axis=1)
     y = amplitude * np.sin(x - phase)
     data = zip(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:], strict=True)
