@@ -50,10 +50,11 @@ def _uniform(rng: Rng, wave: Wave, n: int) -> Batch:
 
 def _finn_train(rng: Rng, tasks: int, shots: int, steps: int) -> Tasks:
     """Task by task an amplitude, a phase, the x of the supports and those of the query, all in one draw."""
-    low, high = np.transpose([AMPLITUDE, (0, pi), *[(-LIMIT, LIMIT)] * (2 * shots)])
+    low = [AMPLITUDE[0], 0, *[-LIMIT] * (2 * shots)]
+    high = [AMPLITUDE[1], pi, *[LIMIT] * (2 * shots)]
     drawn = rng.uniform(low, high, (tasks, len(low)))[..., None]
-    amplitude, phase, x = np.split(drawn, [1, 2], axis=1)
-    y = amplitude * np.sin(x - phase)
+    x = drawn[:, 2:]
+    y = drawn[:, :1] * np.sin(x - drawn[:, 1:2])
     data = zip(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:], strict=True)
     return [([(sx, sy)] * steps, (qx, qy)) for sx, sy, qx, qy in data]
 
