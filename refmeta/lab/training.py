@@ -1,7 +1,7 @@
 """Meta-training and evaluation, for any algorithm, loss and source of tasks."""
 
 from collections.abc import Callable, Iterator, Sequence
-from math import inf
+from math import inf, isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from autograd import grad
 from refmeta import algorithms
 from refmeta.checks import check_alpha, check_like, check_tasks, check_theta
 from refmeta.fast.stacked import by_shape, copies, stack, why_not_stackable
-from refmeta.trees import Batch, Loss, Supports, Tasks, Theta, add, axpy, dot, holding, split
+from refmeta.trees import Batch, Loss, Supports, Tasks, Theta, add, axpy, holding, split
 
 Algorithm = Callable[[Loss, Theta, Tasks, float], Theta]
 Rate = float | Callable[[int], float]  # constant, or a function of the number of steps done
@@ -254,7 +254,7 @@ def _outer_step(algorithm: Algorithm, loss: Loss, state: State, tasks: Tasks, al
         check_like(total, state.theta)
         moved, outers = outer(state.theta, [g / len(tasks) for g in total], state.outer)
         # The square too: where it overflows, Adam's second moment does, and θ would silently stand still.
-        if not np.isfinite([dot(total, total), *(leaf.sum() for leaf in moved)]).all():
+        if not all(map(isfinite, [*map(np.vdot, total, total), *(leaf.sum() for leaf in moved)])):
             check_tasks(tasks, queries_needed=False)  # NaN in the data is not divergence
             raise Diverged(state.iteration, state.theta)
     return State(state.iteration + 1, moved, outers, state.history)
@@ -271,12 +271,13 @@ def adapted(
     Yields (part, [φ_0 … φ_K], supports, query), part the tasks adapted together, in groups of equal shapes. Where they
     are several, every array of the others has a leading task axis; a single task's has none.
     """
-    for group in by_shape(tasks):
-        several = len(group) > 1 and most != 1 and not why_not_stackable(loss, theta, group)
-        size = (most or len(group)) if several else 1
-        for part in (group[i : i + size] for i in range(0, len(group), size)):
-            start, (supports, query) = (copies(theta, len(part)), stack(part)) if len(part) > 1 else (theta, part[0])
-            yield part, trajectory(loss, start, supports, alpha), supports, query
+    parts = [g[i : i + (most or len(g))] for g in by_shape(tasks) for i in range(0, len(g), most or len(g))]
+    for part in parts:
+        if len(part) > 1 and not why_not_stackable(loss, theta, part):
+            supports, query = stack(part)
+            yield part, trajectory(loss, copies(theta, len(part)), supports, alpha), supports, query
+        else:
+            yield from (([task], trajectory(loss, theta, task[0], alpha), *task) for task in part)
 
 
 def adapted_loss(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajectory: Trajectory) -> float:
@@ -286,6 +287,9 @@ def adapted_loss(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajector
         for _, phis, supports, query in adapted(loss, theta, seen, alpha, trajectory):
             total += float(loss(phis[-1], query or supports[-1]))
     return total / max(1, len(seen))
+
+
+TOGETHER = 100  # tasks that `evaluate` adapts at once: more take memory, and are no faster
 
 
 def evaluate(
@@ -309,7 +313,7 @@ def evaluate(
         raise ValueError("tasks: expected the same number of inner steps in all of them")
     scores = []  # a row for each task, a column for each number of steps
     with np.errstate(over="ignore", invalid="ignore"):
-        for part, phis, *_ in adapted(loss, theta, tasks, alpha, trajectory):
+        for part, phis, *_ in adapted(loss, theta, tasks, alpha, trajectory, TOGETHER):
             for i, (_, query) in enumerate(part):
                 own = phis if len(part) == 1 else [[leaf[i] for leaf in phi] for phi in phis]
                 scores.append([float((score or loss)(phi, query)) for phi in own])

@@ -89,7 +89,7 @@ def test_a_broken_worker_is_named(worker, message):
 def test_the_command_prints_ratios_and_verdicts(capsys):
     code = main(["--cases", "S3", "--algorithms", "reptile", "--seconds", "0.05"])
     out = capsys.readouterr().out
-    assert re.search(r"S3 +reptile +\d+\.\d\d +\d", out) and "of the hand-derived gradient's time, at most 2.5" in out
+    assert re.search(r"S3 +reptile +\d+\.\d\d +\d", out) and "of the hand-derived gradient's time, at most 1.25" in out
     assert code == ("REGRESSION" in out)
 
 

@@ -330,7 +330,7 @@ LAW = LAWS["finn"]
 
 
 def waves(rng):
-    return [LAW.train(rng, LAW.wave(rng), 5, 3) for _ in range(2)]
+    return LAW.train(rng, 2, 5, 3)
 
 
 @pytest.mark.parametrize("outer", OUTER)

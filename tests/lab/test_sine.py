@@ -35,33 +35,44 @@ def test_nichols_waves_go_through_the_whole_turn_on_a_grid_of_50():
     rng, law = np.random.default_rng(0), LAWS["nichol"]
     signs = [np.sign(law.wave(rng)(np.zeros(1)))[0] for _ in range(400)]
     assert abs(np.mean(signs)) < 0.2  # sin φ over a whole turn, not over half of one
-    wave = law.wave(rng)
-    supports, (x, y) = law.train(rng, wave, 10, 5)
+    wave = law.wave(np.random.default_rng(1))
+    ((supports, (x, y)),) = law.train(np.random.default_rng(1), 1, 10, 5)
     assert np.array_equal(x, GRID) and np.array_equal(y, wave(GRID)) and len(x) == 50
     assert np.array_equal(np.sort(np.ravel([xs for xs, _ in supports])), GRID[:, 0])
     assert np.array_equal(supports[0][1], wave(supports[0][0]))
 
 
 def test_nichols_minibatches_start_a_new_pass_when_the_grid_is_used_up():
-    supports, _ = LAWS["nichol"].train(np.random.default_rng(0), np.sin, 30, 4)
+    ((supports, _),) = LAWS["nichol"].train(np.random.default_rng(0), 1, 30, 4)
     points = np.ravel([xs for xs, _ in supports])
     assert [len(xs) for xs, _ in supports] == [30] * 4
     assert np.array_equal(np.sort(points[:50]), GRID[:, 0])
     assert np.array_equal(np.sort(points[50:100]), GRID[:, 0])
-    assert LAWS["nichol"].train(np.random.default_rng(0), np.sin, 10, 0)[0] == []
+    assert LAWS["nichol"].train(np.random.default_rng(0), 1, 10, 0)[0][0] == []
+
+
+def test_finns_tasks_are_drawn_one_after_the_other_as_numbers_are():
+    """The same bytes as from one call of NumPy for every number and array: what a seed gave before, it gives."""
+    drawn, rng = LAWS["finn"].train(np.random.default_rng(5), 3, 7, 2), np.random.default_rng(5)
+    for supports, query in drawn:
+        wave = LAWS["finn"].wave(rng)
+        assert len(supports) == 2 and supports[0] is supports[1]
+        for x, y in (supports[0], query):
+            expected = rng.uniform(-5, 5, (7, 1))
+            assert x.tobytes() == expected.tobytes() and y.tobytes() == wave(expected).tobytes()
+            assert x.shape == y.shape == (7, 1)
 
 
 @pytest.mark.parametrize("law", LAWS)
 def test_a_task_has_as_many_batches_as_steps_and_points_in_range(law):
     rng = np.random.default_rng(0)
-    for draw in (LAWS[law].train, LAWS[law].test):
-        supports, (x, y) = draw(rng, LAWS[law].wave(rng), 7, 3)
+    for supports, (x, y) in [*LAWS[law].train(rng, 2, 7, 3), LAWS[law].test(rng, LAWS[law].wave(rng), 7, 3)]:
         assert [(xs.shape, ys.shape) for xs, ys in supports] == [((7, 1), (7, 1))] * 3
         assert x.shape == y.shape and abs(x).max() <= 5
 
 
 def test_finns_query_points_are_not_its_support_points():
-    supports, (x, _) = LAWS["finn"].train(np.random.default_rng(0), np.sin, 10, 1)
+    ((supports, (x, _)),) = LAWS["finn"].train(np.random.default_rng(0), 1, 10, 1)
     assert not set(x[:, 0]) & set(supports[0][0][:, 0])
 
 
@@ -97,7 +108,7 @@ def test_a_run_trains_and_tests_as_configured(method, more, algorithm, adapts):
     run = experiment.run(config, seed, lambda *said: heard.append(said))
 
     def sample(rng):
-        return [law.train(rng, law.wave(rng), 7, 3) for _ in range(4)]
+        return law.train(rng, 4, 7, 3)
 
     start = net.init(np.random.default_rng([seed, 2**32]), "glorot")
     outer = experiment.optimiser(config.outer, 5)
@@ -117,8 +128,8 @@ def test_test_tasks_and_start_depend_on_the_seed_and_test_tasks_are_not_those_of
     law, seen = LAWS["finn"], []
 
     def training(*given):
-        seen.append(law.train(*given))
-        return seen[-1]
+        seen.extend(tasks := law.train(*given))
+        return tasks
 
     monkeypatch.setitem(LAWS, "finn", dataclasses.replace(law, train=training))
     config = configure("maml", None, True, {**UNLIKE_THE_DEFAULTS, "outer": "sgd:1e-300"})  # θ stays where it starts

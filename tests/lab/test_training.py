@@ -19,8 +19,7 @@ def start(seed=0):
 
 
 def sampler(law, shots, steps, tasks):
-    law = LAWS[law]
-    return lambda rng: [law.train(rng, law.wave(rng), shots, steps) for _ in range(tasks)]
+    return lambda rng: LAWS[law].train(rng, tasks, shots, steps)
 
 
 def unseen(law, shots=10, steps=10, n=100):

@@ -120,13 +120,13 @@ def run(config: Config, seed: int, report: Report, keep: Keep | None = None) -> 
     start = net.init(np.random.default_rng([seed, 2**32]), config.init)
 
     def sample(rng: Rng) -> Tasks:
-        return [law.train(rng, law.wave(rng), config.shots, config.inner_steps) for _ in range(config.tasks)]
+        return law.train(rng, config.tasks, config.shots, config.inner_steps)
 
     algorithm, adapt = recorded(stacked(method.algorithm)), recorded(method.trajectory)
     kept = resumable(keep, {"experiment": "sine", "seed": seed, **asdict(config)}, start, outer)
     trained = train(algorithm, loss, start, sample, config.alpha, config.iterations, outer, seed, report, adapt, kept)
     tasks = unseen(config, seed)
-    rows = evaluate(loss, trained[0], tasks, config.alpha, trajectory=method.trajectory, limit=DIVERGED)
+    rows = evaluate(loss, trained[0], tasks, config.alpha, recorded(loss), method.trajectory, DIVERGED)
     curve = [{("mse" if key == "mean" else key): value for key, value in row.items()} for row in rows]
     return Run(config, seed, *trained, curve, perf_counter() - began, "sine")
 

@@ -12,7 +12,7 @@ from math import pi, sin
 
 import numpy as np
 
-from refmeta.trees import Array, Batch, Supports
+from refmeta.trees import Array, Batch, Supports, Tasks
 
 Rng = np.random.Generator
 Wave = Callable[[Array], Array]
@@ -25,11 +25,11 @@ GRID = np.linspace(-LIMIT, LIMIT, 50)[:, None]
 
 @dataclass(frozen=True)
 class Law:
-    """How tasks are drawn: a wave; a task to train on; a task to test on (both from a wave)."""
+    """How tasks are drawn: a wave; the tasks of an outer step; a task to test on, from a wave."""
 
     wave: Callable[[Rng], Wave]
-    train: Callable[[Rng, Wave, int, int], Task]  # (rng, wave, shots, steps)
-    test: Callable[[Rng, Wave, int, int], Task]
+    train: Callable[[Rng, int, int, int], Tasks]  # (rng, tasks, shots, steps)
+    test: Callable[[Rng, Wave, int, int], Task]  # (rng, wave, shots, steps)
     agnostic: tuple[str, float]  # the best predictor that does not know the task, and its MSE
 
 
@@ -48,15 +48,26 @@ def _uniform(rng: Rng, wave: Wave, n: int) -> Batch:
     return x, wave(x)
 
 
-def _finn_train(rng: Rng, wave: Wave, shots: int, steps: int) -> Task:
-    return [_uniform(rng, wave, shots)] * steps, _uniform(rng, wave, shots)
+def _finn_train(rng: Rng, tasks: int, shots: int, steps: int) -> Tasks:
+    """Task by task an amplitude, a phase, the x of the supports and those of the query, all in one draw."""
+    low = [AMPLITUDE[0], 0, *[-LIMIT] * (2 * shots)]
+    high = [AMPLITUDE[1], pi, *[LIMIT] * (2 * shots)]
+    drawn = rng.uniform(low, high, (tasks, len(low)))[..., None]
+    x = drawn[:, 2:]
+    y = drawn[:, :1] * np.sin(x - drawn[:, 1:2])
+    data = zip(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:], strict=True)
+    return [([(sx, sy)] * steps, (qx, qy)) for sx, sy, qx, qy in data]
 
 
 def _finn_test(rng: Rng, wave: Wave, shots: int, steps: int) -> Task:
     return [_uniform(rng, wave, shots)] * steps, _uniform(rng, wave, 100)
 
 
-def _nichol_train(rng: Rng, wave: Wave, shots: int, steps: int) -> Task:
+def _nichol_train(rng: Rng, tasks: int, shots: int, steps: int) -> Tasks:
+    return [_nichol_minibatches(rng, _nichol_wave(rng), shots, steps) for _ in range(tasks)]
+
+
+def _nichol_minibatches(rng: Rng, wave: Wave, shots: int, steps: int) -> Task:
     """Minibatches that go through the grid in random order, again and again; the query is the grid."""
     passes = -(-shots * steps // len(GRID))
     order = np.ravel([rng.permutation(len(GRID)) for _ in range(passes)])
