@@ -212,15 +212,17 @@ def test_an_interrupt_carries_what_was_learned(example):
 # --- Evaluation ---
 
 
-def test_evaluation_scores_every_task_after_every_step():
-    tasks = unseen("finn", steps=3, n=5)
+@pytest.mark.parametrize("n", [5, 101, 202])  # at once; in parts, the last of them a single task, or two
+def test_evaluation_scores_every_task_after_every_step(n):
+    tasks = unseen("finn", steps=3, n=n)
     rows = evaluate(LOSS, start(), tasks, 0.02)
+    phis = [trajectory(LOSS, start(), supports, 0.02) for supports, _ in tasks]
     for k, row in enumerate(rows):
-        losses = [LOSS(trajectory(LOSS, start(), s, 0.02)[k], q) for s, q in tasks]
+        losses = [LOSS(phi[k], query) for phi, (_, query) in zip(phis, tasks, strict=True)]
         assert row["steps"] == k and row["diverged"] == 0
         assert row["mean"] == pytest.approx(np.mean(losses), rel=1e-12)
         assert row["median"] == pytest.approx(np.median(losses), rel=1e-12)
-        assert row["ci95"] == pytest.approx(1.96 * np.std(losses, ddof=1) / 5**0.5, rel=1e-12)
+        assert row["ci95"] == pytest.approx(1.96 * np.std(losses, ddof=1) / n**0.5, rel=1e-12)
 
 
 def test_evaluation_of_ragged_tasks_and_of_losses_without_a_task_axis_is_the_same():
