@@ -93,7 +93,8 @@ def check_tasks(tasks: Any, queries_needed: bool = True) -> Tasks:
 def _check_supports(supports: Any, where: str = "supports") -> Supports:
     given: Supports = _sequence(supports, where, "a list of batches (x, y), one for each inner step")
     for k, batch in enumerate(given):
-        _check_batch(batch, f"{where}[{k}]")
+        if not k or batch is not given[k - 1]:  # the same batch for every step is checked once
+            _check_batch(batch, f"{where}[{k}]")
     return given
 
 

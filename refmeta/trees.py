@@ -20,7 +20,7 @@ def axpy(a: float, x: Theta, y: Theta) -> Theta:
 
 def add(trees: Iterable[Theta]) -> Theta:
     """Σ trees, leaf by leaf."""
-    return [sum(leaves) for leaves in zip(*trees, strict=True)]
+    return [sum(rest, first) for first, *rest in zip(*trees, strict=True)]
 
 
 def dot(x: Theta, y: Theta) -> Any:

@@ -97,7 +97,7 @@ def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
     so what is done to it twice can be done once. No recursion: a thousand tasks are thousands of nodes.
     """
     form: list[Any] = []
-    numbered: dict[int, tuple[int, Array]] = {}
+    arrays: list[Array] = []
     waiting = [tree]
     while waiting:
         tree = waiting.pop()
@@ -106,10 +106,15 @@ def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
             form += kind, len(tree)
             waiting += tree
         elif kind is numpy.ndarray or isbox(tree):
-            form.append(numbered.setdefault(id(tree), (len(numbered), tree))[0])
+            arrays.append(tree)
+            form.append(kind)
         else:
             form.append((kind, tree, str(tree) if isinstance(tree, Number) else None))  # −0.0 is no 0.0
-    return tuple(form), [array for _, array in numbered.values()]
+    ids = list(map(id, arrays))
+    distinct = dict(zip(ids, arrays, strict=True))
+    if len(distinct) < len(ids):
+        form += map(dict(zip(distinct, count(), strict=False)).get, ids)
+    return tuple(form), list(distinct.values())
 
 
 def refilled(tree: Any, arrays: Sequence[Array], new: Sequence[Any]) -> Any:
@@ -233,7 +238,8 @@ class Call(Node):  # type: ignore[misc]
 
     def __add__(self, b: Any) -> "Call":
         (shape, dtype), (other, its) = self.kind, kind_of(b)
-        return make(add, (self, b), (numpy.broadcast_shapes(shape, other), numpy.result_type(dtype, its)))
+        kind = numpy.broadcast_shapes(shape, other), numpy.result_type(dtype, its)
+        return make(numpy.add if kind[0] else add, (self, b), kind)  # of numbers, + can give NaN another sign
 
     def __iadd__(self, b: Any) -> "Call":
         return self + b if alike(self, b) and self.kind[0] else make(_added, (self, b), self.kind)
@@ -348,7 +354,7 @@ def without_idle(result: Any) -> Callable[[Call, Call], Any]:
     def rule(call: Call, before: Call) -> Any:
         if _adds_zero(call):
             kept = before in seen and call.kind[1].kind == "f"
-            return make(add, (call.args[1], 0.0), call.kind) if kept else call.args[1]
+            return make(numpy.add, (call.args[1], 0.0), call.kind) if kept else call.args[1]
         if before in seen:
             return call
         idle = call.fun is numpy.sum and call.kwargs.keys() == {"axis", "keepdims"} and alike(call, call.args[0])
@@ -376,7 +382,7 @@ def _blind(fun: Any) -> bool:
 
 
 def _adds_zero(call: Call) -> bool:
-    zero = call.fun is add and getattr(call.args[0], "fun", None) is numpy.zeros
+    zero = call.fun is numpy.add and not call.kwargs and getattr(call.args[0], "fun", None) is numpy.zeros
     return zero and alike(*call.args)
 
 
@@ -405,12 +411,7 @@ def _returned(result: Any) -> Any:
     def fresh(value: Any) -> Any:
         if type(value) in (list, tuple):
             return type(value)(map(fresh, value))
-        if (
-            isinstance(value, Call)
-            and kind_of(value)
-            and (value.fun is add or isinstance(value.fun, numpy.ufunc))
-            and value not in seen
-        ):
+        if isinstance(value, Call) and kind_of(value) and isinstance(value.fun, numpy.ufunc) and value not in seen:
             seen.add(value)
             return value
         if isinstance(value, Call | numpy.ndarray) and kind_of(value):
@@ -446,9 +447,12 @@ def compiled(inputs: list[Call], steps: list[tuple[Call, list[Call]]], result: A
         scope[f"c{id(leaf)}"] = leaf
         return f"c{id(leaf)}"
 
+    viewed = {value for call, _ in steps if not _owns(call) for value in _calls((call.args, call.kwargs))}
     lines = [f"def replay({', '.join(map(name, inputs))}):"]
     for call, dead in steps:
+        spare = [value for value in dead if _owns(value) and value not in viewed and _fits(call, value)]
         options = "".join(f"{key}={_source(value, name)}, " for key, value in call.kwargs.items())
+        options += f"out={name(spare[0])}, " if spare else ""
         arguments = "".join(f"{_source(value, name)}, " for value in call.args)
         lines.append(f"    {names[call]} = {name(call.fun)}({arguments}{options})")
         lines += [f"    check_kind({names[call]}, {name(call.kind)}, {name(call.fun)})"] if _may_vary(call) else []
@@ -457,6 +461,16 @@ def compiled(inputs: list[Call], steps: list[tuple[Call, list[Call]]], result: A
     exec("\n".join(lines), scope)
     scope["replay"].__doc__ = "\n".join(lines)
     return scope["replay"]  # type: ignore[no-any-return]
+
+
+def _owns(call: Call) -> bool:
+    """Whether its result is in memory of its own, and shows no argument's."""
+    return isinstance(call.fun, numpy.ufunc) and not call.kwargs
+
+
+def _fits(call: Call, value: Call) -> bool:
+    """Whether an elementwise call can write over this argument."""
+    return _owns(call) and not call.fun.signature and alike(call, value) and value.kind[0] != ()
 
 
 class Name(str):

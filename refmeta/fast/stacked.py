@@ -97,7 +97,7 @@ def _stack(batches: Any) -> Batch:
 @primitive
 def _joined(*arrays: Array) -> Array:
     """numpy.stack, faster. Data: not differentiated, but one call of a recording."""
-    return np.concatenate(arrays, axis=None).reshape(len(arrays), *arrays[0].shape)
+    return np.array(arrays)
 
 
 @primitive
