@@ -1,7 +1,6 @@
 """All tasks of an algorithm in one trace: each array gets a leading task axis."""
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
@@ -130,17 +129,19 @@ def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
             by_shape.setdefault(_form(some[0]), some)
     for form, some in by_shape.items():
         for n in (len(group), len(group) + 1):
-            key = loss, n, form, _form(theta)
+            owner = getattr(loss, "__self__", loss), getattr(loss, "__func__", loss)  # a method is made anew each time
+            key = *map(id, owner), n, form, _form(theta)
             if key not in TRIED:
-                TRIED[key] = _tried(loss, theta, some, n)
-                if len(TRIED) > 256:
-                    TRIED.popitem(last=False)
-            if TRIED[key]:
-                return TRIED[key]
+                TRIED[key] = _tried(loss, theta, some, n), owner  # which is kept, so that its id stays its own
+                while len(TRIED) > 256:
+                    TRIED.pop(next(iter(TRIED)), None)
+            reason, _ = TRIED.get(key, ("", None))
+            if reason:
+                return reason
     return ""
 
 
-TRIED: OrderedDict[Any, str] = OrderedDict()  # by loss, number of tasks and shapes
+TRIED: dict[Any, tuple[str, Any]] = {}  # by loss, number of tasks and shapes
 
 
 def _form(arrays: Any) -> Any:
@@ -182,14 +183,10 @@ def _points(theta: Theta, batches: list[Batch], dtype: Any) -> Iterator[tuple[li
         return squash(np.where(np.isfinite(a), a, 0.5)).astype(dtype) if np.asarray(a).dtype.kind == "f" else a
 
     for near, squash in ((1, np.positive), (0, np.tanh)):
-        moved = [
-            [near * leaf * (1 + wave(leaf, i) / 10) + wave(leaf, i) / 2 ** (1 + 5 * near) for leaf in theta]
-            for i in range(3)
-        ]
-        yield (
-            [[leaf.astype(dtype) for leaf in t] for t in moved],
-            [(finite(x, squash), finite(y, squash)) for x, y in batches],
-        )
+        start, step = [near * leaf for leaf in theta], 0.5 / 32**near
+        thetas = [[leaf + (leaf / 10 + step) * wave(leaf, i) for leaf in start] for i in range(3)]
+        data = [(finite(x, squash), finite(y, squash)) for x, y in batches]
+        yield [[leaf.astype(dtype) for leaf in t] for t in thetas], data
 
 
 def _agree(value: Any, gradient: Theta, values: list[Any], gradients: Theta, tolerance: float) -> bool:
