@@ -7,6 +7,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def bench(args: argparse.Namespace) -> int:
         raise ValueError(f"--seconds {args.seconds:g} --threads {args.threads}: expected positive numbers")
     cases, algorithms = chosen("--cases", args.cases, WORKLOADS), chosen("--algorithms", args.algorithms, FOUR)
     page = Path(args.page) if args.page else None
-    if page and not (page.is_file() and all(mark in page.read_text() for mark in MARKS)):
+    if page and not (isfile(page) and all(mark in page.read_text() for mark in MARKS)):
         raise ValueError(f"--page {page}: expected a file with the lines {' and '.join(MARKS)}")
     peers = [shlex.split(command) for command in args.peer]
     wanted = [(c, WORKLOADS[c], a) for c in cases for a in algorithms if a in WORKLOADS[c].algorithms]

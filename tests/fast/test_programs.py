@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from refmeta import recorded
 
-PROGRAMS = int(os.environ.get("REFMETA_FUZZ", 300))
+PROGRAMS = int(os.environ.get("REFMETA_FUZZ", 200))
 SHAPES = [(), (1,), (3,), (2, 3), (3, 3), (1, 3), (3, 1)]
 MOMENTUM = np.array([0.5, -1.0, 2.0])
 MOMENTUM.flags.writeable = False

@@ -20,12 +20,14 @@ from refmeta.trees import dot
 
 
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, adjoint.maml, adjoint.anil, reptile_by(adam)])
+@settings(max_examples=20)
 @given(problem=problems())
 def test_stacked_is_the_same_function(algorithm, problem):
     assert_same(stacked(algorithm)(*problem.arguments), algorithm(*problem.arguments))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@settings(max_examples=10)
 @given(problem=problems(dtypes=["float32"]))
 def test_stacked_float32_stays_float32(algorithm, problem):
     assert {leaf.dtype for leaf in stacked(algorithm)(*problem.arguments)} == {np.dtype("float32")}
