@@ -228,7 +228,7 @@ class _Network:
             if np.shape(leaf) != lead + shape:
                 raise ValueError(f"{name} of theta has shape {np.shape(leaf)}; {what} needs {lead + shape}")
         given = np.shape(x)
-        if given[: len(lead)] != lead or given[len(lead) + 1 :] != example:
+        if given[: len(lead)] != lead or given[len(lead) + 1 :] != tuple(example):
             needed = ", ".join(map(str, (*lead, "n", *example)))
             raise ValueError(f"x has shape {given}; expected ({needed})")
 

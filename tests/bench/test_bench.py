@@ -13,7 +13,7 @@ from problems import ALGORITHMS, assert_same
 import refmeta
 from refmeta.fast.stacked import copies, stack
 from refmeta.models import MLP, squared_error
-from tests.bench import measure, page, pearlmutter, promises, serving
+from tests.bench import loop, measure, page, pearlmutter, promises, serving
 from tests.bench.__main__ import main
 from tests.bench.measure import own, side_by_side
 from tests.bench.workers.own import peak_megabytes, training
@@ -153,6 +153,15 @@ def test_any_options_are_refused_or_reach_the_workers(pairs):
     words = [f"{option}={value}" for option, value in pairs]
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--peer", "/no/such/program"])
+
+
+def test_the_loop_says_what_is_beyond_the_gradient(capsys):
+    loop.main(20)
+    printed = capsys.readouterr().out
+    assert {"the gradient", "the outer step", "drawing tasks", "training", "evaluation"} <= {
+        line[:16].strip() for line in printed.splitlines()
+    }
+    assert printed.count(", at most ") == 2
 
 
 def test_training_in_a_worker_learns(tmp_path):

@@ -599,6 +599,17 @@ def test_a_factor_alone_is_a_convention_unless_it_is_negative(factor, kind, name
     assert (verdict.kind, verdict.explanations[0]) == (kind, Explanation((), "all", Factor(np.sign(factor), name)))
 
 
+def test_a_negative_factor_of_digits_is_no_convention_either():
+    v = BY_ID["maml-quadratic-k2-t2"]
+    verdict = verdict_of((v, answer(*(-0.3 * leaf for leaf in v.gradient))))
+    assert verdict.kind == "bug" and verdict.explanations == (Explanation((), "all", Factor(-0.3)),)
+
+
+def test_the_first_of_two_failing_canaries_is_named():
+    pairs = [(vector(name, tier="canary"), Answer(problem=f"{name} is missing")) for name in ("a", "b")]
+    assert "its simplest case, a, fails (a is missing)" in verdict_of(*pairs).text
+
+
 def test_what_may_be_a_convention_is_no_bug():
     v = BY_ID["maml-quadratic-k2-t2"]
     halves = [[leaf / 2 for leaf in task["gradient"]] for task in v.per_task]

@@ -296,3 +296,11 @@ def test_a_convolutional_network_that_does_not_fit_is_refused(make, message):
 
 
 CONV = ConvNet((4, 4, 1), (2,), 3)
+
+
+@pytest.mark.parametrize(
+    ("listed", "x"), [(MLP([2, 3, 1]), np.ones((5, 2))), (ConvNet([4, 4, 1], [2], 3), np.ones((5, 4, 4, 1)))]
+)
+def test_sizes_may_be_lists(listed, x):
+    theta = listed.init(np.random.default_rng(0))
+    assert len(listed(theta, x)) == 5
