@@ -7,6 +7,7 @@ an algorithm only if it holds for *all* its vectors, those that passed included.
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import permutations
+from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,8 +124,18 @@ def explanations(vector: Vector, got: Theta, limit: float) -> set[Explanation]:
 def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """Two mistakes at once that explain every answer; computed, for the vectors hold single ones."""
 
+    computed: dict[Any, list[Theta]] = {}  # most pairs have a mistake that a case does not show, so they are one alone
+
     def under(both: tuple[str, ...], case: Case) -> list[Theta]:
-        return case.scaled(gradients(case.derivatives, with_mistakes(both, case.settings)))
+        key: tuple[Any, ...] = (id(case),)
+        settings = case.settings
+        for name in both:
+            changed = with_mistakes([name], settings)
+            key += () if all(map(is_, changed, settings)) else (name,)
+            settings = changed
+        if key not in computed:
+            computed[key] = case.scaled(gradients(case.derivatives, settings))
+        return computed[key]
 
     for both in permutations(MISTAKES, 2):
         how = intersection(fits(v.case, got, under(both, v.case), limit) for v, got, limit in answers)

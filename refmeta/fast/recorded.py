@@ -328,7 +328,8 @@ def simplify(result: Any) -> Any:
 def on_elements(call: Call, _: Call) -> Any:
     """Run autograd's functions of lists, on lists of Calls: calls on their elements remain."""
     if call.fun in (container_take.fun, container_untake.fun):
-        return call.fun(*call.args)
+        opaque = call.fun is container_take.fun and isinstance(call.args[0], Call)  # what NumPy returned, as svd does
+        return call if opaque else call.fun(*call.args)
     if call.fun not in (VSpace.add.fun, VSpace.mut_add.fun, sparse_add.fun):
         return call
     space, a, b = call.args

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import autograd.numpy as anp
 import numpy as np
 import pytest
-from autograd import grad, make_vjp
+from autograd import grad, hessian, jacobian, make_vjp, value_and_grad
 from autograd.extend import primitive
+from autograd.misc import flatten
 from hypothesis import given, settings
 from problems import ALGORITHMS, flat, problems
 
@@ -484,3 +485,35 @@ def test_threads_get_right_results(example):
     with ThreadPoolExecutor(8) as pool:
         found = [*pool.map(once, range(24))]
     assert all(got == bits(maml(*arguments)) for got, arguments in found)
+
+
+STRANGERS = {
+    "norm": grad(lambda x: anp.linalg.norm(x)),
+    "inverse": grad(lambda x: anp.sum(anp.linalg.inv(anp.diag(x)))),
+    "log-determinant": grad(lambda x: anp.linalg.slogdet(anp.diag(x * x))[1]),
+    "singular values": lambda x: anp.linalg.svd(anp.outer(x, x) + np.eye(3))[1],
+    "jacobian": jacobian(lambda x: anp.sin(x) * x[0]),
+    "hessian": hessian(lambda x: anp.sum(x**3) * x[0]),
+    "value and gradient": value_and_grad(lambda x: anp.sum(x**2)),
+    "flatten": lambda x: (lambda flat, back: back(flat * 2)["a"])(*flatten({"a": x, "b": [x[0], x[1]]})),
+    "array of parts": grad(lambda x: anp.sum(anp.array([[x[0], x[1]], [x[2], 1.0]]) ** 2)),
+    "cumulative": grad(lambda x: anp.sum(anp.cumsum(x) ** 2) + anp.prod(x)),
+    "padded and split": grad(lambda x: anp.sum(anp.pad(x, 1, "constant") ** 2) + anp.sum(anp.split(x, 3)[1] ** 2)),
+    "fft": lambda x: anp.real(anp.fft.fft(x)) + anp.abs(x * 1j + x),
+    "NumPy's own": lambda x: np.sum(x) * np.sin(x) + np.mean(x) + np.max(x),
+    "lengths": lambda x: x / len(x) / x.shape[0] / x.size / x.ndim,
+    "unpacked": lambda x: (lambda a, b, c: a * b - c)(*x) + sum(i * row for i, row in enumerate(x)),
+    "cast": lambda x: x.astype("float32") * 2,
+    "a constant": lambda x: np.ones(3),
+}
+
+
+def leaves(tree):
+    return [leaf for branch in tree for leaf in leaves(branch)] if isinstance(tree, list | tuple) else [tree]
+
+
+@pytest.mark.parametrize("function", STRANGERS.values(), ids=STRANGERS.keys())
+def test_it_records_what_autograd_and_numpy_offer(function):
+    fast = recorded(function)
+    for x in ([0.3, -1.0, 2.0], [1.5, 0.1, -0.2]):
+        assert bits(leaves(fast(A(x)))) == bits(leaves(function(A(x))))
