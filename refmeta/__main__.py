@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """A stream that our caller has closed leads nowhere; none fails for want of a letter."""
+    """Open the streams that our caller has closed, on the null device; print ? for a letter that a stream lacks."""
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:  # in this order, so that no file of ours gets the number of a stream
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))

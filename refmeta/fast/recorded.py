@@ -95,8 +95,9 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
 def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
     """Nested arguments as their form, which can be a key, and their distinct arrays.
 
-    The form has the containers, the constants, and a number for every array: one that is given twice has one number,
-    so what is done to it twice can be done once. No recursion: a thousand tasks are thousands of nodes.
+    The form has the containers and the constants, and, where an array is given twice, a number for every array: one
+    array has one number, so what is done to it twice can be done once. No recursion: a thousand tasks are thousands
+    of nodes.
     """
     form: list[Any] = []
     arrays: list[Array] = []
@@ -211,7 +212,7 @@ defvjp(_take, lambda y, a, *index: lambda g: _untake(g, vspace(a), *index), argn
 defvjp(_untake, lambda y, g, space, *index: lambda h: _take(h, *index), argnums=(0,))
 
 INDEXED = [_getitem.fun, untake.fun, _take.fun, _untake.fun]
-SHAPED_BY_DATA = "nonzero flatnonzero argwhere unique compress extract trim_zeros bincount"
+SHAPED_BY_DATA = {"nonzero", "flatnonzero", "argwhere", "unique", "compress", "extract", "trim_zeros", "bincount"}
 
 
 class Call(Node):  # type: ignore[misc]
@@ -227,16 +228,13 @@ class Call(Node):  # type: ignore[misc]
             call for place, call in zip(places, parents, strict=True) if place and call.kind and call.kind[1] == "?"
         ]
         name = getattr(fun.fun, "__name__", "")
-        if name in SHAPED_BY_DATA.split() or (name == "where" and len(args) == 1) or (masks and fun.fun in INDEXED):
+        if name in SHAPED_BY_DATA or (name == "where" and len(args) == 1) or (masks and fun.fun in INDEXED):
             what = "a Boolean index" if masks else name
             raise TypeError(f"the data decide the shape of an array, by {what}: use autograd.numpy.where(mask, a, 0)")
         self.initialize_root(fun.fun, subvals(args, zip(places, parents, strict=True)), kind_of(value), kwargs)
 
     def initialize_root(self, fun: Any, args: Any, kind: Any = None, kwargs: Any = None) -> None:
         self.fun, self.args, self.kind, self.kwargs, self.number = fun, args, kind, kwargs or {}, next(Call.made)
-
-    def __getitem__(self, index: Any) -> "Call":
-        return make(container_take.fun, (self, index))
 
     def __add__(self, b: Any) -> "Call":
         (shape, dtype), (other, its) = self.kind, kind_of(b)
@@ -345,9 +343,10 @@ def _constant(value: Any) -> Call:
 
 
 def without_idle(result: Any) -> Callable[[Call, Call], Any]:
-    """A rule: 0 + b is b, and a sum over nothing that was broadcast is its argument, where the sign of a 0 is not seen.
+    """A rule that drops calls which can change no more than the sign of a zero, where nothing shows that sign.
 
-    0 + b is never −0, so behind such a sum, and before it if only BLIND calls come between, no bit is another.
+    These are 0 + b, and the sum over axes of length 1. A sum 0 + b is never −0, so it hides the signs of b's zeros, and
+    of all values that reach b by BLIND calls alone.
     """
     seen = set(_calls(result))
     for call in reversed(in_order(result)):

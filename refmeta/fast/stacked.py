@@ -127,17 +127,15 @@ def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
         if batches[0] is not None:
             some = [tuple(map(getval, batch)) for batch in batches]  # values: this is no part of a recording
             by_shape.setdefault(_form(some[0]), some)
+    owner = getattr(loss, "__self__", loss), getattr(loss, "__func__", loss)  # a method is made anew each time
     for form, some in by_shape.items():
-        for n in (len(group), len(group) + 1):
-            owner = getattr(loss, "__self__", loss), getattr(loss, "__func__", loss)  # a method is made anew each time
-            key = *map(id, owner), n, form, _form(theta)
-            if key not in TRIED:
-                TRIED[key] = _tried(loss, theta, some, n), owner  # which is kept, so that its id stays its own
-                while len(TRIED) > 256:
-                    TRIED.pop(next(iter(TRIED)), None)
-            reason, _ = TRIED.get(key, ("", None))
-            if reason:
-                return reason
+        key = *map(id, owner), len(group), form, _form(theta)
+        reason, _ = TRIED.get(key) or (_tried(loss, theta, some, len(group)), owner)
+        TRIED[key] = reason, owner  # the owner is kept, so that its id stays its own
+        while len(TRIED) > 256:
+            TRIED.pop(next(iter(TRIED)), None)
+        if reason:
+            return reason
     return ""
 
 
@@ -149,32 +147,35 @@ def _form(arrays: Any) -> Any:
 
 
 def _tried(loss: Loss, theta: Theta, batches: list[Batch], n: int) -> str:
-    """Why the loss does not sum over n tasks, which are the three batches again and again, each with a θ of its own."""
+    """Why the loss does not sum over n tasks, or n + 1: the three batches in turn, each with a θ of its own."""
     loss(theta, batches[0])  # raises an error of its own
-    value_and_gradient, again, told = value_and_grad(loss), [i % 3 for i in range(n)], False
+    value_and_gradient, told = value_and_grad(loss), False
     for dtype in {theta[0].dtype, np.dtype(float)}:
         for thetas, data in _points(theta, batches, dtype):
             try:
-                values, gradients = zip(*map(value_and_gradient, thetas, data), strict=True)
+                apart = [value_and_gradient(phi, batch) for phi, batch in zip(thetas, data, strict=True)]
             except Exception:
                 continue  # out of the loss's domain
-            try:
-                stacked_theta = [np.stack(leaves) for leaves in zip(*[thetas[i] for i in again], strict=True)]
-                value, gradient = value_and_gradient(stacked_theta, _stack([data[i] for i in again]))
-            except Exception as error:
-                return f"this loss takes no leading task axis: {error}"
-            apart = [values[i] for i in again], [np.stack([gradients[i][j] for i in again]) for j in range(len(theta))]
-            if not np.isfinite([*values, *(leaf.sum() for leaf in apart[1])]).all():
+            if not all(np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in g) for value, g in apart):
                 continue
-            if not _agree(value, gradient, *apart, 1e-11 if dtype.itemsize == 8 else 1e-4):
-                must = "with a leading task axis the loss must return the sum over the tasks"
-                return f"{must}; on {n} it returned {value}, and they sum to {sum(apart[0])}, or their gradients differ"
+            for again in ([i % 3 for i in range(n)], [i % 3 for i in range(n + 1)]):
+                try:
+                    start = [np.stack(leaves) for leaves in zip(*[thetas[i] for i in again], strict=True)]
+                    value, gradient = value_and_gradient(start, _stack([data[i] for i in again]))
+                except Exception as error:
+                    return f"this loss takes no leading task axis: {error}"
+                values, gradients = zip(*[apart[i] for i in again], strict=True)
+                expected = [np.stack(leaves) for leaves in zip(*gradients, strict=True)]
+                if not _agree(value, gradient, values, expected, 1e-11 if dtype.itemsize == 8 else 1e-4):
+                    must = "with a leading task axis the loss must return the sum over the tasks"
+                    said = f"on {len(again)} it returned {value}, and they sum to {sum(values)}"
+                    return f"{must}; {said}, or their gradients differ"
             told = True
     return "" if told else "no finite gradient was found that shows the loss to sum over a leading task axis"
 
 
 def _points(theta: Theta, batches: list[Batch], dtype: Any) -> Iterator[tuple[list[Theta], list[Batch]]]:
-    """Three θ's and batches: near those given; small ones, where those given are not finite."""
+    """Three θ's and batches near the given ones; then three small ones, finite where the given ones are not."""
 
     def wave(leaf: Array, i: int) -> Array:
         return np.sin((i + 1) * np.arange(1.0, leaf.size + 1)).reshape(leaf.shape)
@@ -189,7 +190,8 @@ def _points(theta: Theta, batches: list[Batch], dtype: Any) -> Iterator[tuple[li
         yield [[leaf.astype(dtype) for leaf in t] for t in thetas], data
 
 
-def _agree(value: Any, gradient: Theta, values: list[Any], gradients: Theta, tolerance: float) -> bool:
+def _agree(value: Any, gradient: Theta, values: Any, gradients: Theta, tolerance: float) -> bool:
+    """Whether a value and a gradient of all tasks are, up to rounding, the sum of theirs, and theirs."""
     largest = [np.max(np.abs(leaf), initial=0) for leaf in gradients]
     limits = [tolerance * (own + max(largest) / 1000) for own in largest]
     same = [np.max(np.abs(a - b), initial=0) <= t for a, b, t in zip(gradient, gradients, limits, strict=True)]
