@@ -194,6 +194,24 @@ def test_values_that_are_not_finite_do_not_make_a_loss_right(example):
         stacked(reptile)(lambda t, b: loss(t, b) * np.nan, theta, tasks, alpha)
 
 
+def test_a_loss_is_tried_where_it_takes_its_arguments(example):
+    """Small θ's of both signs are out of its domain; the given one is not."""
+    _, _, tasks, alpha = example
+
+    def loss(theta, batch):
+        if not (theta[0] > 0).all():
+            raise ValueError("a variance must be positive")
+        return anp.sum((batch[0] ** 2 - theta[0][..., None, :]) ** 2 / theta[0][..., None, :])
+
+    def average(theta, batch):
+        return loss(theta, batch) / len(theta[0])
+
+    arguments = [np.ones(2)], tasks, alpha / 100
+    assert_same(stacked(reptile)(loss, *arguments), reptile(loss, *arguments))
+    with pytest.raises(ValueError, match="sum over the tasks"):
+        stacked(reptile)(average, *arguments)
+
+
 @dataclass  # with ==, so it has no hash
 class Counted:
     loss: Callable
