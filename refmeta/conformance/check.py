@@ -11,7 +11,7 @@ import numpy as np
 
 from refmeta.conformance import report as words
 from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
-from refmeta.conformance.explain import explain
+from refmeta.conformance.explain import explain, of_vectors
 from refmeta.conformance.report import Report, Row, Verdict
 from refmeta.conformance.rules import flat
 from refmeta.trees import Theta
@@ -198,11 +198,11 @@ def verdict(algorithm: str, every: list[Judged]) -> Verdict:
 
     asked = [j for j in every if j.cause != "skipped"]
     wrong = [j for j in asked if j.cause != "right"]
-    canaries = [j for j in wrong if j.row.tier == "canary"]
+    canaries = [j for j in wrong if j.row.tier == "canary" and j.cause != "rounded"]
     if not wrong:
         return Verdict(algorithm, *(passed(asked) if asked else ("none", f"not checked: {every[0].row.message}")))
     came = [(j.vector, j.answer.gradient or [], j.answer.dtype) for j in of("right", "rounded", "wrong")]
-    found = explain(came) if of("wrong") or (canaries and of("rounded")) else []
+    found = explain(of_vectors(came)) if of("wrong") else []
     if canaries and not found:
         return Verdict(algorithm, "wiring", words.WIRING.format(row=canaries[0].row))
     if formal := of("form", "not finite"):

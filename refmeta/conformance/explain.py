@@ -5,17 +5,24 @@ g = Σ_i w_i c_i within rounding; the weights say whether tasks were summed, ave
 an algorithm only if it holds for *all* its vectors, those that passed included. So none is a guess.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import permutations
 from operator import is_
-from typing import Any, NamedTuple
+from time import monotonic
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from refmeta.conformance.cases import Case, Vector
-from refmeta.conformance.mistakes import MISTAKES, with_mistakes
-from refmeta.conformance.rules import flat, gradients
+from refmeta.conformance.cases import Vector
+from refmeta.conformance.mistakes import EVERY, MISTAKES, OTHERS, with_mistakes
+from refmeta.conformance.rules import Setting, flat, gradients
 from refmeta.trees import Theta
+
+T = TypeVar("T")
+USUAL = (1e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)  # step sizes
+USUAL_FACTORS = (0.1, 0.2, 1 / 3, 0.5, 0.9, 0.95, 0.99, 1.5, 2, 3, 5, 10)  # of the step size
+STEPS = 12  # of Gauss–Newton
 
 
 class Factor(NamedTuple):
@@ -42,20 +49,20 @@ class Explanation(NamedTuple):
     suspects: tuple[str, ...] = ()
     tasks: Pattern = "all"
     scale: Factor = Factor()
+    alpha: float | None = None  # that of the inner loop, where it is not the one that was asked for
 
     @property
     def mistakes(self) -> int:
         """How many things it says are other than they should be."""
-        return len(self.suspects) + (self.tasks != "all") + (self.scale != Factor())
+        return len(self.suspects) + (self.tasks != "all") + (self.scale != Factor()) + (self.alpha is not None)
 
     @property
     def convention(self) -> bool:
         """Whether nothing but a positive factor differs."""
-        return not self.suspects and self.tasks == "all" and self.scale.number > 0
+        return not self.suspects and self.tasks == "all" and self.scale.number > 0 and self.alpha is None
 
 
 Fit = tuple[Pattern, Factor]
-Answered = tuple[Vector, Theta, float]  # a vector, the answer to it, and how far from that an explanation may be
 ZERO = Explanation(("zero",))  # every gradient is zero
 
 
@@ -97,8 +104,9 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
         u = pattern @ per_task
         found |= {(name, factor) for factor, c in known.items() if near(c * u)}
         c = (got @ u) / (u @ u) if u.any() else 0
-        if c and near(c * u):
-            found.add((name, Factor(float(f"{c:.4g}"))))
+        fitted = Factor(float(f"{c:.4g}"))
+        if c and not fitted.named and near(c * u):  # of four digits that are 1 the fifth is not
+            found.add((name, fitted))
     if not found and len(per_task) > 1 and len(got) > len(per_task) + 1:
         weights = np.linalg.lstsq(per_task.T, got, rcond=None)[0]
         if near(weights @ per_task):
@@ -106,40 +114,134 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
     return found
 
 
-def fits(case: Case, got: Theta, per_task: Iterable[Theta], limit: float) -> set[Fit]:
-    """How the answer to a case is made of these gradients of its tasks."""
-    known = factors(len(case.tasks), case.alpha, len(case.tasks[0][0]), case.algorithm)
-    return matches(flat(got), np.array([flat(g) for g in per_task]) / case.divisor, known, limit)
+# --- Questions ---
 
 
-def explanations(vector: Vector, got: Theta, limit: float) -> set[Explanation]:
-    """All single mistakes that explain one answer. One that the vector does not list is right on it."""
-    listed: dict[tuple[str, ...], list[Theta]] = {(): [task["gradient"] for task in vector.per_task]}
-    listed |= {(name,): vector.suspects[name] for name in MISTAKES if name in vector.suspects}
-    found = {mistakes: fits(vector.case, got, per_task, limit) for mistakes, per_task in listed.items()}
-    found |= {(name,): found[()] for name in MISTAKES if name not in vector.suspects}
-    return {Explanation(mistakes, *fit) for mistakes, how in found.items() for fit in how}
+class Answered(NamedTuple):
+    """An answer to one question, and what an explanation of it is held against.
+
+    under(mistakes, alpha): the gradient of every task, a row each, with these mistakes and perhaps another α.
+    alpha: the one asked for. factors: those that have a name. limit: how far from the answer an explanation may be.
+    """
+
+    got: np.ndarray
+    under: Callable[..., np.ndarray]
+    alpha: float
+    factors: dict[Factor, float]
+    limit: float
+
+    def shows(self, mistakes: tuple[str, ...], alpha: float | None) -> bool:
+        """Whether the right gradient is visibly another."""
+        return bool(np.linalg.norm((self.under(mistakes, alpha) - self.under(())).sum(0)) > 10 * self.limit)
 
 
-def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Two mistakes at once that explain every answer; computed, for the vectors hold single ones."""
+def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
+    """The answer to a vector. A mistake of MISTAKES that the vector does not list is right on it."""
+    case = vector.case
+    right = [task["gradient"] for task in vector.per_task]
+    computed: dict[tuple[Any, ...], np.ndarray] = {}
 
-    computed: dict[Any, list[Theta]] = {}  # most pairs have a mistake that a case does not show, so they are one alone
+    def per_task(key: tuple[Any, ...], settings: list[Setting]) -> Iterable[Theta]:
+        if not key or key[0] in MISTAKES and len(key) == 1:
+            return vector.suspects.get(key[0], right) if key else right
+        return case.scaled(gradients(case.derivatives, settings))
 
-    def under(both: tuple[str, ...], case: Case) -> list[Theta]:
-        key: tuple[Any, ...] = (id(case),)
-        settings = case.settings
-        for name in both:
+    def under(mistakes: tuple[str, ...], alpha: float | None = None) -> np.ndarray:
+        settings = reset(case.settings, alpha)
+        key: tuple[Any, ...] = () if alpha is None else (alpha,)
+        for name in mistakes:  # most pairs have one that a case does not show, so they are the other alone
             changed = with_mistakes([name], settings)
             key += () if all(map(is_, changed, settings)) else (name,)
             settings = changed
         if key not in computed:
-            computed[key] = case.scaled(gradients(case.derivatives, settings))
+            computed[key] = np.array([flat(g) for g in per_task(key, settings)]) / case.divisor
         return computed[key]
 
-    for both in permutations(MISTAKES, 2):
-        how = intersection(fits(v.case, got, under(both, v.case), limit) for v, got, limit in answers)
-        yield from (Explanation(both, *fit) for fit in how)
+    known = factors(len(case.tasks), case.alpha, len(case.tasks[0][0]), case.algorithm)
+    return Answered(flat(got), under, case.alpha, known, 10 * rounding(vector, got, dtype))
+
+
+def of_vectors(answers: Iterable[tuple[Vector, Theta, str]]) -> list[Answered]:
+    """Answers to vectors, the cheapest first; three numbers are the fewest that a factor alone does not fit."""
+    cheap_first = sorted(answers, key=lambda a: (a[0].case.model["kind"] != "quadratic", abs(len(flat(a[1])) - 3)))
+    return [of_vector(*a) for a in cheap_first]
+
+
+def reset(settings: list[Setting], alpha: float | None) -> list[Setting]:
+    """The settings with another α, if it is given."""
+    return settings if alpha is None else [s._replace(alpha=alpha) for s in settings]
+
+
+# --- Searches: each yields what explains all answers ---
+
+Search = Callable[[Sequence[Answered]], Iterable[Explanation]]
+
+
+def held(answers: Sequence[Answered], mistakes: tuple[str, ...], alpha: float | None = None) -> list[Explanation]:
+    """The explanations by these mistakes, and perhaps another α, that hold for every answer and show in one."""
+    how = intersection(matches(a.got, a.under(mistakes, alpha), a.factors, a.limit) for a in answers)
+    hidden = (mistakes or alpha is not None) and not any(a.shows(mistakes, alpha) for a in answers)
+    return [] if hidden else [Explanation(mistakes, tasks, scale, alpha) for tasks, scale in how]
+
+
+def listed(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """No mistake in any task, or one that the vectors list."""
+    for mistakes in slow([(), *((name,) for name in MISTAKES)], "mistakes"):
+        yield from held(answers, mistakes)
+
+
+def others(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """A mistake that no vector lists."""
+    for name in slow(list(OTHERS), "more mistakes"):
+        yield from held(answers, (name,))
+
+
+def step_sizes(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """Another α in the inner loop: fitted to one answer, under a factor that has a name, and held against all."""
+    wrong = [a for a in answers if a.got.size > 2 and a.alpha and np.linalg.norm(a.got - a.under(()).sum(0)) > a.limit]
+    for c in sorted({c for a in wrong[:1] for c in a.factors.values() if c > 0}):
+        yield from held(answers, (), float(f"{fitted_alpha(wrong[0], c):.6g}"))
+
+
+def fitted_alpha(a: Answered, factor: float) -> float:
+    """The α whose gradient is nearest to the answer: the best of those that people write, then Gauss–Newton steps."""
+
+    def off(alpha: float) -> np.ndarray:
+        found = factor * a.under((), alpha).sum(0) - a.got
+        return np.asarray(np.nan_to_num(found, nan=1e150, posinf=1e150, neginf=-1e150))
+
+    def far(alpha: float) -> float:
+        return float(np.linalg.norm(off(alpha)))
+
+    best = min(
+        [*USUAL, *(a.alpha * c for c in USUAL_FACTORS), *(a.alpha * c for c in a.factors.values() if c > 0)], key=far
+    )
+    other, best = best, best * (1 + 1e-4)
+    for _ in range(STEPS):
+        r = off(best)
+        slope = (r - off(other)) / (best - other)
+        other, best = best, max(best - (slope @ r) / (slope @ slope or 1), best / 4)
+        if abs(best - other) < 1e-9 * best:
+            break
+    return best
+
+
+def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """Two mistakes at once."""
+    for both in slow(list(permutations(MISTAKES, 2)), "pairs of mistakes"):
+        yield from held(answers, both)
+
+
+def slow(items: Collection[T], what: str) -> Iterator[T]:
+    """The items; once they have taken two seconds, stderr says how many are left."""
+    said = monotonic() + 2
+    for i, item in enumerate(items):
+        if monotonic() > said:
+            print(
+                f"refmeta: {i} of {len(items)} {what} tried", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr
+            )
+            said = monotonic() + 2
+        yield item
 
 
 def intersection(sets: Iterable[set[Any]]) -> set[Any]:
@@ -151,18 +253,16 @@ def intersection(sets: Iterable[set[Any]]) -> set[Any]:
     return common
 
 
-def explain(answers: Sequence[tuple[Vector, Theta, str]]) -> list[Explanation]:
-    """The simplest explanations of all answers (vector, gradient, dtype): of single mistakes, else of pairs."""
-    limited = [(v, got, 10 * rounding(v, got, dtype)) for v, got, dtype in answers]
-    if not np.isfinite([limit for *_, limit in limited]).all():
+def explain(
+    answers: Sequence[Answered], searches: Sequence[Search] = (listed, others, step_sizes, pairs)
+) -> list[Explanation]:
+    """The simplest explanations of all answers, by the first search that has any; those with few numbers are cheap."""
+    if not np.isfinite([a.limit for a in answers]).all():
         return []  # within an infinite limit anything is explained
-    if not any(flat(got).any() for _, got, _ in answers):
+    if not any(a.got.any() for a in answers):
         return [ZERO]
-    most = max(len(flat(got)) for _, got, _ in answers)
-    found = telling(intersection(explanations(*answered) for answered in limited), most)
-    # Three numbers are the fewest that a factor alone does not fit.
-    cheap_first = sorted(limited, key=lambda a: (a[0].case.model["kind"] != "quadratic", abs(len(flat(a[1])) - 3)))
-    return simplest(found or set(pairs(cheap_first)))
+    most = max(a.got.size for a in answers)
+    return next((simplest(found) for search in searches if (found := telling(set(search(answers)), most))), [])
 
 
 def rounding(vector: Vector, got: Theta, dtype: str) -> float:
@@ -178,9 +278,9 @@ def telling(found: set[Explanation], numbers: int) -> set[Explanation]:
 
 def simplest(found: Iterable[Explanation]) -> list[Explanation]:
     """Those with the fewest mistakes, of two orders of a pair the first; the order is that of MISTAKES."""
-    order = list(MISTAKES)
+    order = list(EVERY)
     named = {(e.suspects, e.tasks) for e in found if e.scale.named}
     found = [e for e in found if e.scale.named or (e.suspects, e.tasks) not in named]
     ranked = sorted(found, key=lambda e: (e.mistakes, [order.index(s) for s in e.suspects], str(e.tasks), str(e.scale)))
-    one_order = {(frozenset(e.suspects), e.tasks, e.scale): e for e in reversed(ranked)}
+    one_order = {(frozenset(e.suspects), *e[1:]): e for e in reversed(ranked)}
     return [e for e in reversed(one_order.values()) if e.mistakes == ranked[0].mistakes]

@@ -11,7 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refmeta.conformance.rules import Derivatives, Setting, fomaml, joint, kept, maml, path, points, pull_back, reptile
+from refmeta.conformance.rules import (
+    Derivatives,
+    Setting,
+    fomaml,
+    joint,
+    kept,
+    maml,
+    moves,
+    path,
+    points,
+    pull_back,
+    reptile,
+)
 from refmeta.trees import Array, Theta, add, axpy
 
 Change = Callable[[Setting], Setting | None]  # None: this mistake cannot be made here
@@ -28,7 +40,8 @@ class Mistake(NamedTuple):
     change: Change
 
 
-MISTAKES: dict[str, Mistake] = {}
+MISTAKES: dict[str, Mistake] = {}  # those that the vectors list
+OTHERS: dict[str, Mistake] = {}  # those that are computed where they are asked for
 
 
 def mistake(change: Change) -> Change:
@@ -39,6 +52,11 @@ def mistake(change: Change) -> Change:
     seen = notes.get("Seen in", "no public case known")
     MISTAKES[name] = Mistake(name, title, notes.get("Cause", "unknown"), seen, notes.get("Ledger", ""), change)
     return change
+
+
+def other(id: str, title: str, cause: str, change: Change) -> None:
+    """Register a mistake that no vector lists."""
+    OTHERS[id] = Mistake(id, title, cause, "no public case known", "", change)
 
 
 # --- The second-order term ---
@@ -445,8 +463,53 @@ def reptile_shrinks(s: Setting) -> Setting | None:
     return s._replace(rule=lambda d, s: axpy(1, s.theta, reptile(d, s))) if s.rule is reptile else None
 
 
+# --- Others: no vector lists them ---
+
+
+def swapped(s: Setting) -> Setting | None:
+    if s.rule in (joint, reptile) or not s.supports or not s.query:
+        return None
+    return s._replace(supports=[s.query] * len(s.supports), query=s.supports[-1])
+
+
+def last_layer_alone(s: Setting) -> Setting | None:
+    if s.rule is joint or not all(s.moves):
+        return None
+    return s._replace(moves=moves(len(s.theta), 1 + (np.ndim(s.theta[-1]) == 1)))
+
+
+def differentiated(steps: Callable[[int], bool]) -> Change:
+    """MAML through these inner steps alone."""
+
+    def rule(d: Derivatives, s: Setting) -> Theta:
+        return pull_back(d, s, fomaml(d, s), [at for k, at in enumerate(points(d, s)) if steps(k)])
+
+    return lambda s: instead_of_maml(rule, s) if len({*map(steps, range(len(s.supports)))}) > 1 else None
+
+
+CUT = (
+    "PyTorch: .detach(), .data or requires_grad_() inside the inner loop, or create_graph=True not at every step. "
+    "JAX: stop_gradient in the carry"
+)
+TOLD = 10  # inner steps that are told apart
+other("swapped", "support and query are swapped", "the batches are unpacked in the other order", swapped)
+other(
+    "last_layer_alone", "only the last layer adapts", "the inner loop has the head's parameters alone", last_layer_alone
+)
+other("odd_steps_cut", "every second inner step is not differentiated", CUT, differentiated(lambda k: k % 2 == 0))
+other("even_steps_cut", "every second inner step is not differentiated", CUT, differentiated(lambda k: k % 2 == 1))
+for n in range(1, TOLD + 1):
+    title = f"the first {n} inner steps are not differentiated"
+    other(f"first_{n}_steps_cut", title, CUT, differentiated(n.__le__))
+for n in range(1, TOLD + 1):
+    title = f"inner step {n} is not differentiated"
+    other(f"step_{n}_cut", title, CUT, differentiated((n - 1).__ne__))
+
+EVERY = {**MISTAKES, **OTHERS}
+
+
 def with_mistakes(names: Iterable[str], settings: list[Setting]) -> list[Setting]:
     """The settings with these mistakes made wherever they can be made."""
     for name in names:
-        settings = [MISTAKES[name].change(s) or s for s in settings]
+        settings = [EVERY[name].change(s) or s for s in settings]
     return settings

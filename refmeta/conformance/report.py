@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refmeta.conformance.explain import ZERO, Explanation, Factor, Pattern
-from refmeta.conformance.mistakes import MISTAKES
+from refmeta.conformance.mistakes import EVERY
 from refmeta.trees import Array
 
 INDENT = " " * 9
@@ -86,7 +86,7 @@ def _lines(verdict: Verdict, rows: list[Row]) -> list[str]:
 
 
 def _json(e: Explanation) -> dict[str, Any]:
-    return {"suspects": list(e.suspects), "tasks": pattern(e.tasks), "scale": str(e.scale)}
+    return {"suspects": list(e.suspects), "tasks": pattern(e.tasks), "scale": str(e.scale), "alpha": e.alpha}
 
 
 # --- One row ---
@@ -147,8 +147,10 @@ def describe(found: Sequence[Explanation]) -> str:
     e = found[0]
     if e == ZERO:
         return ZEROS
-    mistakes = [MISTAKES[name] for name in e.suspects]
+    mistakes = [EVERY[name] for name in e.suspects]
     parts = [mistake.title for mistake in mistakes]
+    if e.alpha is not None:
+        parts.append(f"the inner step size is {e.alpha:.6g}, not the one that was asked for")
     if e.tasks != "all":
         lost = f"only the {e.tasks} task counts" if e.tasks in ("first", "last") else f"{e.tasks} task count"
         parts.append(f"{lost} (B4, B5)" if isinstance(e.tasks, str) else f"the tasks are {pattern(e.tasks)}")
@@ -158,7 +160,7 @@ def describe(found: Sequence[Explanation]) -> str:
     lines = ["; ".join(parts) + "."] + [OVERWRITTEN] * (not mistakes and e.tasks != "all")
     for m in mistakes:
         lines += [f"Cause: {m.cause}.", f"Seen in: {m.seen}." + f" Ledger: {m.ledger}." * bool(m.ledger)]
-    others = [" and ".join(MISTAKES[name].title for name in o.suspects) or pattern(o.tasks) for o in found[1:3]]
+    others = [" and ".join(EVERY[name].title for name in o.suspects) or pattern(o.tasks) for o in found[1:3]]
     if others:
         lines.append(f"The vectors that were answered cannot tell it from: {'; or '.join(dict.fromkeys(others))}.")
     return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""Check a meta-gradient written in JAX, as `jax.test_util.check_grads` checks a gradient, and name the mistake."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves, tree_map, tree_structure, tree_unflatten
+
+from refmeta.conformance.audit import examine_functions
+from refmeta.conformance.report import Report
+from refmeta.conformance.rules import Derivatives
+from refmeta.trees import Theta
+
+
+def audit(
+    loss: Callable[[Any, Any], Any],
+    meta_gradient: Callable[[Any, Any], Any],
+    params: Any,
+    tasks: Iterable[Any],
+    *,
+    lr: float,
+    steps: int | None = None,
+    algorithm: str = "maml",
+    tasks_are: str | None = None,
+    head: str | int = 2,
+    dtype: str = "float64",
+) -> Report:
+    """Whether `meta_gradient(params, tasks)` is the algorithm's for loss(params, (x, y)); if not, why.
+
+    `params` is any pytree of floating-point arrays, and so is the gradient. Both functions get it, and the tasks, in
+    float64; with dtype="float32" `meta_gradient` is asked in float32 too. All else is as in `refmeta.torch.audit`;
+    head: a key of `params`, as "dense_2" or "layers/2" , or how many of the last arrays.
+    """
+    tasks, (paths, tree) = list(tasks), tree_flatten_with_path(params)
+    names = [keystr(path, simple=True, separator="/") for path, _ in paths]
+    adapts = [i >= len(names) - head if isinstance(head, int) else _under(name, head) for i, name in enumerate(names)]
+    if not any(adapts) and head:
+        raise ValueError(f"head: {head!r:.60} has none of the parameters {', '.join(names)}")
+
+    def value(phi: Theta, batch: Any) -> Any:
+        return loss(tree_unflatten(tree, phi), batch)
+
+    def slope(phi: Theta, batch: Any, v: Theta) -> Any:
+        return sum(jax.numpy.vdot(g, leaf) for g, leaf in zip(jax.grad(value)(phi, batch), v, strict=True))
+
+    def ask(many: int, dtype: str) -> Theta:
+        with jax.enable_x64(dtype == "float64"):
+            found = meta_gradient(_cast(params, dtype), _cast(tasks[:many], dtype))
+            if tree_structure(found) != tree:
+                raise ValueError(f"meta_gradient returned {tree_structure(found)}: expected {tree}")
+            return [np.asarray(leaf) for leaf in tree_leaves(found)]
+
+    with jax.enable_x64(True):
+        derivatives = Derivatives(jax.jit(jax.grad(value)), jax.jit(jax.grad(slope)))
+        theta = [np.asarray(leaf) for _, leaf in paths]
+        arrays = tree_map(np.asarray, tasks)
+        return examine_functions(derivatives, ask, theta, arrays, lr, steps, algorithm, adapts, tasks_are, dtype)
+
+
+def _under(name: str, head: str) -> bool:
+    return f"{name}/".startswith(f"{head}/")
+
+
+def _cast(tree: Any, dtype: str) -> Any:
+    """The tree with its floating-point numbers in this dtype."""
+
+    def cast(leaf: Any) -> Any:
+        array = np.asarray(leaf)
+        return jax.numpy.asarray(array.astype(dtype) if array.dtype.kind == "f" else array)
+
+    return tree_map(cast, tree)

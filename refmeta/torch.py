@@ -1,0 +1,160 @@
+"""Check the meta-gradient of a PyTorch module, as `torch.autograd.gradcheck` checks a gradient, and name the mistake."""
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from refmeta.conformance.audit import examine_functions, mapped
+from refmeta.conformance.report import Report
+from refmeta.conformance.rules import Derivatives
+from refmeta.trees import Array, Batch, Theta
+
+Net = torch.nn.Module
+
+
+def audit(
+    net: Net,
+    criterion: Callable[[Any, Any], torch.Tensor],
+    meta_gradient: Callable[[Net, Any], Any],
+    tasks: Iterable[Any],
+    *,
+    lr: float,
+    steps: int | None = None,
+    algorithm: str = "maml",
+    tasks_are: str | None = None,
+    head: Net | str | int = 2,
+    dtype: str = "float64",
+) -> Report:
+    """Whether `meta_gradient(net, tasks)` is the algorithm's for the loss criterion(net(x), y); if not, why.
+
+    A task is ((x, y), (x, y)), support and query, or (x, y, x, y); its support is taken for each of `steps` inner steps
+    of size `lr`. Or it is ([(x, y), …], (x, y)), with a batch for each step and without `steps`.
+    `meta_gradient` gets a float64 copy of `net` and of the tasks; with dtype="float32" it is asked in float32 too. It
+    returns the gradients, in the order of `net.parameters()` or by name, None where there is none; or the meta-loss,
+    whose gradient is taken; or nothing, and each parameter's `.grad` is read. What requires no gradient is constant.
+    tasks_are: "sum" or "mean"; None takes either. head: what adapts in ANIL: a module, its name, or how many of the
+    last parameters. ValueError, TypeError: arguments that are none of these. Your exceptions come through.
+    """
+    tasks, names = list(tasks), [name for name, p in net.named_parameters() if p.requires_grad]
+    own = deepcopy(net).double()
+    own_criterion = deepcopy(criterion).double() if isinstance(criterion, Net) else criterion
+    changed: set[str] = set()
+
+    def value(theta: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+        x, y = map(torch.as_tensor, batch)
+        buffers = {name: b.clone() for name, b in own.named_buffers()}  # batch norm writes into them
+        found = own_criterion(functional_call(own, {**dict(zip(names, theta, strict=True)), **buffers}, (x,)), y)
+        changed.update(name for name, b in own.named_buffers() if not torch.equal(b, buffers[name]))
+        return _scalar(found)
+
+    def ask(many: int, dtype: str) -> Theta:
+        cast = _caster(getattr(torch, dtype))
+        copy = deepcopy(net).to(getattr(torch, dtype))
+        copy.zero_grad()
+        with torch.enable_grad():
+            return _gradients(meta_gradient(copy, mapped(cast, tasks[:many])), dict(copy.named_parameters()), names)
+
+    theta = [own.get_parameter(name).detach().numpy() for name in names]
+    arrays, adapts = mapped(_array, tasks), _adapts(net, names, head)
+    remark = lambda: f"Beside this, every call of the network changes its {min(changed)}." if changed else ""
+    return examine_functions(
+        _derivatives(value), ask, theta, arrays, lr, steps, algorithm, adapts, tasks_are, dtype, remark
+    )
+
+
+def _scalar(found: Any) -> torch.Tensor:
+    if not isinstance(found, torch.Tensor):
+        raise TypeError(f"criterion returned {type(found).__name__}: expected a tensor, still attached to its graph")
+    if found.numel() != 1:
+        raise ValueError(f"criterion returned a tensor of shape {tuple(found.shape)}: expected one number")
+    return found.reshape(())
+
+
+def _derivatives(value: Callable[[list[torch.Tensor], Batch], torch.Tensor]) -> Derivatives:
+    """Gradient and Hessian-vector product of the loss, from NumPy to NumPy."""
+
+    def first(phi: Theta, batch: Batch, create_graph: bool = False) -> Any:
+        theta = [torch.tensor(leaf, requires_grad=True) for leaf in phi]
+        return theta, _pulled(value(theta, batch), theta, create_graph)
+
+    def grad(phi: Theta, batch: Batch) -> Theta:
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+            return [g.detach().numpy() for g in first(phi, batch)[1]]
+
+    def hvp(phi: Theta, batch: Batch, v: Theta) -> Theta:
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            theta, g = first(phi, batch, create_graph=True)
+            slope = sum((gi * torch.as_tensor(vi)).sum() for gi, vi in zip(g, v, strict=True))
+            return [h.numpy() for h in _pulled(slope, theta)]
+
+    return Derivatives(grad, hvp)
+
+
+def _pulled(of: Any, theta: list[torch.Tensor], create_graph: bool = False) -> tuple[torch.Tensor, ...]:
+    """The gradient, zero where nothing is connected."""
+    if not of.requires_grad:
+        return tuple(torch.zeros_like(leaf) for leaf in theta)
+    return torch.autograd.grad(of, theta, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+
+
+def _gradients(found: Any, parameters: dict[str, torch.nn.Parameter], names: list[str]) -> Theta:
+    """The gradients that a meta-gradient returned, or left in `.grad`."""
+    if found is None:
+        found = {name: parameters[name].grad for name in names}
+    if isinstance(found, torch.Tensor) and found.numel() == 1 and found.requires_grad:
+        wanted = [parameters[name] for name in names]
+        found = torch.autograd.grad(found.reshape(()), wanted, allow_unused=True)
+    if not isinstance(found, Mapping):
+        found = list(found) if isinstance(found, Iterable) and not isinstance(found, torch.Tensor) else [found]
+        order = names if len(found) == len(names) else list(parameters)
+        if len(found) != len(order):
+            raise ValueError(
+                f"meta_gradient returned {len(found)} gradients: expected {len(names)}, {', '.join(names)}"
+            )
+        found = dict(zip(order, found, strict=True))
+    if unknown := sorted(set(found) - set(parameters)):
+        raise ValueError(f"meta_gradient returned a gradient of {unknown[0]!r}: expected {', '.join(names)}")
+    return [_leaf(name, found.get(name), parameters[name]) for name in names]
+
+
+def _leaf(name: str, found: Any, parameter: torch.nn.Parameter) -> Array:
+    if found is None:
+        return np.zeros(tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."))
+    if not isinstance(found, torch.Tensor):
+        raise TypeError(f"meta_gradient returned {type(found).__name__} for {name}: expected a tensor")
+    if found.shape != parameter.shape:
+        raise ValueError(f"meta_gradient: {name} has shape {tuple(found.shape)}, expected {tuple(parameter.shape)}")
+    return _array(found if found.dtype == torch.float64 else found.float())
+
+
+def _array(tensor: Any) -> Any:
+    return tensor.detach().cpu().numpy().copy() if isinstance(tensor, torch.Tensor) else tensor
+
+
+def _caster(dtype: torch.dtype) -> Callable[[Any], Any]:
+    """Copies of tensors, floating-point numbers in this dtype."""
+
+    def cast(leaf: Any) -> Any:
+        leaf = leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
+        return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+
+    return cast
+
+
+def _adapts(net: Net, names: list[str], head: Net | str | int) -> list[bool]:
+    """Of each parameter, whether it is part of the head. ValueError: none is."""
+    if isinstance(head, int):
+        return [i >= len(names) - head for i in range(len(names))]
+    if isinstance(head, Net):
+        inside = {id(p) for p in head.parameters()}
+        found = [id(net.get_parameter(name)) in inside for name in names]
+    else:
+        found = [f"{name}.".startswith(f"{head}.") for name in names]
+    if not any(found):
+        raise ValueError(f"head: {head!r:.60} has none of the parameters {', '.join(names)}")
+    return found
