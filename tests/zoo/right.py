@@ -1,4 +1,4 @@
-"""Right meta-gradients in PyTorch, in the styles of people's projects; each takes (net, criterion, tasks, lr, steps)."""
+"""Right meta-gradients in PyTorch, in the styles of people's projects: each of (net, criterion, tasks, lr, steps)."""
 
 import copy
 
