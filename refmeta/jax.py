@@ -1,4 +1,4 @@
-"""Check a meta-gradient written in JAX, as `jax.test_util.check_grads` checks a gradient, and name the mistake."""
+"""Check a meta-gradient written in JAX, and name the mistake in it."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Check the meta-gradient of a PyTorch module, as `torch.autograd.gradcheck` checks a gradient, and name the mistake."""
+"""Check the meta-gradient of a PyTorch module, and name the mistake in it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -61,7 +61,10 @@ def audit(
 
     theta = [own.get_parameter(name).detach().numpy() for name in names]
     arrays, adapts = mapped(_array, tasks), _adapts(net, names, head)
-    remark = lambda: f"Beside this, every call of the network changes its {min(changed)}." if changed else ""
+
+    def remark() -> str:
+        return f"Beside this, every call of the network changes its {min(changed)}." if changed else ""
+
     return examine_functions(
         _derivatives(value), ask, theta, arrays, lr, steps, algorithm, adapts, tasks_are, dtype, remark
     )

@@ -192,23 +192,25 @@ class Network(NamedTuple):
     def rows(self, derivatives: Derivatives, settings: list[Setting]) -> np.ndarray:
         return np.array([sketch(flat(g)) for g in gradients(derivatives, settings)])
 
-    def precision(self, dtype: str) -> float:
-        """How far an answer computed in this dtype may be off the truth, relative to the size of the gradients.
-
-        It is measured: by how much the truth moves with another step of differences, and with θ by a few roundings.
-        """
-        (start, *_), truth = self.settings, self.under(len(self.settings))
-        eps, random = max(EPS[dtype], EPS[self.arithmetic]), np.random.default_rng(0)
-        scale = float(np.linalg.norm(flat(start.theta)))
-        # A displacement θ − φ keeps the rounding of θ, however short it is.
-        off = [4 * eps * (start.rule is reptile) * scale]
-        if self.coarse != self.derivatives:
-            off.append(4 * _norm(self.rows(self.coarse, self.settings) - truth))
+    def rounding(self, dtype: str, many: int, mistakes: tuple[str, ...] = (), alpha: float | None = None) -> float:
+        """How far the sum over tasks may be off in this dtype: ten times as it moves with θ, by a few roundings."""
+        settings, random = with_mistakes(mistakes, reset(self.settings[:many], alpha)), np.random.default_rng(0)
+        eps = max(EPS[dtype], EPS[self.arithmetic])
+        off = []
         for _ in range(2):
-            theta = [leaf * (1 + 8 * eps * random.normal(size=leaf.shape)) for leaf in start.theta]
-            moved = self.rows(self.derivatives, [s._replace(theta=theta) for s in self.settings])
-            off.append(10 * _norm(moved - truth))
-        found = max(FLOOR[dtype], FLOOR[self.arithmetic], *(o / sizes(truth) for o in off))
+            theta = [leaf * (1 + 8 * eps * random.normal(size=leaf.shape)) for leaf in settings[0].theta]
+            moved = self.rows(self.derivatives, [s._replace(theta=theta) for s in settings])
+            off.append(10 * _norm(moved - self.rows(self.derivatives, settings)))
+        if self.coarse != self.derivatives:
+            off.append(4 * _norm(self.rows(self.coarse, settings) - self.rows(self.derivatives, settings)))
+        # A displacement θ − φ keeps the rounding of θ, however short it is.
+        off.append(4 * eps * (self.settings[0].rule is reptile) * float(np.linalg.norm(flat(self.settings[0].theta))))
+        return max(off)
+
+    def precision(self, dtype: str) -> float:
+        """How far an answer computed in this dtype may be off the truth, relative to the size of the gradients."""
+        many = len(self.settings)
+        found = max(FLOOR[dtype], FLOOR[self.arithmetic], self.rounding(dtype, many) / sizes(self.under(many)))
         return found if np.isfinite(found) else np.inf
 
 
@@ -267,8 +269,9 @@ def examine(
     return report(algorithm, findings)
 
 
+PAIRS_UNTRIED = f" Pairs of mistakes are not tried on more than {SMALL} parameters."
 FLOAT32_ALONE = (
-    "right in float64. In float32 it has {digits:.1f} correct digits, fewer than its rounding explains, which cannot be "
+    "right in float64. In float32 it has {digits:.1f} correct digits, fewer than its rounding explains, and cannot be "
     "judged: a unit may sit near its kink, or the inner loop be unstable."
 )
 
@@ -315,7 +318,7 @@ def _judge(network: Network, ask: Ask, right: dict[Factor, float], dtype: str) -
         return Finding("unrepeatable", text)
     found = _explanations(network, ask, got, precision, dtype)
     if not found:
-        untried = "" if truth.shape[1] < SKETCH else " Pairs of mistakes are not tried on a network of this size."
+        untried = PAIRS_UNTRIED * (flat(network.settings[0].theta).size > SMALL)
         text = f"wrong ({digits:.1f} digits), and no known mistake explains it; no guess is made.{untried} {precise}"
         return Finding("unexplained", text, digits)
     found = [e._replace(scale=Factor()) if e.scale in right and not e.convention else e for e in found]
@@ -327,9 +330,14 @@ def _explanations(network: Network, ask: Ask, got: np.ndarray, precision: float,
     start, many = network.settings[0], len(network.settings)
 
     def answered(got: np.ndarray, many: int) -> Answered:
-        under = cache(partial(network.under, many))
-        limit = 3 * precision * max(sizes(under()), float(np.linalg.norm(got)))
-        return Answered(got, under, start.alpha, network.factors(many), limit)
+        unit = float(np.abs(got).max()) or 1.0  # of an answer of 1e200 the square is infinite
+        under = cache(lambda *how: network.under(many, *how) / unit)
+        limit = 3 * precision * max(sizes(under()), float(np.linalg.norm(got / unit)))
+
+        def rounding(*how: Any) -> float:
+            return network.rounding(dtype, many, *how) / unit
+
+        return Answered(got / unit, under, start.alpha, network.factors(many), limit, rounding)
 
     every, small = answered(got, many), flat(start.theta).size <= SMALL
     searches = (listed, others, step_sizes, *[pairs] * small)
@@ -419,7 +427,9 @@ def _differences(grad: Gradient, dtype: str) -> list[Callable[..., Theta]]:
 def reason(hvp: Any, dtype: str) -> str:
     """Why derivatives are imprecise."""
     if hvp:
-        return "the gradient changes when θ moves by a few roundings: a unit sits on its kink, or the inner loop is unstable"
+        return (
+            "the gradient changes as θ moves by a few roundings: a unit sits on its kink, or the inner loop is unstable"
+        )
     if dtype == "float64":
         return "differences of `grad` do not settle: a unit sits on its kink, or the loss bends within 1e-6; give `hvp`"
     return "differences of a `grad` in float32 are too coarse: give `hvp`, or let `grad` take float64"

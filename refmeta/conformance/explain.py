@@ -22,6 +22,7 @@ from refmeta.trees import Theta
 T = TypeVar("T")
 USUAL = (1e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)  # step sizes
 USUAL_FACTORS = (0.1, 0.2, 1 / 3, 0.5, 0.9, 0.95, 0.99, 1.5, 2, 3, 5, 10)  # of the step size
+NEAR = 1e-3  # of an answer: nothing farther off explains it
 STEPS = 12  # of Gauss–Newton
 
 
@@ -100,6 +101,8 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
         return bool(np.linalg.norm(got - guess) <= limit)
 
     found: set[Fit] = set()
+    if not np.isfinite(per_task).all():
+        return found
     for name, pattern in patterns(len(per_task)).items():
         u = pattern @ per_task
         found |= {(name, factor) for factor, c in known.items() if near(c * u)}
@@ -122,6 +125,7 @@ class Answered(NamedTuple):
 
     under(mistakes, alpha): the gradient of every task, a row each, with these mistakes and perhaps another α.
     alpha: the one asked for. factors: those that have a name. limit: how far from the answer an explanation may be.
+    rounding(mistakes, alpha): how far it may be where its own rounding is larger, as on a path that climbs.
     """
 
     got: np.ndarray
@@ -129,6 +133,15 @@ class Answered(NamedTuple):
     alpha: float
     factors: dict[Factor, float]
     limit: float
+    rounding: Callable[..., float] = lambda *_: 0.0
+
+    def fits(self, mistakes: tuple[str, ...], alpha: float | None) -> set[Fit]:
+        """How the answer is made of the gradients with these mistakes."""
+        rows, near = self.under(mistakes, alpha), NEAR * float(np.linalg.norm(self.got))
+        found = matches(self.got, rows, self.factors, self.limit)
+        if not found and matches(self.got, rows, self.factors, near):
+            found = matches(self.got, rows, self.factors, min(near, self.rounding(mistakes, alpha)))
+        return found
 
     def shows(self, mistakes: tuple[str, ...], alpha: float | None) -> bool:
         """Whether the right gradient is visibly another."""
@@ -179,7 +192,7 @@ Search = Callable[[Sequence[Answered]], Iterable[Explanation]]
 
 def held(answers: Sequence[Answered], mistakes: tuple[str, ...], alpha: float | None = None) -> list[Explanation]:
     """The explanations by these mistakes, and perhaps another α, that hold for every answer and show in one."""
-    how = intersection(matches(a.got, a.under(mistakes, alpha), a.factors, a.limit) for a in answers)
+    how = intersection(a.fits(mistakes, alpha) for a in answers)
     hidden = (mistakes or alpha is not None) and not any(a.shows(mistakes, alpha) for a in answers)
     return [] if hidden else [Explanation(mistakes, tasks, scale, alpha) for tasks, scale in how]
 

@@ -478,6 +478,26 @@ def last_layer_alone(s: Setting) -> Setting | None:
     return s._replace(moves=moves(len(s.theta), 1 + (np.ndim(s.theta[-1]) == 1)))
 
 
+def one_chain(s: Setting) -> Setting | None:
+    return s._replace(together=True) if s.rule is maml and s.supports else None
+
+
+def restarted(s: Setting) -> Setting | None:
+    """φ_{k+1} = θ − α P ∇L(φ_k; S_k), and its derivative in θ."""
+    second = s.rule is maml
+
+    def rule(d: Derivatives, s: Setting) -> Theta:
+        phis = [s.theta]
+        for support in s.supports:
+            phis.append(axpy(-s.alpha, kept(d.grad(phis[-1], support), s.moves), s.theta))
+        parts = [d.grad(phis[-1], s.query)]
+        for phi, support in reversed(list(zip(phis, s.supports, strict=False)) if second else []):
+            parts.append([-s.alpha * leaf for leaf in d.hvp(phi, support, kept(parts[-1], s.moves))])
+        return add(parts)
+
+    return s._replace(rule=rule) if s.rule in (maml, fomaml) and len(s.supports) > 1 else None
+
+
 def differentiated(steps: Callable[[int], bool]) -> Change:
     """MAML through these inner steps alone."""
 
@@ -495,6 +515,12 @@ TOLD = 10  # inner steps that are told apart
 other("swapped", "support and query are swapped", "the batches are unpacked in the other order", swapped)
 other(
     "last_layer_alone", "only the last layer adapts", "the inner loop has the head's parameters alone", last_layer_alone
+)
+chain = "θ is not restored between tasks, and the graph of those before is kept: give each task its own copy of θ"
+other("one_chain", "a task starts from the parameters that the task before it ended with", chain, one_chain)
+stale = "the update subtracts from θ, not from the φ of the step before, in `θ - lr * g`"
+other(
+    "restarted", "every inner step subtracts its gradient from θ, not from the φ of the step before", stale, restarted
 )
 other("odd_steps_cut", "every second inner step is not differentiated", CUT, differentiated(lambda k: k % 2 == 0))
 other("even_steps_cut", "every second inner step is not differentiated", CUT, differentiated(lambda k: k % 2 == 1))

@@ -32,16 +32,19 @@ class Setting(NamedTuple):
     n: int | None = None  # examples of a support batch; None where a batch has no examples
     outputs: int | None = None  # of a network under squared error
     leaks: bool = False  # the next task starts where this one ended
+    together: bool = False  # the next task takes its steps after this one's, and all are differentiated
 
 
 def gradients(d: Derivatives, settings: Sequence[Setting]) -> list[Theta]:
     """The gradient of every task by its own rule."""
-    found, start = [], None
+    found, start, before = [], None, list[Batch]()
     for s in settings:
         if s.leaks and start is not None:
             s = s._replace(theta=start)
+        if s.together:
+            s = s._replace(supports=before + s.supports)
         found.append(s.rule(d, s))
-        start = path(d, s)[-1] if s.leaks else None
+        start, before = path(d, s)[-1] if s.leaks else None, s.supports
     return found
 
 
