@@ -1,8 +1,19 @@
 """Asking, judging and saying: what a check makes of every kind of answer."""
 
+import bdb
 import dataclasses
+import json
+import os
+import signal
+import sys
 import threading
+import time
+from bdb import BdbQuit
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from math import log10
+from types import MappingProxyType
 from unittest import SkipTest
 
 import numpy as np
@@ -10,13 +21,15 @@ import pytest
 
 from refmeta.conformance import Report, Row, Skip, Verdict, assert_case, check, parameters
 from refmeta.conformance.cases import load
-from refmeta.conformance.check import Answer, answer_of, judge, read_answer, select
+from refmeta.conformance.check import Answer, TimeUp, answer_of, judge, read_answer, select
 from refmeta.conformance.explain import Explanation, Factor
 from refmeta.conformance.harness import meta_gradient
 from refmeta.conformance.mistakes import MISTAKES
 from refmeta.conformance.report import describe
 
 BY_ID = {vector.case.id: vector for vector in load()}
+CASE = BY_ID["maml-canary"].case  # θ is one array of two numbers
+TWO = BY_ID["anil-quadratic-k1-t2"].case  # body (2,), head (1,)
 
 
 def vector(id="v", gradient=((3.0, 4.0),), scale=None, float32=0.0, float64=0.0, per_task=None, suspects=None, **case):
@@ -187,10 +200,10 @@ def test_the_report_as_json_has_weights_and_digits_in_words():
 
 @pytest.fixture
 def waited(monkeypatch):
-    """For how long threads were waited for."""
-    found, join = [], threading.Thread.join
+    """For how long the watchdogs waited."""
+    found, wait = [], threading.Event.wait
     monkeypatch.setattr(
-        threading.Thread, "join", lambda self, timeout=None: found.append(timeout) or join(self, timeout)
+        threading.Event, "wait", lambda self, timeout=None: timeout and found.append(timeout) or wait(self, timeout)
     )
     return found
 
@@ -244,7 +257,7 @@ def test_one_case_is_asserted_skipped_or_fails_with_its_report(waited):
     with pytest.raises(SkipTest, match=r"\Anot yet\Z"):  # first: one that escapes would skip this test
         assert_case(raising(Skip("not yet")), case)
     assert_case(right, case)
-    with pytest.raises(AssertionError, match=r"\Arefmeta check maml-scalar: FAILED\n\nmaml     0 of 1 right: the form"):
+    with pytest.raises(AssertionError, match=r"\Amaml: the form is wrong: 0 .*\n\nrefmeta check maml-scalar: FAILED\n\n"):
         assert_case(lambda case: [], case)
     assert waited == [60] * 3
 
@@ -261,32 +274,91 @@ def test_the_cases_are_parameters_and_failures_may_be_expected():
         parameters({"nonsense": "", "maml-scalar": "", "absurd": ""})
 
 
+def asked(harness, timeout=60):
+    """The answer, but for the exception behind it."""
+    return answer_of(harness, CASE, timeout)._replace(error=None)
+
+
+HERE = "test_check.py:" + str(raising.__code__.co_firstlineno + 2)
+
+
 @pytest.mark.parametrize(
     "harness, expected",
     [
-        (raising(RuntimeError("double backward")), Answer(problem="raised RuntimeError: double backward")),
-        (raising(KeyError("a" * 300)), Answer(problem="raised KeyError: '" + "a" * 199)),
-        (raising(KeyboardInterrupt()), Answer(problem="raised KeyboardInterrupt: ")),
-        (raising(SystemExit(2)), Answer(problem="raised SystemExit: 2")),
+        (raising(RuntimeError("double backward")), Answer(problem=f"raised RuntimeError: double backward ({HERE})")),
+        (raising(KeyError("a" * 300)), Answer(problem="raised KeyError: '" + "a" * 199 + f" ({HERE})")),
+        (raising(SystemExit(2)), Answer(problem=f"raised SystemExit: 2 ({HERE})")),
         (raising(Skip("not yet")), Answer(problem="not yet", skipped=True)),
+        (raising(SkipTest("not yet")), Answer(problem="not yet", skipped=True)),
+        (lambda case: pytest.skip("not yet"), Answer(problem="not yet", skipped=True)),
+        (lambda case: pytest.importorskip("no_such_thing", "not here"), Answer(problem="not here", skipped=True)),
         (lambda case: None, Answer(problem="returned NoneType: expected a list of arrays shaped like theta")),
         (lambda case: SystemExit(), Answer(problem="returned SystemExit: expected a list of arrays shaped like theta")),
     ],
 )
 def test_whatever_a_harness_does_is_an_answer(harness, expected):
-    assert answer_of(harness, None, 60) == expected
+    assert asked(harness) == expected
 
 
 def test_what_numpy_cannot_read_is_an_answer_too():
-    assert answer_of(lambda case: [[1, [2]]], None, 60).problem.startswith("raised ValueError: setting an array")
+    assert asked(lambda case: [[1, [2]]]).problem.startswith("raised ValueError: setting an array")
 
 
-def test_a_harness_gets_the_case_in_a_thread_that_keeps_nothing_alive():
-    seen = []
-    assert answer_of(lambda case: seen.append((case, threading.current_thread().daemon)) or [], "case", 60) == Answer(
-        [], {}
-    )
-    assert seen == [("case", True)]
+def test_the_place_of_a_crash_is_the_innermost_line_of_the_callers_own_code():
+    line = test_the_place_of_a_crash_is_the_innermost_line_of_the_callers_own_code.__code__.co_firstlineno + 1
+    assert f"(test_check.py:{line + 1})" in asked(lambda case: json.loads("{")).problem
+    assert "(" not in asked(lambda: 0).problem.partition("takes")[0]
+    assert asked(eval("lambda case: 1 / 0")).problem == "raised ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), BdbQuit(), pytest.exit.Exception("the debugger was left")])
+def test_who_ends_the_run_ends_it(error):
+    with pytest.raises(type(error)) as raised:
+        check(raising(error), tiers=["canary"])
+    assert raised.value is error
+
+
+def in_a_thread(function):
+    """What a function returns in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_who_ends_the_run_in_another_thread_ends_it_too():
+    with pytest.raises(KeyboardInterrupt):
+        in_a_thread(lambda: check(raising(KeyboardInterrupt()), tiers=["canary"]))
+
+
+def test_ctrl_c_ends_a_check_that_hangs_and_nothing_of_the_watchdog_is_left():
+    before = signal.getsignal(signal.SIGURG), threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        check(lambda case: os.kill(os.getpid(), signal.SIGINT) or time.sleep(60), tiers=["canary"])
+    assert (signal.getsignal(signal.SIGURG), threading.active_count()) == before
+
+
+def test_without_pytest_there_is_nothing_of_it_to_catch(monkeypatch):
+    monkeypatch.delitem(sys.modules, "pytest")
+    assert asked(raising(Skip("not yet"))).skipped and asked(raising(RuntimeError())).problem
+
+
+def test_a_harness_gets_the_case_in_the_callers_thread_and_context():
+    seen, variable, local = [], ContextVar("variable"), threading.local()
+
+    def harness(case):
+        seen.append((threading.current_thread(), variable.get(), local.value, np.geterr()["under"]))
+        variable.set("changed")
+        return list(case.theta)
+
+    def check_it():
+        variable.set("mine"), setattr(local, "value", 7)
+        with np.errstate(under="raise"):
+            check(harness, algorithms=["joint"], tiers=["canary"])
+        assert variable.get() == "changed"
+        return threading.current_thread()
+
+    for ask in (check_it, lambda: in_a_thread(check_it)):
+        thread = ask()
+        assert seen.pop() == (thread, "mine", 7, "raise") and not seen
 
 
 def write_everywhere(case):
@@ -325,7 +397,7 @@ def test_what_a_harness_says_is_one_line_and_nothing_in_it_is_obeyed_by_a_termin
     said = "\x1b[2J\x1b]0;title\x07no\r\n\nmaml     53 of 53 right: pass\x9b31m\u202e\ud800\x7f α→β"
     shown = r"\x1b[2J\x1b]0;title\x07no maml 53 of 53 right: pass\x9b31m\u202e\ud800\x7f α→β"
     report = check(raising(RuntimeError(said)), algorithms=["maml"], tiers=["scalar"])
-    assert report.rows[0].message == f"raised RuntimeError: {shown}"
+    assert report.rows[0].message == f"raised RuntimeError: {shown} ({HERE})"
     lines = str(report).splitlines()
     assert all(line.isprintable() for line in lines) and shown in lines[-1] and len(lines) == 5
     assert all(line.strip().isprintable() for line in report.json().splitlines())
@@ -343,10 +415,90 @@ def test_what_a_harness_says_is_one_line_and_nothing_in_it_is_obeyed_by_a_termin
     assert f"phi of task 1 in maml-scalar cannot be read: {shown}. " in verdict.text
 
 
-def test_a_harness_that_never_answers_is_left_behind():
-    end = threading.Event()
-    assert answer_of(lambda case: end.wait(), None, 0.01) == Answer(problem="gave no answer within 0.01 seconds")
-    end.set()
+# --- Time ---
+
+
+def busy(case):
+    while True:
+        pass
+
+
+def asleep(case):
+    time.sleep(60)
+
+
+def stubborn(case):
+    try:
+        time.sleep(60)
+    except Exception:
+        return case.theta
+
+
+def locked(case):
+    threading.Event().wait()
+
+
+@pytest.mark.parametrize("harness, line", [(busy, 2), (asleep, 1), (stubborn, 2), (locked, 1)])
+def test_a_harness_that_hangs_is_interrupted_where_it_hangs(harness, line, capfd):
+    before, start = signal.getsignal(signal.SIGURG), time.monotonic()
+    answer = answer_of(harness, CASE, 0.05)
+    lines = [f"(test_check.py:{harness.__code__.co_firstlineno + line + more})" for more in (0, 1)]
+    assert answer.problem in [f"gave no answer within 0.05 seconds {line}" for line in lines]
+    assert isinstance(answer.error, TimeUp) and time.monotonic() - start < 5
+    assert signal.getsignal(signal.SIGURG) == before and capfd.readouterr().err == ""
+
+
+def test_a_harness_that_hangs_in_another_thread_is_interrupted_there():
+    answer = in_a_thread(lambda: answer_of(busy, CASE, 0.05))
+    assert answer.problem.startswith("gave no answer within 0.05 seconds (test_check.py:")
+    assert in_a_thread(lambda: asked(right)) == Answer(right(CASE), {})
+
+
+def test_what_cannot_be_interrupted_is_said_while_it_lasts(capfd):
+    """A sleep in another thread waits in C; the answer that comes in the end is none."""
+    said = []
+
+    def harness(case):
+        time.sleep(1.5)
+        said.append(capfd.readouterr().err)
+        return right(case)
+
+    assert in_a_thread(lambda: asked(harness, 0.05)).problem.startswith("gave no answer within 0.05 seconds")
+    assert not said and capfd.readouterr().err == (
+        "refmeta: maml-canary gave no answer within 0.05 seconds, and is where it cannot be interrupted\n"
+    )
+
+
+def test_the_time_of_one_answer_is_not_that_of_the_next():
+    """None is interrupted when it has been answered, however near the end of its time that was."""
+    for i in range(100):
+        start = time.monotonic()
+        answer = answer_of(lambda case: time.sleep(0.002 + i * 1e-5) or right(case), CASE, 0.0025)
+        assert answer.gradient is not None or answer.problem.startswith("gave no answer")
+        assert time.monotonic() - start < 2
+
+
+class Debugger(bdb.Bdb):
+    def user_line(self, frame):
+        self.set_continue()
+
+
+def test_there_is_no_deadline_in_a_debugger():
+    def harness(case):
+        time.sleep(0.2)
+        return right(case)
+
+    assert asked(harness, 0.05).problem.startswith("gave no answer")
+    assert Debugger().runcall(asked, harness, 0.05) == Answer(right(CASE), {})
+
+
+def test_there_is_no_deadline_for_a_function_that_a_debugger_steps_through():
+    def harness(case):
+        sys._getframe().f_trace = Debugger().trace_dispatch  # as pdb's set_trace leaves it
+        time.sleep(0.2)
+        return right(case)
+
+    assert asked(harness, 0.05) == Answer(right(CASE), {})
 
 
 # --- Reading an answer ---
@@ -365,17 +517,17 @@ def test_a_harness_that_never_answers_is_left_behind():
     ],
 )
 def test_an_answer_is_as_precise_as_its_least_precise_array(dtypes, expected):
-    got = read_answer([np.array([1, 2], dtype) for dtype in dtypes])
+    got = read_answer([np.array([1, 2], dtype) for dtype in dtypes], CASE)
     assert got.dtype == expected and not got.problem and got.inside == {}
     assert [(leaf.dtype, leaf.tolist()) for leaf in got.gradient] == [(float, [1, 2])] * 2
 
 
 def test_an_answer_is_a_list_or_tuple_alone_or_with_intermediates():
     inside = {"phi": [1], "inner_gradient": [2], "adjoint": [3]}
-    assert read_answer(([],)).gradient[0].shape == (0,)
-    assert read_answer([1, 2.5]) == ([1, 2.5], {}, "float64", "", False)
-    assert read_answer({"gradient": [1.5]}) == ([1.5], {}, "float64", "", False)
-    assert read_answer({"gradient": (1.5,), **inside}) == ([1.5], inside, "float64", "", False)
+    assert read_answer(([],), CASE).gradient[0].shape == (0,)
+    assert read_answer([1, 2.5], CASE) == ([1, 2.5], {}, "float64", "", False, None)
+    assert read_answer({"gradient": [1.5]}, CASE) == ([1.5], {}, "float64", "", False, None)
+    assert read_answer({"gradient": (1.5,), **inside}, CASE) == ([1.5], inside, "float64", "", False, None)
 
 
 @pytest.mark.parametrize(
@@ -384,14 +536,21 @@ def test_an_answer_is_a_list_or_tuple_alone_or_with_intermediates():
         (
             {"gradient": [1.0], "loss": 1, "acc": 0},
             "returned a dict with keys ['acc', 'gradient', 'loss']: expected gradient, and any of phi, inner_gradient, "
-            "adjoint",
+            "adjoint; or body, head",
         ),
         (
             {"phi": []},
-            "returned a dict with keys ['phi']: expected gradient, and any of phi, inner_gradient, adjoint",
+            "returned a dict with keys ['phi']: expected gradient, and any of phi, inner_gradient, adjoint; or body, "
+            "head",
+        ),
+        (
+            {1: 2.0, "body": 1.0, "tail": 3.0},
+            "returned a dict with keys ['1', 'body', 'tail']: expected gradient, and any of phi, inner_gradient, "
+            "adjoint; or body, head",
         ),
         ("gradient", "returned str: expected a list of arrays shaped like theta"),
         ({"gradient": np.ones(2)}, "returned ndarray: expected a list of arrays shaped like theta"),
+        (2.5, "returned float: expected a list of arrays shaped like theta"),
         ([1.0, True, "a"], "array 1 has dtype bool: expected floating-point numbers"),
         ([1j, "a"], "array 0 has dtype complex128: expected floating-point numbers"),
         ([None], "array 0 has dtype object: expected floating-point numbers"),
@@ -399,7 +558,50 @@ def test_an_answer_is_a_list_or_tuple_alone_or_with_intermediates():
     ],
 )
 def test_what_is_no_list_of_arrays_is_a_problem(value, problem):
-    assert read_answer(value) == Answer(problem=problem)
+    assert read_answer(value, TWO) == Answer(problem=problem)
+
+
+def given(value, case):
+    """An answer's arrays as lists."""
+    return [leaf.tolist() for leaf in read_answer(value, case).gradient]
+
+
+NET = BY_ID["maml-softmax-k2-t3"].case  # W1 (2, 3), b1 (3,), W2 (3, 3), b2 (3,)
+GRADIENT = [leaf.tolist() for leaf in BY_ID[NET.id].gradient]
+W1, B1, W2, B2 = BY_ID[NET.id].gradient
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"b2": B2, "W1": W1, "b1": B1, "W2": W2},
+        {"gradient": {"b2": B2, "W1": W1, "b1": B1, "W2": W2}, "phi": []},
+        MappingProxyType({"params": {"b1": B1, "b2": B2, "W1": W1, "W2": W2}}),
+        {"0.weight": W1, "0.bias": B1, "2.weight": W2, "2.bias": B2},
+        {"params": {"Dense_0": {"bias": B1, "kernel": W1}, "Dense_1": {"bias": B2, "kernel": W2}}},
+        deque([W1, B1, W2, B2]),
+        (leaf for leaf in (W1, B1, W2, B2)),
+        {1: W1, 2: B1, 3: W2, 4: B2}.values(),
+    ],
+)
+def test_an_answer_may_be_a_dict_or_any_iterable(value):
+    assert given(value, NET) == GRADIENT
+
+
+def test_a_dict_by_name_with_another_form_is_judged_as_a_list_is():
+    transposed = {"b1": B1, "b2": B2, "W2": W2, "W1": W1.T}
+    assert given(transposed, NET) == [W1.T.tolist(), B1.tolist(), W2.tolist(), B2.tolist()]
+    swapped = {"b1": B2, "b2": B1, "W1": W1, "W2": W2}
+    assert row_of(BY_ID[NET.id], read_answer(swapped, NET)).status == "fail"
+
+
+def test_an_answer_may_be_an_array_alone_where_theta_is_one():
+    scalar = BY_ID["maml-scalar"].case
+    assert given(np.array([1.0, 2.0]), CASE) == given({"gradient": np.array([1.0, 2.0])}, CASE) == [[1.0, 2.0]]
+    assert given(2.5, scalar) == given(np.float64(2.5), scalar) == given([2.5], scalar) == [2.5]
+    assert given(np.array([2.5]), scalar) == given([np.array([2.5])], scalar) == given({"t": [2.5]}, scalar) == [2.5]
+    assert given([np.array([[2.5]])], scalar) == [[[2.5]]] and given([1.0, [2.0]], scalar) == [1.0, 2.0]
+    assert read_answer(np.ones((2, 3)), NET).problem.startswith("returned ndarray")
 
 
 def test_a_tensor_is_detached_and_brought_to_the_cpu():
@@ -414,7 +616,7 @@ def test_a_tensor_is_detached_and_brought_to_the_cpu():
         def cpu(self):
             return self.value
 
-    assert read_answer([Tensor(1.5)]) == ([1.5], {}, "float64", "", False)
+    assert read_answer([Tensor(1.5)], CASE) == ([1.5], {}, "float64", "", False, None)
 
 
 # --- One row ---
