@@ -201,9 +201,10 @@ def listed(value: Any, case: Case) -> list[Any] | None:
     shapes, names = [leaf.shape for leaf in case.theta], case.names
     if isinstance(value, Mapping):
         pairs = sorted(named(value), key=lambda pair: names.index(pair[0]) if pair[0] in names else 0)
-        leaves = [read_array(leaf) for _, leaf in pairs]
-        if len(leaves) != len(shapes):
+        known = all(name in names or hasattr(leaf, "shape") for name, leaf in pairs)
+        if not known or len(pairs) != len(shapes):
             return None
+        leaves = [read_array(leaf) for _, leaf in pairs]
         if sorted(leaf.shape for leaf in leaves) == sorted(shapes):
             leaves = [leaves.pop([leaf.shape for leaf in leaves].index(shape)) for shape in shapes]
     else:
@@ -258,7 +259,8 @@ def outcome(vector: Vector, answer: Answer) -> tuple[str, float, str]:
     for name, leaf in zip(names, gradient, strict=True):
         if not np.isfinite(leaf).all():
             return "not finite", 0, f"{name} has NaN or infinity"
-    errors = [float(np.linalg.norm(g - e)) / s for g, e, s in zip(gradient, vector.gradient, vector.scale, strict=True)]
+    sizes = [max(s, float(np.linalg.norm(e))) for e, s in zip(vector.gradient, vector.scale, strict=True)]
+    errors = [float(np.linalg.norm(g - e)) / s for g, e, s in zip(gradient, vector.gradient, sizes, strict=True)]
     digits, worst = [correct_digits(error) for error in errors], max(errors)
     if worst <= vector.tolerance[answer.dtype]:
         return "right", min(digits), ""

@@ -53,9 +53,9 @@ def answer_from_json(vector: Vector, content: Any) -> Answer:
         for key in {"gradient", *INSIDE} & set(given):
             value = given[key]
             given[key] = tree(value, theta) if key == "gradient" else [[tree(t, theta) for t in ts] for ts in value]
-        return read_answer(given, vector.case)._replace(dtype=dtype)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         return Answer(problem=f"answered with something that is no list of arrays: {str(error)[:120]}")
+    return read_answer(given, vector.case)._replace(dtype=dtype)
 
 
 def tree(value: Any, theta: Theta) -> Theta:
