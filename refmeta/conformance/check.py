@@ -128,9 +128,10 @@ def answer_of(meta_gradient: MetaGradient, case: Case, timeout: float) -> Answer
             over.set()
             watchdog.join()  # from here on there is no TimeUp: it comes in this line at the latest
     except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, BdbQuit, *of_pytest("exit"))):
+        pytest = sys.modules.get("pytest")  # if it is in use
+        if isinstance(error, (KeyboardInterrupt, BdbQuit, pytest.exit.Exception if pytest else BdbQuit)):
             raise
-        if isinstance(error, (Skip, SkipTest, *of_pytest("skip"))):
+        if isinstance(error, (Skip, SkipTest, pytest.skip.Exception if pytest else Skip)):
             return Answer(problem=str(error), skipped=True, error=error)
         raised = f"raised {type(error).__name__}: {str(error)[:200]}"
         late = f"gave no answer within {timeout:g} seconds" if isinstance(error, TimeUp) else ""
@@ -153,8 +154,7 @@ def watch(caller: threading.Thread, signals: bool, over: threading.Event, second
     if signals:
         signal.pthread_kill(caller.ident or 0, signal.SIGURG)
     if not over.wait(1):
-        said = f"refmeta: {what} gave no answer within {seconds:g} seconds, and is where it cannot be interrupted"
-        print(said, file=sys.stderr, flush=True)
+        print(f"refmeta: {what} gave no answer within {seconds:g} seconds, and could not be interrupted", file=sys.stderr)
 
 
 def debugged(thread: threading.Thread) -> bool:
@@ -162,12 +162,6 @@ def debugged(thread: threading.Thread) -> bool:
     frames = [frame for frame, _ in walk_stack(sys._current_frames().get(thread.ident or 0))]
     names = [f"{frame.f_globals.get('__name__')} {getattr(frame.f_trace, '__module__', '')}" for frame in frames]
     return any("bdb" in name.split() or "pydevd" in name for name in names)
-
-
-def of_pytest(name: str) -> tuple[type[BaseException], ...]:
-    """The exception of pytest's function of this name, if pytest is in use."""
-    pytest = sys.modules.get("pytest")
-    return (getattr(pytest, name).Exception,) if pytest else ()
 
 
 def place(error: BaseException) -> str:
@@ -328,8 +322,9 @@ def alone(j: Judged) -> str:
 
 def passed(asked: list[Judged]) -> tuple[str, str]:
     exact, digits = sum(j.vector.tolerance["float64"] == 0 for j in asked), min(j.row.digits for j in asked)
-    nearly = any(j.cause == "nearly" for j in asked)
-    return "pass", words.NEARLY.format(digits) if nearly else words.PASS.format(exact, digits)
+    if any(j.cause == "nearly" for j in asked):
+        return "pass", words.NEARLY.format(digits)
+    return "pass", f"pass; exact on {exact}, at least {digits:.1f} digits on the rest"
 
 
 # --- Intermediate values ---

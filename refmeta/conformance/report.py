@@ -99,8 +99,8 @@ def no_gradient(value: Any, names: Sequence[str]) -> str:
     """What is wrong with an answer that is no gradient."""
     if not isinstance(value, Mapping):
         return f"returned {type(value).__name__}: expected a list of arrays shaped like theta"
-    expected = f"expected gradient, and any of {', '.join(INSIDE)}; or {', '.join(names)}"
-    return f"returned a dict with keys {str(sorted(map(str, value)))[:200]}: {expected}"
+    keys, inside = str(sorted(map(str, value)))[:200], ", ".join(INSIDE)
+    return f"returned a dict with keys {keys}: expected gradient, and any of {inside}; or {', '.join(names)}"
 
 
 Shapes = Sequence[tuple[int, ...]]
@@ -137,7 +137,6 @@ WIRING = (
 )
 SINGLE = "right in float32, but float64 was asked for: something on the way is float32."
 ROUNDABOUT = "right to fewer digits than float64 has: something is computed in a roundabout way, or by differences."
-PASS = "pass; exact on {}, at least {:.1f} digits on the rest"
 NEARLY = (
     "pass; right to the last bits, {:.1f} digits at least, but not exact where no step need be rounded: something is "
     "computed in a roundabout way, such as a mean that is multiplied up to a sum"

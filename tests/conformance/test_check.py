@@ -511,7 +511,7 @@ def test_what_cannot_be_interrupted_is_said_while_it_lasts(capfd):
 
     assert in_a_thread(lambda: asked(harness, 0.05)).problem.startswith("gave no answer within 0.05 seconds")
     assert not said and capfd.readouterr().err == (
-        "refmeta: maml-canary gave no answer within 0.05 seconds, and is where it cannot be interrupted\n"
+        "refmeta: maml-canary gave no answer within 0.05 seconds, and could not be interrupted\n"
     )
 
 
