@@ -154,7 +154,7 @@ def watch(caller: threading.Thread, signals: bool, over: threading.Event, second
     if signals:
         signal.pthread_kill(caller.ident or 0, signal.SIGURG)
     if not over.wait(1):
-        print(f"refmeta: {what} gave no answer within {seconds:g} seconds, and could not be interrupted", file=sys.stderr)
+        print(f"refmeta: {what} gave no answer within {seconds:g} seconds, and cannot be interrupted", file=sys.stderr)
 
 
 def debugged(thread: threading.Thread) -> bool:
@@ -176,8 +176,9 @@ def read_answer(value: Any, case: Case) -> Answer:
     """An answer from what a harness returned."""
     known = {"gradient", *words.INSIDE}
     inside = dict(value) if isinstance(value, Mapping) and known & set(value) else {"gradient": value}
-    gradient = inside.pop("gradient") if "gradient" in inside and set(inside) <= known else inside
-    leaves = listed(gradient, case)
+    formal = "gradient" in inside and set(inside) <= known
+    gradient = inside.pop("gradient") if formal else inside
+    leaves = listed(gradient, case) if formal else None
     if leaves is None:
         return Answer(problem=words.no_gradient(gradient, case.names))
     for i, leaf in enumerate(leaves):
