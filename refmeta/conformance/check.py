@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from bdb import BdbQuit
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from math import log10
 from traceback import extract_tb, walk_stack
@@ -175,7 +175,7 @@ def place(error: BaseException) -> str:
 def read_answer(value: Any, case: Case) -> Answer:
     """An answer from what a harness returned."""
     known = {"gradient", *words.INSIDE}
-    inside = dict(value) if isinstance(value, Mapping) and known & set(value) else {"gradient": value}
+    inside = dict(value) if hasattr(value, "keys") and known & set(value) else {"gradient": value}
     formal = "gradient" in inside and set(inside) <= known
     gradient = inside.pop("gradient") if formal else inside
     leaves = listed(gradient, case) if formal else None
@@ -194,7 +194,7 @@ def listed(value: Any, case: Case) -> list[Any] | None:
     Of a dict, perhaps nested, those with the case's names come in their order; then of each shape the first is next.
     """
     shapes, names = [leaf.shape for leaf in case.theta], case.names
-    if isinstance(value, Mapping):
+    if hasattr(value, "keys"):
         pairs = sorted(named(value), key=lambda pair: names.index(pair[0]) if pair[0] in names else 0)
         known = all(name in names or hasattr(leaf, "shape") for name, leaf in pairs)
         if not known or len(pairs) != len(shapes):
@@ -210,10 +210,10 @@ def listed(value: Any, case: Case) -> list[Any] | None:
     return [leaf.reshape(()) if shapes == [()] and leaf.shape == (1,) else leaf for leaf in leaves]
 
 
-def named(tree: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
+def named(tree: Any) -> Iterator[tuple[Any, Any]]:
     """The arrays of a nested dict, each with its name."""
     for name, value in tree.items():
-        yield from named(value) if isinstance(value, Mapping) else [(name, value)]
+        yield from named(value) if hasattr(value, "keys") else [(name, value)]
 
 
 def read_array(leaf: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
@@ -97,7 +97,7 @@ def _json(e: Explanation) -> dict[str, Any]:
 
 def no_gradient(value: Any, names: Sequence[str]) -> str:
     """What is wrong with an answer that is no gradient."""
-    if not isinstance(value, Mapping):
+    if not hasattr(value, "keys"):
         return f"returned {type(value).__name__}: expected a list of arrays shaped like theta"
     keys, inside = str(sorted(map(str, value)))[:200], ", ".join(INSIDE)
     return f"returned a dict with keys {keys}: expected gradient, and any of {inside}; or {', '.join(names)}"

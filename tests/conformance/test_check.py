@@ -658,6 +658,16 @@ GRADIENT = [leaf.tolist() for leaf in BY_ID[NET.id].gradient]
 W1, B1, W2, B2 = BY_ID[NET.id].gradient
 
 
+class Parameters:
+    """As PyTorch's ParameterDict, which is no Mapping."""
+
+    def __init__(self, **arrays):
+        self.keys, self.items = arrays.keys, arrays.items
+
+    def __iter__(self):
+        return iter(self.keys())
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -666,6 +676,7 @@ W1, B1, W2, B2 = BY_ID[NET.id].gradient
         MappingProxyType({"params": {"b1": B1, "b2": B2, "W1": W1, "W2": W2}}),
         {"0.weight": W1, "0.bias": B1, "2.weight": W2, "2.bias": B2},
         {"params": {"Dense_0": {"bias": B1, "kernel": W1}, "Dense_1": {"bias": B2, "kernel": W2}}},
+        Parameters(b2=B2, W1=W1, b1=B1, W2=W2),
         deque([W1, B1, W2, B2]),
         (leaf for leaf in (W1, B1, W2, B2)),
         {1: W1, 2: B1, 3: W2, 4: B2}.values(),
