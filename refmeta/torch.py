@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.func import functional_call
+from torch.nn import Module
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from refmeta.conformance.audit import examine_functions, mapped
@@ -14,20 +15,18 @@ from refmeta.conformance.report import Report
 from refmeta.conformance.rules import Derivatives
 from refmeta.trees import Array, Batch, Theta
 
-Net = torch.nn.Module
-
 
 def audit(
-    net: Net,
+    net: Module,
     criterion: Callable[[Any, Any], torch.Tensor],
-    meta_gradient: Callable[[Net, Any], Any],
+    meta_gradient: Callable[[Module, Any], Any],
     tasks: Iterable[Any],
     *,
     lr: float,
     steps: int | None = None,
     algorithm: str = "maml",
     tasks_are: str | None = None,
-    head: Net | str | int = 2,
+    head: Module | str | int = 2,
     dtype: str = "float64",
 ) -> Report:
     """Whether `meta_gradient(net, tasks)` is the algorithm's for the loss criterion(net(x), y); if not, why.
@@ -42,7 +41,7 @@ def audit(
     """
     tasks, names = list(tasks), [name for name, p in net.named_parameters() if p.requires_grad]
     own = deepcopy(net).double()
-    own_criterion = deepcopy(criterion).double() if isinstance(criterion, Net) else criterion
+    own_criterion = deepcopy(criterion).double() if isinstance(criterion, Module) else criterion
     changed: set[str] = set()
 
     def value(theta: list[torch.Tensor], batch: Batch) -> torch.Tensor:
@@ -102,7 +101,8 @@ def _pulled(of: Any, theta: list[torch.Tensor], create_graph: bool = False) -> t
     """The gradient, zero where nothing is connected."""
     if not of.requires_grad:
         return tuple(torch.zeros_like(leaf) for leaf in theta)
-    return torch.autograd.grad(of, theta, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    more = {"create_graph": create_graph, "allow_unused": True, "materialize_grads": True}
+    return tuple(torch.autograd.grad(of, theta, **more))
 
 
 def _gradients(found: Any, parameters: dict[str, torch.nn.Parameter], names: list[str]) -> Theta:
@@ -149,11 +149,11 @@ def _caster(dtype: torch.dtype) -> Callable[[Any], Any]:
     return cast
 
 
-def _adapts(net: Net, names: list[str], head: Net | str | int) -> list[bool]:
+def _adapts(net: Module, names: list[str], head: Module | str | int) -> list[bool]:
     """Of each parameter, whether it is part of the head. ValueError: none is."""
     if isinstance(head, int):
         return [i >= len(names) - head for i in range(len(names))]
-    if isinstance(head, Net):
+    if isinstance(head, Module):
         inside = {id(p) for p in head.parameters()}
         found = [id(net.get_parameter(name)) in inside for name in names]
     else:

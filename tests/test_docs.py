@@ -2,8 +2,11 @@
 
 import ast
 import importlib.util
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,9 @@ def examples():
                     yield pytest.param(code, printed, id=f"{page.stem}-{i}")
 
 
+MY_MAML = "from refmeta.conformance.harness import meta_gradient as my_meta_gradient\n"
+
+
 @pytest.mark.filterwarnings("ignore:Output seems independent")  # ANIL without a head, one of the vectors
 @pytest.mark.parametrize("code, printed", list(examples()))
 def test_every_example_runs_and_prints_what_is_said(code, printed, tmp_path, monkeypatch, capsys):
@@ -43,10 +49,57 @@ def test_every_example_runs_and_prints_what_is_said(code, printed, tmp_path, mon
         for name in {a.name for a in node.names} & {"torch", "jax"} if isinstance(node, ast.Import) else ():
             pytest.importorskip(name, reason=f"{name} is not installed")
     shutil.copy(ROOT / "refmeta/vectors/quadratic.json", tmp_path)
+    (tmp_path / "my_maml.py").write_text(MY_MAML)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     exec(code, {"__name__": "__main__", "my_meta_gradient": meta_gradient})
     got = "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines())
     assert not printed or unrounded(got) == unrounded(printed)
+
+
+def with_pytest(tmp_path, my_maml):
+    """The exit code and the last lines of pytest on the test file in the recipe for CI, of a right or wrong MAML."""
+    (code,) = (code for _, code, _ in BLOCK.findall((ROOT / "docs/checking.md").read_text()) if "def test_" in code)
+    (tmp_path / "my_maml.py").write_text(my_maml)
+    (tmp_path / "test_meta_gradient.py").write_text(code)
+    options = ["-q", "-rfs", "-p", "no:cacheprovider", "test_meta_gradient.py"]
+    environment = {**os.environ, "CI": "1"}  # in which pytest cuts no line
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout
+
+
+def test_the_recipe_for_ci_is_short_and_passes_what_is_right(tmp_path):
+    page = (ROOT / "docs/checking.md").read_text()
+    recipe = [code for code in re.findall(r"```(?:python|yaml)\n(.*?)```", page, re.S) if code.startswith("# ")]
+    assert len(recipe) == 2 and "".join(recipe).count("\n") <= 25
+    code, out = with_pytest(tmp_path, MY_MAML)
+    assert code == 0 and re.search(r"^27 passed in", out, re.M), out
+
+
+def test_the_recipe_for_ci_names_what_is_wrong_in_the_first_line_of_each_failure(tmp_path):
+    code, out = with_pytest(tmp_path, WRONG_MAML)
+    failed = dict(re.findall(r"^FAILED test_meta_gradient.py::(\S+) - AssertionError: (.*)", out, re.M))
+    assert code == 1 and failed.pop("test_all_vectors") == "maml: first-order: the second-order term is missing."
+    assert "raised ValueError: no such thing (my_maml.py:7)" in failed.pop("test_vector[maml-softmax-k2-t3]")
+    assert len(failed) == 15 and all(said.startswith("maml: one vector, no diagnosis: ") for said in failed.values())
+    assert "1 skipped" in out and "no scalars" in out and "wired" not in out
+    crash = out[out.index("test_vector[maml-softmax-k2-t3]") :]
+    assert 'raise ValueError("no such thing")' in crash[: crash.index("direct cause")], "the traceback is the caller's"
+    assert "answer_of(" not in out and "def assert_case" not in out
+
+
+WRONG_MAML = """import pytest
+import refmeta
+
+def my_meta_gradient(case):
+    if case.tier == "scalar":
+        pytest.skip("no scalars")
+    if case.tier == "softmax" and case.algorithm == "maml": raise ValueError("no such thing")
+    per_task = [refmeta.fomaml(case.loss_fn, case.theta, [task], case.alpha) for task in case.tasks]
+    return case.combine(per_task)
+"""
 
 
 @each_page

@@ -1,9 +1,15 @@
 """Ask an implementation for every meta-gradient, compare, and conclude what is wrong."""
 
+import ctypes
+import os
+import signal
+import sys
 import threading
+from bdb import BdbQuit
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from math import log10
+from traceback import extract_tb, walk_stack
 from typing import Any, NamedTuple
 from unittest import SkipTest
 
@@ -11,12 +17,13 @@ import numpy as np
 
 from refmeta.conformance import report as words
 from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
-from refmeta.conformance.explain import explain, of_vectors
+from refmeta.conformance.explain import ZERO, explain, of_vector, of_vectors
 from refmeta.conformance.report import Report, Row, Verdict
 from refmeta.conformance.rules import flat
 from refmeta.trees import Theta
 
 MetaGradient = Callable[[Case], Any]
+Names = Sequence[str] | None
 
 
 class Skip(Exception):
@@ -26,17 +33,18 @@ class Skip(Exception):
 def check(
     meta_gradient: MetaGradient,
     dtype: str = "float64",
-    algorithms: Sequence[str] | None = None,
-    tiers: Sequence[str] | None = None,
+    algorithms: Names = None,
+    tiers: Names = None,
     timeout: float = 60,
     title: str = "refmeta check",
 ) -> Report:
     """Ask `meta_gradient(case)` for every vector's meta-gradient and report.
 
     It gets a `Case` of plain NumPy arrays of `dtype`, and returns a list of arrays shaped like case.theta (anything
-    NumPy can read, PyTorch and JAX arrays as they are), or a dict with that as "gradient" and, for a finer report, any
-    of "phi", "inner_gradient", "adjoint": a list over tasks of lists over steps. It may raise Skip(reason). A crash, or
-    no answer within `timeout` seconds, is a row of the report. Only the `algorithms` and `tiers` named, or all.
+    NumPy can read, PyTorch and JAX arrays as they are), or a dict of them by name, or a dict with either as "gradient"
+    and, for a finer report, any of "phi", "inner_gradient", "adjoint": a list over tasks of lists over steps. It may
+    raise Skip(reason), or skip as in pytest. A crash, or no answer within `timeout` seconds, is a row of the report; it
+    runs in the caller's thread, and has no deadline in a debugger. Only the `algorithms` and `tiers` named, or all.
     ValueError: an unknown dtype, algorithm or tier, or vectors that cannot be trusted.
     """
     vectors = select(algorithms, tiers)
@@ -45,7 +53,7 @@ def check(
     return judge([(v, answer_of(meta_gradient, v.case.astype(dtype), timeout)) for v in vectors], title)
 
 
-def select(algorithms: Sequence[str] | None, tiers: Sequence[str] | None) -> list[Vector]:
+def select(algorithms: Names, tiers: Names) -> list[Vector]:
     """The vectors of these algorithms and tiers. ValueError: one that does not exist."""
     vectors = list(load())
     for what, wanted in (("algorithm", algorithms), ("tier", tiers)):
@@ -57,19 +65,22 @@ def select(algorithms: Sequence[str] | None, tiers: Sequence[str] | None) -> lis
     return vectors
 
 
-def assert_case(meta_gradient: MetaGradient, case: Case) -> None:
-    """AssertionError, with the diagnosis, unless the answer to one case is right. For tests of one case each."""
+def assert_case(meta_gradient: MetaGradient, case: Case, timeout: float = 60) -> None:
+    """AssertionError, with what is wrong, unless the answer to one case is right. For tests of one case each."""
+    __tracebackhide__ = True  # pytest shows the caller's lines alone
     vector = next(v for v in load() if v.case.id == case.id)
-    answer = answer_of(meta_gradient, case, 60)
+    answer = answer_of(meta_gradient, case, timeout)
     if answer.skipped:
-        raise SkipTest(answer.problem)  # which pytest reports as skipped
-    judge([(vector, answer)], f"refmeta check {case.id}").raise_on_failure()
+        raise SkipTest(answer.problem) from answer.error  # which pytest reports as skipped
+    judge([(vector, answer)], f"refmeta check {case.id}").raise_on_failure(answer.error)
 
 
-def parameters(xfail: dict[str, str] | None = None, dtype: str = "float64") -> list[Any]:
+def parameters(
+    xfail: dict[str, str] | None = None, dtype: str = "float64", algorithms: Names = None, tiers: Names = None
+) -> list[Any]:
     """The cases for `pytest.mark.parametrize("case", parameters())`; xfail: {id: reason} are expected to fail.
 
-    ValueError: an id in xfail that does not exist.
+    Only the `algorithms` and `tiers` named, or all. ValueError: one of these, or an id in xfail, that does not exist.
     """
     import pytest
 
@@ -77,7 +88,8 @@ def parameters(xfail: dict[str, str] | None = None, dtype: str = "float64") -> l
     unknown = sorted(set(marks) - {v.case.id for v in load()})
     if unknown:
         raise ValueError(f"xfail: there is no vector {unknown[0]!r}")
-    return [pytest.param(v.case.astype(dtype), id=v.case.id, marks=marks.get(v.case.id, [])) for v in load()]
+    cases = [v.case.astype(dtype) for v in select(algorithms, tiers)]
+    return [pytest.param(case, id=case.id, marks=marks.get(case.id, [])) for case in cases]
 
 
 # --- Answers ---
@@ -91,41 +103,117 @@ class Answer(NamedTuple):
     dtype: str = "float64"
     problem: str = ""
     skipped: bool = False
+    error: BaseException | None = None
+
+
+class TimeUp(BaseException):
+    """Raised in a harness that has taken too long, wherever it is."""
 
 
 def answer_of(meta_gradient: MetaGradient, case: Case, timeout: float) -> Answer:
-    """The answer to one case, of which it gets a copy; whatever goes wrong is said in the answer and ends nothing."""
-    box: list[Answer] = []
+    """The answer to one case, of which it gets a copy; whatever goes wrong is said in the answer and ends nothing.
 
-    def ask() -> None:
+    But who interrupts it, or leaves the debugger, wants the end of all.
+    """
+    __tracebackhide__ = True
+    over, caller = threading.Event(), threading.current_thread()
+    signals = caller is threading.main_thread() and hasattr(signal, "SIGURG")  # Windows lacks it
+    before = signal.signal(signal.SIGURG, lambda *_: None) if signals else None
+    watchdog = threading.Thread(target=watch, args=(caller, signals, over, timeout, case.id), daemon=True)
+    try:
         try:
-            box.append(read_answer(meta_gradient(deepcopy(case))))
-        except Skip as reason:
-            box.append(Answer(problem=str(reason), skipped=True))
-        except BaseException as error:
-            box.append(Answer(problem=f"raised {type(error).__name__}: {str(error)[:200]}"))
+            watchdog.start()
+            return read_answer(meta_gradient(deepcopy(case)), case)
+        finally:
+            over.set()
+            watchdog.join()  # from here on there is no TimeUp: it comes in this line at the latest
+    except BaseException as error:
+        pytest = sys.modules.get("pytest")  # if it is in use
+        if isinstance(error, (KeyboardInterrupt, BdbQuit, pytest.exit.Exception if pytest else BdbQuit)):
+            raise
+        if isinstance(error, (Skip, SkipTest, pytest.skip.Exception if pytest else Skip)):
+            return Answer(problem=str(error), skipped=True, error=error)
+        raised = f"raised {type(error).__name__}: {str(error)[:200]}"
+        late = f"gave no answer within {timeout:g} seconds" if isinstance(error, TimeUp) else ""
+        return Answer(problem=(late or raised) + place(error), error=error)
+    finally:
+        over.set()
+        if signals:
+            signal.signal(signal.SIGURG, before or signal.SIG_DFL)
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return box.pop() if box else Answer(problem=f"gave no answer within {timeout:g} seconds")
+
+def watch(caller: threading.Thread, signals: bool, over: threading.Event, seconds: float, what: str) -> None:
+    """Raise TimeUp in the caller's thread if it is not over in time, nor in a debugger; say so where that is in vain.
+
+    Python raises it before the next line; a signal ends what the main thread sleeps or waits for. Go's choice, SIGURG,
+    is one that nobody else uses, and that does nothing if it comes too late.
+    """
+    if over.wait(min(seconds, threading.TIMEOUT_MAX)) or debugged(caller):
+        return
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(caller.ident or 0), ctypes.py_object(TimeUp))
+    if signals:
+        signal.pthread_kill(caller.ident or 0, signal.SIGURG)
+    if not over.wait(1):
+        print(f"refmeta: {what} gave no answer within {seconds:g} seconds, and cannot be interrupted", file=sys.stderr)
 
 
-def read_answer(value: Any) -> Answer:
+def debugged(thread: threading.Thread) -> bool:
+    """Whether a debugger runs a thread, or traces a function in it."""
+    frames = [frame for frame, _ in walk_stack(sys._current_frames().get(thread.ident or 0))]
+    names = [f"{frame.f_globals.get('__name__')} {getattr(frame.f_trace, '__module__', '')}" for frame in frames]
+    return any("bdb" in name.split() or "pydevd" in name for name in names)
+
+
+def place(error: BaseException) -> str:
+    """The innermost line of the caller's own code that an exception came through, as " (my_maml.py:31)"."""
+    others = os.path.dirname(os.__file__), os.path.dirname(words.__file__), "<"
+    lines = [line for line in extract_tb(error.__traceback__) if not line.filename.startswith(others)]
+    own = [f" ({os.path.basename(line.filename)}:{line.lineno})" for line in lines if "-packages" not in line.filename]
+    return own[-1] if own else ""
+
+
+def read_answer(value: Any, case: Case) -> Answer:
     """An answer from what a harness returned."""
-    inside = dict(value) if isinstance(value, dict) else {"gradient": value}
-    if "gradient" not in inside or set(inside) - {"gradient", *words.INSIDE}:
-        keys, known = str(sorted(inside))[:200], ", ".join(words.INSIDE)
-        return Answer(problem=f"returned a dict with keys {keys}: expected gradient, and any of {known}")
-    gradient = inside.pop("gradient")
-    if not isinstance(gradient, (list, tuple)):
-        return Answer(problem=f"returned {type(gradient).__name__}: expected a list of arrays shaped like theta")
-    leaves = [read_array(leaf) for leaf in gradient]
+    known = {"gradient", *words.INSIDE}
+    inside = dict(value) if hasattr(value, "keys") and known & set(value) else {"gradient": value}
+    formal = "gradient" in inside and set(inside) <= known
+    gradient = inside.pop("gradient") if formal else inside
+    leaves = listed(gradient, case) if formal else None
+    if leaves is None:
+        return Answer(problem=words.no_gradient(gradient, case.names))
     for i, leaf in enumerate(leaves):
         if leaf.dtype.kind not in "fiu":
             return Answer(problem=f"array {i} has dtype {leaf.dtype}: expected floating-point numbers")
     single = any(leaf.dtype.kind == "f" and leaf.dtype.itemsize < 8 for leaf in leaves)
     return Answer([leaf.astype(float) for leaf in leaves], inside, "float32" if single else "float64")
+
+
+def listed(value: Any, case: Case) -> list[Any] | None:
+    """The arrays of a gradient: of an iterable, a dict, or θ's only one, where (1,) is as good as (). None: it is none.
+
+    Of a dict, perhaps nested, those with the case's names come in their order; then of each shape the first is next.
+    """
+    shapes, names = [leaf.shape for leaf in case.theta], case.names
+    if hasattr(value, "keys"):
+        pairs = sorted(named(value), key=lambda pair: names.index(pair[0]) if pair[0] in names else 0)
+        known = all(name in names or hasattr(leaf, "shape") for name, leaf in pairs)
+        if not known or len(pairs) != len(shapes):
+            return None
+        leaves = [read_array(leaf) for _, leaf in pairs]
+        if sorted(leaf.shape for leaf in leaves) == sorted(shapes):
+            leaves = [leaves.pop([leaf.shape for leaf in leaves].index(shape)) for shape in shapes]
+    else:
+        one = hasattr(value, "shape") or isinstance(value, (int, float))
+        if isinstance(value, str) or not (len(shapes) == 1 if one else isinstance(value, Iterable)):
+            return None
+        leaves = list(map(read_array, [value] if one else value))
+    return [leaf.reshape(()) if shapes == [()] and leaf.shape == (1,) else leaf for leaf in leaves]
+
+
+def named(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """The arrays of a nested dict, each with its name."""
+    for name, value in tree.items():
+        yield from named(value) if hasattr(value, "keys") else [(name, value)]
 
 
 def read_array(leaf: Any) -> Any:
@@ -135,11 +223,13 @@ def read_array(leaf: Any) -> Any:
 
 # --- One answer ---
 
-STATUS = {"skipped": "skip", "none": "error", "not finite": "error", "right": "pass"}  # of other causes: fail
+# Of other causes: fail.
+STATUS = {"skipped": "skip", "none": "error", "not finite": "error", "right": "pass", "nearly": "pass"}
+NEARLY = 1e-13  # relative: what float64 loses in a roundabout way, while no mistake that is known is so small
 
 
 class Judged(NamedTuple):
-    """An answer, what became of it (skipped, none, form, not finite, right, rounded, wrong), and its row."""
+    """An answer, what became of it (a key of STATUS, or form, rounded, wrong), and its row."""
 
     vector: Vector
     answer: Answer
@@ -164,10 +254,13 @@ def outcome(vector: Vector, answer: Answer) -> tuple[str, float, str]:
     for name, leaf in zip(names, gradient, strict=True):
         if not np.isfinite(leaf).all():
             return "not finite", 0, f"{name} has NaN or infinity"
-    errors = [float(np.linalg.norm(g - e)) / s for g, e, s in zip(gradient, vector.gradient, vector.scale, strict=True)]
+    sizes = [max(s, float(np.linalg.norm(e))) for e, s in zip(vector.gradient, vector.scale, strict=True)]
+    errors = [float(np.linalg.norm(g - e)) / s for g, e, s in zip(gradient, vector.gradient, sizes, strict=True)]
     digits, worst = [correct_digits(error) for error in errors], max(errors)
     if worst <= vector.tolerance[answer.dtype]:
         return "right", min(digits), ""
+    if worst <= NEARLY and answer.dtype == "float64":
+        return "nearly", min(digits), f"right to {min(digits):.1f} digits, not to the last bit"
     if worst <= max(vector.tolerance["float32"], 1e-6):
         return "rounded", min(digits), f"right to {min(digits):.1f} digits only"
     return "wrong", min(digits), words.comparison(names, digits, flat(gradient), flat(vector.gradient))
@@ -197,12 +290,14 @@ def verdict(algorithm: str, every: list[Judged]) -> Verdict:
         return [j for j in every if j.cause in causes]
 
     asked = [j for j in every if j.cause != "skipped"]
-    wrong = [j for j in asked if j.cause != "right"]
+    wrong = [j for j in asked if STATUS.get(j.cause) != "pass"]
     canaries = [j for j in wrong if j.row.tier == "canary" and j.cause != "rounded"]
     if not wrong:
         return Verdict(algorithm, *(passed(asked) if asked else ("none", f"not checked: {every[0].row.message}")))
-    came = [(j.vector, j.answer.gradient or [], j.answer.dtype) for j in of("right", "rounded", "wrong")]
-    found = explain(of_vectors(came)) if of("wrong") else []
+    came = [(j.vector, j.answer.gradient or [], j.answer.dtype) for j in of("right", "nearly", "rounded", "wrong")]
+    found = [ZERO] if len(came) == 1 and not flat(came[0][1]).any() else []
+    if len(came) > 1 and of("wrong"):
+        found = explain(of_vectors(came))
     if canaries and not found:
         return Verdict(algorithm, "wiring", words.WIRING.format(row=canaries[0].row))
     if formal := of("form", "not finite"):
@@ -213,13 +308,23 @@ def verdict(algorithm: str, every: list[Judged]) -> Verdict:
         single = min(j.row.digits for j in of("rounded")) < 10
         return Verdict(algorithm, "precision", words.SINGLE if single else words.ROUNDABOUT)
     kind = "unexplained" if not found else "convention" if found[0].convention else "bug"
-    place = next((text for j in wrong for text in wrong_inside(j)), "")
-    return Verdict(algorithm, kind, place + (words.describe(found) if found else words.UNEXPLAINED), tuple(found))
+    first = next((text for j in wrong for text in wrong_inside(j)), "")
+    text = words.describe(found) if found else alone(*of("wrong")) if len(came) == 1 else words.UNEXPLAINED
+    return Verdict(algorithm, kind, first + text, tuple(found))
+
+
+def alone(j: Judged) -> str:
+    """What is certain of one wrong answer: one vector tells hardly one mistake from another."""
+    found = of_vector(j.vector, j.answer.gradient or [], j.answer.dtype).fits()
+    factors = sorted(str(factor) for tasks, factor in found if tasks == "all" and factor.named)
+    return words.ALONE.format(f"it is {' or '.join(factors)} times the answer" if factors else j.row.message)
 
 
 def passed(asked: list[Judged]) -> tuple[str, str]:
-    exact = sum(j.vector.tolerance["float64"] == 0 for j in asked)
-    return "pass", f"pass; exact on {exact}, at least {min(j.row.digits for j in asked):.1f} digits on the rest"
+    exact, digits = sum(j.vector.tolerance["float64"] == 0 for j in asked), min(j.row.digits for j in asked)
+    if any(j.cause == "nearly" for j in asked):
+        return "pass", words.NEARLY.format(digits)
+    return "pass", f"pass; exact on {exact}, at least {digits:.1f} digits on the rest"
 
 
 # --- Intermediate values ---

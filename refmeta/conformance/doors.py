@@ -46,14 +46,16 @@ def answer_from_json(vector: Vector, content: Any) -> Answer:
     dtype, _ = given.pop("dtype", "float64"), given.pop("seq", None)
     if dtype not in DTYPES:
         return Answer(problem=f"answered with dtype {dtype!r:.60}: expected float32 or float64")
-    theta = vector.case.theta
+    theta, names = vector.case.theta, vector.case.names
+    if set(given) == set(names):
+        given = {"gradient": [given[name] for name in names]}
     try:
         for key in {"gradient", *INSIDE} & set(given):
             value = given[key]
             given[key] = tree(value, theta) if key == "gradient" else [[tree(t, theta) for t in ts] for ts in value]
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         return Answer(problem=f"answered with something that is no list of arrays: {str(error)[:120]}")
-    return read_answer(given)._replace(dtype=dtype)
+    return read_answer(given, vector.case)._replace(dtype=dtype)
 
 
 def tree(value: Any, theta: Theta) -> Theta:

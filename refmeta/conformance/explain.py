@@ -135,7 +135,7 @@ class Answered(NamedTuple):
     limit: float
     rounding: Callable[..., float] = lambda *_: 0.0
 
-    def fits(self, mistakes: tuple[str, ...], alpha: float | None) -> set[Fit]:
+    def fits(self, mistakes: tuple[str, ...] = (), alpha: float | None = None) -> set[Fit]:
         """How the answer is made of the gradients with these mistakes."""
         rows, near = self.under(mistakes, alpha), NEAR * float(np.linalg.norm(self.got))
         found = matches(self.got, rows, self.factors, self.limit)

@@ -66,10 +66,13 @@ class Report:
         content = {"passed": self.passed, "verdicts": verdicts, "rows": [row._asdict() for row in self.rows]}
         return json.dumps(content, indent=1, ensure_ascii=False)
 
-    def raise_on_failure(self) -> None:
-        """AssertionError with the whole report unless it passed."""
+    def raise_on_failure(self, cause: BaseException | None = None) -> None:
+        """AssertionError unless it passed: in its first line what is wrong first, then the whole report."""
+        __tracebackhide__ = True  # in pytest
         if not self.passed:
-            raise AssertionError(str(self))
+            wrong = sorted(self.verdicts, key=lambda v: (v.kind == "pass", v.kind == "none"))
+            first = [f"{v.algorithm}: {v.text}".splitlines()[0] for v in wrong[:1]]
+            raise AssertionError("\n\n".join([*first, str(self)])) from cause
 
 
 def _lines(verdict: Verdict, rows: list[Row]) -> list[str]:
@@ -90,6 +93,15 @@ def _json(e: Explanation) -> dict[str, Any]:
 
 
 # --- One row ---
+
+
+def no_gradient(value: Any, names: Sequence[str]) -> str:
+    """What is wrong with an answer that is no gradient."""
+    if not hasattr(value, "keys"):
+        return f"returned {type(value).__name__}: expected a list of arrays shaped like theta"
+    keys, inside = str(sorted(map(str, value)))[:200], ", ".join(INSIDE)
+    return f"returned a dict with keys {keys}: expected gradient, and any of {inside}; or {', '.join(names)}"
+
 
 Shapes = Sequence[tuple[int, ...]]
 
@@ -124,11 +136,13 @@ WIRING = (
     "loop does, so look at how the case is read and the gradient returned; nothing else is judged."
 )
 SINGLE = "right in float32, but float64 was asked for: something on the way is float32."
-ROUNDABOUT = (
-    "right but for the last bits, on vectors where no step need be rounded: something is computed in a roundabout way, "
-    "such as a mean that is multiplied up to a sum."
+ROUNDABOUT = "right to fewer digits than float64 has: something is computed in a roundabout way, or by differences."
+NEARLY = (
+    "pass; right to the last bits, {:.1f} digits at least, but not exact where no step need be rounded: something is "
+    "computed in a roundabout way, such as a mean that is multiplied up to a sum"
 )
 UNEXPLAINED = "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made."
+ALONE = "one vector, no diagnosis: {}"
 ZEROS = (
     "every gradient is zero: it went to a copy (B13, B14). PyTorch: deepcopy, load_state_dict and .data cut θ off; "
     "higher: copy_initial_weights=False. JAX, TensorFlow: the gradient is taken in other variables than θ."

@@ -675,6 +675,14 @@ def test_a_command_that_fails_ends_with_1(capsys, program):
     assert json.loads(capsys.readouterr().out)["passed"] is False
 
 
+def test_a_gradient_in_json_may_be_an_object_by_name(results):
+    v = next(v for v in load() if v.case.id == "maml-softmax-k2-t3")
+    named = {name: leaf.ravel().tolist() for name, leaf in zip(v.case.names, v.gradient, strict=True)}
+    assert check_results(results({v.case.id: named}), [v]).passed
+    (row,) = check_results(results({v.case.id: named | {"W1": "one"}}), [v]).rows
+    assert row.status == "error" and "no list of arrays" in row.message
+
+
 def test_a_file_of_results_is_checked(capsys, results):
     assert code("check", "--results", results(RIGHT), "--algorithm", "maml") == 0
     assert "skipped" in capsys.readouterr().out

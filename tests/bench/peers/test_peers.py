@@ -100,6 +100,21 @@ def test_the_consumers_in_the_documentation_run_alone(package, tmp_path):
     assert bad.returncode == 1 and "AssertionError: maml-quadratic-k1-t1" in bad.stderr
 
 
+def test_jax_computes_in_float64_where_the_caller_says_so():
+    """What `enable_x64` holds for is its own thread."""
+    jax = pytest.importorskip("jax", reason="jax is not installed")
+    found = []
+
+    def meta_gradient(case):
+        found.append(jax.numpy.array(case.theta[0]).dtype.name)
+        return case.theta
+
+    for wide in (True, False):
+        with jax.enable_x64(wide):
+            check(meta_gradient, algorithms=["maml"], tiers=["canary"])
+    assert found == ["float64", "float32"]
+
+
 def test_the_audit_in_the_documentation_prints_what_it_says(capsys):
     exec(next(fence for fence in FENCES if "import audit" in fence), {})
     assert f"```text\n{capsys.readouterr().out}```" in CHECKING
