@@ -1,7 +1,8 @@
 """Check the meta-gradient of a PyTorch module, and name the mistake in it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,11 @@ import torch
 from torch.func import functional_call
 from torch.nn import Module
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy, mse_loss
 
-from refmeta.conformance.audit import examine_functions, mapped
+from refmeta.conformance.audit import check_words, examine_functions, mapped
+from refmeta.conformance.cases import Case
+from refmeta.conformance.check import Skip, check
 from refmeta.conformance.report import Report
 from refmeta.conformance.rules import Derivatives
 from refmeta.trees import Array, Batch, Theta
@@ -67,6 +71,67 @@ def audit(
     return examine_functions(
         _derivatives(value), ask, theta, arrays, lr, steps, algorithm, adapts, tasks_are, dtype, remark
     )
+
+
+def check_step(
+    meta_gradient: Callable[..., Any],
+    *,
+    algorithm: str = "maml",
+    tasks_are: str = "mean",
+    tiers: Sequence[str] | None = None,
+    dtype: str = "float64",
+    timeout: float = 60,
+) -> Report:
+    """`refmeta.conformance.check` of `meta_gradient(net, criterion, tasks, lr)`, on the vectors' networks as modules.
+
+    A task is ([(x, y), …], (x, y)): a batch for each inner step, which is of size `lr`, and the query. It returns what
+    `audit` takes, under its own convention `tasks_are`; for ANIL it gets `head` too, the names of the parameters that
+    adapt. It may skip as in `check`. ValueError: an unknown algorithm, tier or dtype.
+    """
+    check_words(algorithm, tasks_are)
+
+    def answer(case: Case) -> Theta:
+        net, criterion = _module(case)
+        tensors = [
+            (mapped(torch.as_tensor, supports), mapped(torch.as_tensor, query)) for supports, query in case.tasks
+        ]
+        names = [name for name, _ in net.named_parameters()]
+        head = {"head": names[len(names) - (case.head or 0) :]} if algorithm == "anil" else {}
+        found = _gradients(
+            meta_gradient(net, criterion, tensors, case.alpha, **head), dict(net.named_parameters()), names
+        )
+        many = len(case.tasks) if tasks_are == "mean" else 1
+        rates = {case.factor(supports) for supports, _ in case.tasks}
+        if len(rates) > 1:
+            raise Skip("tasks that differ in K, each displacement over its own α K")
+        scale = many / case.divisor * rates.pop()
+        return [scale * (g.T if case.model["kind"] == "mlp" else g) for g in found]
+
+    return check(answer, dtype, [algorithm], tiers, timeout, "refmeta.torch.check_step")
+
+
+class _Quadratic(Module):
+    """θ, whose loss ½ tᵀAt − bᵀt is the criterion's of (t, At) and b."""
+
+    def __init__(self, theta: Theta):
+        super().__init__()
+        self.theta = torch.nn.ParameterList(map(torch.tensor, theta))
+
+    def forward(self, A: torch.Tensor) -> torch.Tensor:
+        t = torch.cat([leaf.reshape(-1) for leaf in self.theta])
+        return torch.stack([t, A @ t])
+
+
+def _module(case: Case) -> tuple[Module, Callable[[Any, Any], torch.Tensor]]:
+    """The network of a case, whose Linear layers keep the transpose of W, and the loss of its output."""
+    if case.model["kind"] == "quadratic":
+        return _Quadratic(case.theta), lambda out, b: out[0] @ (out[1] / 2 - b)
+    layers: list[Module] = []
+    for W, b in zip(case.theta[::2], case.theta[1::2], strict=True):
+        layers += [torch.nn.Linear(*W.shape, dtype=torch.as_tensor(W).dtype), torch.nn.Tanh()]
+        layers[-2].load_state_dict({"weight": torch.tensor(W.T), "bias": torch.tensor(b)})
+    loss = cross_entropy if case.loss["kind"] == "cross_entropy" else mse_loss
+    return torch.nn.Sequential(*layers[:-1]), partial(loss, reduction=case.conventions["examples"])
 
 
 def _scalar(found: Any) -> torch.Tensor:

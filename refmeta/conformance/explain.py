@@ -7,6 +7,7 @@ an algorithm only if it holds for *all* its vectors, those that passed included.
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import permutations
 from operator import is_
 from time import monotonic
@@ -150,25 +151,25 @@ class Answered(NamedTuple):
 
 def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
     """The answer to a vector. A mistake of MISTAKES that the vector does not list is right on it."""
-    case = vector.case
-    right = [task["gradient"] for task in vector.per_task]
-    computed: dict[tuple[Any, ...], np.ndarray] = {}
+    case, right = vector.case, [task["gradient"] for task in vector.per_task]
+    stored: dict[tuple[str, ...], list[Theta]] = {(name,): vector.suspects.get(name, right) for name in MISTAKES}
+    stored[()] = right
 
-    def per_task(key: tuple[Any, ...], settings: list[Setting]) -> Iterable[Theta]:
-        if not key or key[0] in MISTAKES and len(key) == 1:
-            return vector.suspects.get(key[0], right) if key else right
-        return case.scaled(gradients(case.derivatives, settings))
+    def rows(per_task: Iterable[Theta]) -> np.ndarray:
+        return np.array([flat(g) for g in per_task]) / case.divisor
 
-    def under(mistakes: tuple[str, ...], alpha: float | None = None) -> np.ndarray:
-        settings = reset(case.settings, alpha)
-        key: tuple[Any, ...] = () if alpha is None else (alpha,)
+    @cache
+    def under(mistakes: tuple[str, ...] = (), alpha: float | None = None) -> np.ndarray:
+        if alpha is None and mistakes in stored:
+            return rows(stored[mistakes])
+        settings, shown = reset(case.settings, alpha), list[str]()
         for name in mistakes:  # most pairs have one that a case does not show, so they are the other alone
             changed = with_mistakes([name], settings)
-            key += () if all(map(is_, changed, settings)) else (name,)
+            shown += [] if all(map(is_, changed, settings)) else [name]
             settings = changed
-        if key not in computed:
-            computed[key] = np.array([flat(g) for g in per_task(key, settings)]) / case.divisor
-        return computed[key]
+        if len(shown) < len(mistakes):
+            return under(tuple(shown), alpha)
+        return rows(case.scaled(gradients(case.derivatives, settings)))
 
     known = factors(len(case.tasks), case.alpha, len(case.tasks[0][0]), case.algorithm)
     return Answered(flat(got), under, case.alpha, known, 10 * rounding(vector, got, dtype))
