@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves, tree_map, tree_structure, tree_unflatten
 
-from refmeta.conformance.audit import examine_functions
+from refmeta.conformance.audit import examine
+from refmeta.conformance.network import UNSTABLE, Network, to_settings, to_tasks
 from refmeta.conformance.report import Report
 from refmeta.conformance.rules import Derivatives
 from refmeta.trees import Theta
@@ -52,10 +53,17 @@ def audit(
             return [np.asarray(leaf) for leaf in tree_leaves(found)]
 
     with jax.enable_x64(True):
-        derivatives = Derivatives(jax.jit(jax.grad(value)), jax.jit(jax.grad(slope)))
+        derivatives = Derivatives(_numpy(jax.grad(value)), _numpy(jax.grad(slope)))
         theta = [np.asarray(leaf) for _, leaf in paths]
-        arrays = tree_map(np.asarray, tasks)
-        return examine_functions(derivatives, ask, theta, arrays, lr, steps, algorithm, adapts, tasks_are, dtype)
+        settings = to_settings(algorithm, theta, to_tasks(tree_map(np.asarray, tasks), steps), lr, adapts)
+        network = Network(derivatives, derivatives, settings, "float64", UNSTABLE)
+        return examine(network, ask, algorithm, ["float64", dtype], tasks_are)
+
+
+def _numpy(function: Callable[..., Any]) -> Callable[..., Theta]:
+    """A function of arrays, compiled, whose list of arrays is NumPy's."""
+    compiled = jax.jit(function)
+    return lambda *arguments: [np.asarray(leaf) for leaf in compiled(*arguments)]
 
 
 def _under(name: str, head: str) -> bool:

@@ -12,9 +12,10 @@ from torch.nn import Module
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, mse_loss
 
-from refmeta.conformance.audit import check_words, examine_functions, mapped
+from refmeta.conformance.audit import examine
 from refmeta.conformance.cases import Case
 from refmeta.conformance.check import Skip, check
+from refmeta.conformance.network import UNSTABLE, Network, to_settings, to_tasks
 from refmeta.conformance.report import Report
 from refmeta.conformance.rules import Derivatives
 from refmeta.trees import Array, Batch, Theta
@@ -63,14 +64,23 @@ def audit(
             return _gradients(meta_gradient(copy, mapped(cast, tasks[:many])), dict(copy.named_parameters()), names)
 
     theta = [own.get_parameter(name).detach().numpy() for name in names]
-    arrays, adapts = mapped(_array, tasks), _adapts(net, names, head)
+    settings = to_settings(algorithm, theta, to_tasks(mapped(_array, tasks), steps), lr, _adapts(net, names, head))
+    derivatives = _derivatives(value)
 
     def remark() -> str:
         return f"Beside this, every call of the network changes its {min(changed)}." if changed else ""
 
-    return examine_functions(
-        _derivatives(value), ask, theta, arrays, lr, steps, algorithm, adapts, tasks_are, dtype, remark
-    )
+    network = Network(derivatives, derivatives, settings, "float64", UNSTABLE)
+    return examine(network, ask, algorithm, ["float64", dtype], tasks_are, remark=remark)
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The lists, tuples and dicts with the function's value in place of every leaf."""
+    if isinstance(tree, dict):
+        return {key: mapped(function, leaf) for key, leaf in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(mapped(function, leaf) for leaf in tree)
+    return function(tree)
 
 
 def check_step(
@@ -88,7 +98,8 @@ def check_step(
     `audit` takes, under its own convention `tasks_are`; for ANIL it gets `head` too, the names of the parameters that
     adapt. It may skip as in `check`. ValueError: an unknown algorithm, tier or dtype.
     """
-    check_words(algorithm, tasks_are)
+    if tasks_are not in ("sum", "mean"):
+        raise ValueError(f"tasks_are: expected 'sum' or 'mean'; got {tasks_are!r}")
 
     def answer(case: Case) -> Theta:
         net, criterion = _module(case)

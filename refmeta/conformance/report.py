@@ -141,6 +141,15 @@ NEARLY = (
     "pass; right to the last bits, {:.1f} digits at least, but not exact where no step need be rounded: something is "
     "computed in a roundabout way, such as a mean that is multiplied up to a sum"
 )
+AUDIT = {
+    "twice": "asked twice, {} gave two answers, so nothing can be judged: switch off dropout, as net.eval() does, or other noise.",
+    "kept": "asked twice, the meta-gradient gave two answers: it draws numbers, or keeps something from call to call.",
+    "grad": "grad is not the gradient of loss: they differ in array {} by {:.0%}; the meta-gradient is not judged.",
+    "unheld": "`grad` itself could not be held against `loss` in array {}: {}.",
+    "pairs": " Pairs of mistakes are not tried on more than {} parameters.",
+    "float32": "right in float64. In float32 it has {:.1f} correct digits, fewer than rounding explains, and cannot be "
+    "judged: a unit may sit near its kink, or the inner loop be unstable.",
+}
 UNEXPLAINED = "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made."
 ALONE = "one vector, no diagnosis: {}"
 ZEROS = (
@@ -148,7 +157,10 @@ ZEROS = (
     "higher: copy_initial_weights=False. JAX, TensorFlow: the gradient is taken in other variables than θ."
 )
 OVERWRITTEN = "Cause: a loss or gradient is overwritten, or cleared, inside the loop over tasks."
-CONVENTION = "all else is right, but {}: a convention, not a mistake; the vectors state theirs in case.conventions"
+CONVENTION = (
+    "all else is right, but {}: a convention, not a mistake; vectors state theirs in case.conventions, an audit's is "
+    "`tasks_are`"
+)
 INSIDE = {
     "phi": "φ_{k} is the first wrong value: look at inner step {k}",
     "inner_gradient": "φ_{k} is right and the inner gradient at it is the first wrong value",

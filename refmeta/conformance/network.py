@@ -1,0 +1,160 @@
+"""The caller's network as the audit sees it: its derivatives, its tasks, and what rounding does to both."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refmeta.checks import check_alpha, check_head, check_tasks, check_theta
+from refmeta.conformance.explain import Factor, factors, reset
+from refmeta.conformance.mistakes import with_mistakes
+from refmeta.conformance.rules import RULES, Derivatives, Setting, flat, gradients, moves, reptile
+from refmeta.trees import Batch, Tasks, Theta
+
+EPS = {"float64": float(np.finfo(float).eps), "float32": float(np.finfo(np.float32).eps)}
+FLOOR = {"float64": 1e-10, "float32": 1e-5}  # nothing is known better than this
+SKETCH = 4_096  # numbers that stand for a longer gradient
+MEMORY = 1 << 28  # bytes of gradients that are kept
+UNSTABLE = "the gradient changes as θ moves by a few roundings: a unit sits on its kink, or the inner loop is unstable"
+
+
+def to_settings(algorithm: str, theta: Theta, tasks: Tasks, alpha: float, head: int | Sequence[bool]) -> list[Setting]:
+    """A Setting for each task, in float64. It knows how many examples a support batch has, and if it has one output.
+
+    head: how many of the last arrays adapt in ANIL, or of each array whether it does. ValueError, TypeError: as of
+    `refmeta.maml`, or an unknown algorithm.
+    """
+    if algorithm not in RULES:
+        raise ValueError(f"algorithm: expected one of {', '.join(RULES)}; got {algorithm!r}")
+    theta, alpha = [leaf.astype(float) for leaf in check_theta(theta)], check_alpha(alpha)
+    if not isinstance(head, Sequence):
+        check_head(head, len(theta))
+        head = moves(len(theta), head)
+    adapts = tuple(head) if algorithm == "anil" else moves(len(theta), None)
+    found = []
+    for supports, query in check_tasks(tasks, queries_needed=algorithm != "reptile"):
+        batches = [cast(batch, "float64") for batch in supports]
+        x, y = batches[0] if batches else (np.zeros(0), np.zeros(0))
+        outputs = 1 if y.dtype.kind == "f" and y.shape[1:] == (1,) else None
+        query = query and cast(query, "float64")
+        found.append(Setting(RULES[algorithm], theta, batches, query, alpha, adapts, len(x) or None, outputs))
+    return found
+
+
+def cast(batch: Batch, dtype: str) -> Batch:
+    """A copy of the batch, its floating-point numbers in another dtype."""
+    x, y = (np.array(a, dtype if a.dtype.kind == "f" else a.dtype) for a in batch)
+    return x, y
+
+
+class Network(NamedTuple):
+    """The caller's derivatives and tasks.
+
+    coarse: the derivatives once more, their differences taken at another step. arithmetic: the dtype that both compute
+    in. reason: why they may be imprecise.
+    """
+
+    derivatives: Derivatives
+    coarse: Derivatives
+    settings: list[Setting]
+    arithmetic: str
+    reason: str
+
+    def remembering(self) -> "Network":
+        """The same, with derivatives that compute nothing twice."""
+        grad, fine, coarse = (remembered(f, self.settings) for f in (*self.derivatives, self.coarse.hvp))
+        same = self.coarse == self.derivatives
+        return self._replace(derivatives=Derivatives(grad, fine), coarse=Derivatives(grad, fine if same else coarse))
+
+    def factors(self, many: int) -> dict[Factor, float]:
+        """The factors of a sum over so many tasks that have a name."""
+        first, *_ = self.settings
+        return factors(many, first.alpha, len(first.supports), "reptile" if first.rule is reptile else "maml")
+
+    def under(self, many: int, mistakes: tuple[str, ...] = (), alpha: float | None = None) -> np.ndarray:
+        """The gradient of each of the first so many tasks, a row each, with these mistakes in it."""
+        return rows(self.derivatives, with_mistakes(mistakes, reset(self.settings[:many], alpha)))
+
+    def rounding(self, dtype: str, many: int, mistakes: tuple[str, ...] = (), alpha: float | None = None) -> float:
+        """How far their sum may be off in this dtype: ten times what it moves by with θ, itself by a few roundings."""
+        settings, random = with_mistakes(mistakes, reset(self.settings[:many], alpha)), np.random.default_rng(0)
+        at, theta, eps = rows(self.derivatives, settings), settings[0].theta, max(EPS[dtype], EPS[self.arithmetic])
+        # A displacement θ − φ keeps the rounding of θ, however short it is.
+        off = [4 * eps * (self.settings[0].rule is reptile) * float(np.linalg.norm(flat(theta)))]
+        for _ in range(2):
+            moved = [leaf * (1 + 8 * eps * random.normal(size=leaf.shape)) for leaf in theta]
+            off.append(10 * total(rows(self.derivatives, [s._replace(theta=moved) for s in settings]) - at))
+        if self.coarse != self.derivatives:
+            off.append(4 * total(rows(self.coarse, settings) - at))
+        return max(off)
+
+    def precision(self, dtype: str) -> float:
+        """How far an answer computed in this dtype may be off the truth, relative to the size of the gradients."""
+        many = len(self.settings)
+        found = max(FLOOR[dtype], FLOOR[self.arithmetic], self.rounding(dtype, many) / size(self.under(many)))
+        return found if np.isfinite(found) else np.inf
+
+
+def remembered(function: Callable[..., Theta], settings: list[Setting]) -> Callable[..., Theta]:
+    """The same function; the first it computed, those of the right gradients, it does not compute again."""
+    known: dict[Any, Theta] = {}
+    most = MEMORY // (8 * flat(settings[0].theta).size)
+
+    def first_time(phi: Theta, batch: Batch, *v: Theta) -> Theta:
+        key = (hash(b"".join(leaf.tobytes() for tree in (phi, *v) for leaf in tree)), id(batch[0]), id(batch[1]))
+        if key in known:
+            return known[key]
+        found = function(phi, batch, *v)
+        if len(known) < most:
+            known[key] = found
+        return found
+
+    return first_time
+
+
+def to_tasks(tasks: Sequence[Any], steps: int | None) -> Tasks:
+    """Tasks as (supports, query), one support batch repeated for each step. TypeError, ValueError: they are none."""
+    found: list[Any] = []
+    for i, task in enumerate(tasks):
+        if not isinstance(task, Sequence) or len(task) not in (2, 4):
+            raise TypeError(f"tasks[{i}]: expected ((x, y), (x, y)), support and query; got {task!r:.40}")
+        support, query = task if len(task) == 2 else (task[:2], task[2:])
+        alone = len(support) == 2 and all(hasattr(part, "shape") for part in support)
+        if alone == (steps is None):
+            expected = "the number of inner steps" if alone else "None, as a task has a batch for each step"
+            raise ValueError(f"steps: expected {expected}; got {steps}")
+        found.append(([support] * (steps or 0) if alone else list(support), query))
+    return found
+
+
+# --- Gradients as rows ---
+
+
+def rows(derivatives: Derivatives, settings: list[Setting]) -> np.ndarray:
+    """The sketch of every task's gradient."""
+    return np.array([sketch(flat(g)) for g in gradients(derivatives, settings)])
+
+
+def sketch(g: np.ndarray) -> np.ndarray:
+    """The numbers; of a long gradient SKETCH sums of them under random signs, which keep lengths to about 2 %."""
+    if g.size <= SKETCH:
+        return g
+    places, signs = _hashed(g.size)
+    return np.bincount(places, signs * g, SKETCH)
+
+
+@lru_cache(1)
+def _hashed(size: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(size)
+    return random.integers(0, SKETCH, size), random.choice([-1.0, 1.0], size)
+
+
+def total(per_task: np.ndarray) -> float:
+    """The length of the sum over the tasks."""
+    return float(np.linalg.norm(per_task.sum(0)))
+
+
+def size(per_task: np.ndarray) -> float:
+    """The largest of the tasks' gradients and their sum."""
+    return max(total(per_task), float(np.linalg.norm(per_task, axis=1).max()), 1e-300)
