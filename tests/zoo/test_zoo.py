@@ -55,23 +55,23 @@ def by_name(case):
 def test_the_right_ones_agree_with_each_other_and_with_finite_differences(framework):
     needed(framework)
     network = {"torch": "layer norm", "jax": "tied embedding"}[framework]
-    every = {"torch": 1, "jax": 8}[framework]
-    chosen = [c for c in zoo.cases(framework, "right", 1, every) if c.network == network]
-    assert len({c.style for c in chosen}) >= 3 and not prove.disagreeing(chosen)
+    chosen = [c for c in zoo.cases(framework, "right", 1, every=1) if c.network == network and c.steps == 1]
+    chosen = chosen if framework == "torch" else chosen[1:4]  # JAX compiles for a second each
+    assert len(chosen) >= 3 and not prove.disagreeing(chosen)
     assert prove.finite_difference(framework, "sine tanh", 1) < 1e-7
 
 
 @pytest.mark.parametrize("case", [c for c in WRONG if c.framework == "torch"], ids=by_name)
 def test_the_wrong_ones_differ_and_would_be_seen_among_the_right(case):
     needed(case.framework)
-    assert zoo.difference(case) > zoo.LEAST
+    assert zoo.is_mistake(case)
     assert prove.disagreeing([case]) == [case]
 
 
 def test_vmap_of_a_layer_norm_is_wrong_in_the_library():
     """If this fails, PyTorch has mended functorch#534: the style func_grad_and_vmap may hold layer norms again."""
     needed("torch")
-    assert zoo.difference(zoo.Case("torch", "wrong", "layer norm", "vmap of a layer norm", 1, 0)) > zoo.LEAST
+    assert zoo.is_mistake(zoo.Case("torch", "wrong", "layer norm", "vmap of a layer norm", 1, 0))
 
 
 @pytest.mark.parametrize("case", RIGHT, ids=by_name)
@@ -143,9 +143,8 @@ def test_bars_that_are_held_are_the_exit_code_too(monkeypatch, capsys):
     needed("torch")
 
     def perfect(case, dtype):
-        return answering("pass" if case.kind == "right" else "bug", str(zoo.NAMES.get(zoo.style_of(case).family)))(
-            case, dtype
-        )
+        words = zoo.NAMES.get(zoo.style_of(case).family, ("",))
+        return answering("pass" if case.kind == "right" else "bug", words[0])(case, dtype)
 
     monkeypatch.setattr(zoo, "audit", perfect)
     assert count.main(["--framework", "torch", "--seeds", "1", "--only", "'blobs relu'"]) == 0
