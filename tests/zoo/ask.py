@@ -29,8 +29,8 @@ def double(problem, seed):
     return problem.net(seed).double(), torch.utils._pytree.tree_map(as_double, problem.tasks(seed))
 
 
-def gradient(problem, style, seed, steps):
+def gradient(problem, meta_gradient, seed):
     """The meta-gradient in float64, as one vector."""
     net, tasks = double(problem, seed)
     net = copy.deepcopy(net)
-    return torch.cat([g.reshape(-1) for g in leaves(net, bound(problem, style, steps)(net, tasks))])
+    return torch.cat([g.reshape(-1) for g in leaves(net, meta_gradient(net, tasks))])

@@ -20,8 +20,8 @@ def double(problem, seed):
     return jax.tree.map(cast, (problem.params(seed), problem.tasks(seed)))
 
 
-def gradient(problem, style, seed, steps):
+def gradient(problem, meta_gradient, seed):
     """The meta-gradient in float64, as one vector."""
     with jax.enable_x64(True):
-        answer = bound(problem, style, steps)(*double(problem, seed))
+        answer = meta_gradient(*double(problem, seed))
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(answer)])

@@ -125,7 +125,9 @@ def adjoint_by_jvp(loss, lr, steps):
 def adjoint_by_grad_of_dot(loss, lr, steps):
     def hvp(params, batch, v):
         def dot(p):
-            return sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (jax.grad(loss)(p, batch), v)), strict=True))
+            return sum(
+                jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (jax.grad(loss)(p, batch), v)), strict=True)
+            )
 
         return jax.grad(dot)(params)
 

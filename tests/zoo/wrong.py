@@ -609,6 +609,42 @@ def grad_of_the_inner_loss_not_zeroed(net, criterion, tasks, lr, steps):
     maml_of(net, criterion, tasks, lr, steps).backward()
 
 
+@wrong("first batch at every step", "sum", needs="stream")
+def iterator_made_anew_at_every_step(net, criterion, tasks, lr, steps):
+    total = 0
+    for batches, query in tasks:
+        params = dict(net.named_parameters())
+        for _ in batches:
+            grads = inner_grads(net, criterion, params, next(iter(batches)))
+            params = {k: p - lr * grads[k] for k, p in params.items()}
+        total = total + query_loss(net, criterion, params, query)
+    return total
+
+
+@wrong("first order", "mean", needs="stream")
+def create_graph_forgotten_in_the_loader_loop(net, criterion, tasks, lr, steps):
+    meta_loss = 0
+    for batches, query in tasks:
+        params = dict(net.named_parameters())
+        for batch in batches:
+            grads = inner_grads(net, criterion, params, batch, create_graph=False)
+            params = {k: p - lr * grads[k] for k, p in params.items()}
+        meta_loss = meta_loss + query_loss(net, criterion, params, query) / len(tasks)
+    return meta_loss
+
+
+@wrong("one step short", "sum", needs="stream", steps=2)
+def last_batch_dropped(net, criterion, tasks, lr, steps):
+    total = 0
+    for batches, query in tasks:
+        params = dict(net.named_parameters())
+        for batch in batches[:-1]:
+            grads = inner_grads(net, criterion, params, batch)
+            params = {k: p - lr * grads[k] for k, p in params.items()}
+        total = total + query_loss(net, criterion, params, query)
+    return total
+
+
 @wrong("library", "mean", needs="layernorm", not_for="unused")
 def vmap_of_a_layer_norm(net, criterion, tasks, lr, steps):
     """Nothing is wrong here but the library: pytorch/functorch#534, the second derivative of a vmapped LayerNorm."""
