@@ -8,7 +8,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from refmeta.conformance.audit import examine
-from refmeta.conformance.network import UNSTABLE, Network, to_settings, to_tasks
+from refmeta.conformance.network import exact, to_settings, to_tasks
 from refmeta.conformance.report import Report
 from refmeta.conformance.rules import Derivatives
 from refmeta.trees import Theta
@@ -34,10 +34,7 @@ def audit(
     head: a key of `params`, as "dense_2" or "layers/2" , or how many of the last arrays.
     """
     tasks, (paths, tree) = list(tasks), tree_flatten_with_path(params)
-    names = [keystr(path, simple=True, separator="/") for path, _ in paths]
-    adapts = [i >= len(names) - head if isinstance(head, int) else _under(name, head) for i, name in enumerate(names)]
-    if not any(adapts) and head:
-        raise ValueError(f"head: {head!r:.60} has none of the parameters {', '.join(names)}")
+    adapts = _adapts([keystr(path, simple=True, separator="/") for path, _ in paths], head)
 
     def value(phi: Theta, batch: Any) -> Any:
         return loss(tree_unflatten(tree, phi), batch)
@@ -48,26 +45,31 @@ def audit(
     def ask(many: int, dtype: str) -> Theta:
         with jax.enable_x64(dtype == "float64"):
             found = meta_gradient(_cast(params, dtype), _cast(tasks[:many], dtype))
-            if tree_structure(found) != tree:
-                raise ValueError(f"meta_gradient returned {tree_structure(found)}: expected {tree}")
-            return [np.asarray(leaf) for leaf in tree_leaves(found)]
+        if tree_structure(found) != tree:
+            raise ValueError(f"meta_gradient returned {tree_structure(found)}: expected {tree}")
+        return list(map(np.asarray, tree_leaves(found)))
 
     with jax.enable_x64(True):
-        derivatives = Derivatives(_numpy(jax.grad(value)), _numpy(jax.grad(slope)))
-        theta = [np.asarray(leaf) for _, leaf in paths]
-        settings = to_settings(algorithm, theta, to_tasks(tree_map(np.asarray, tasks), steps), lr, adapts)
-        network = Network(derivatives, derivatives, settings, "float64", UNSTABLE)
+        theta, arrays = [np.asarray(leaf) for _, leaf in paths], tree_map(np.asarray, tasks)
+        settings = to_settings(algorithm, theta, to_tasks(arrays, steps), lr, adapts)
+        network = exact(Derivatives(_numpy(jax.grad(value)), _numpy(jax.grad(slope))), settings)
         return examine(network, ask, algorithm, ["float64", dtype], tasks_are)
+
+
+def _adapts(names: list[str], head: str | int) -> list[bool]:
+    """Of each array, whether it is part of the head. ValueError: none is."""
+    if isinstance(head, int):
+        return [i >= len(names) - head for i in range(len(names))]
+    found = [f"{name}/".startswith(f"{head}/") for name in names]
+    if not any(found):
+        raise ValueError(f"head: {head!r:.60} has none of the parameters {', '.join(names)}")
+    return found
 
 
 def _numpy(function: Callable[..., Any]) -> Callable[..., Theta]:
     """A function of arrays, compiled, whose list of arrays is NumPy's."""
     compiled = jax.jit(function)
     return lambda *arguments: [np.asarray(leaf) for leaf in compiled(*arguments)]
-
-
-def _under(name: str, head: str) -> bool:
-    return f"{name}/".startswith(f"{head}/")
 
 
 def _cast(tree: Any, dtype: str) -> Any:

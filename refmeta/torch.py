@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from refmeta.conformance.audit import examine
 from refmeta.conformance.cases import Case
 from refmeta.conformance.check import Skip, check
-from refmeta.conformance.network import UNSTABLE, Network, to_settings, to_tasks
+from refmeta.conformance.network import exact, to_settings, to_tasks
 from refmeta.conformance.report import Report
 from refmeta.conformance.rules import Derivatives
 from refmeta.trees import Array, Batch, Theta
@@ -45,33 +45,22 @@ def audit(
     last parameters. ValueError, TypeError: arguments that are none of these. Your exceptions come through.
     """
     tasks, names = list(tasks), [name for name, p in net.named_parameters() if p.requires_grad]
-    own = deepcopy(net).double()
-    own_criterion = deepcopy(criterion).double() if isinstance(criterion, Module) else criterion
-    changed: set[str] = set()
-
-    def value(theta: list[torch.Tensor], batch: Batch) -> torch.Tensor:
-        x, y = map(torch.as_tensor, batch)
-        buffers = {name: b.clone() for name, b in own.named_buffers()}  # batch norm writes into them
-        found = own_criterion(functional_call(own, {**dict(zip(names, theta, strict=True)), **buffers}, (x,)), y)
-        changed.update(name for name, b in own.named_buffers() if not torch.equal(b, buffers[name]))
-        return _scalar(found)
+    derivatives, changed = _derivatives(net, criterion, names)
 
     def ask(many: int, dtype: str) -> Theta:
-        cast = _caster(getattr(torch, dtype))
-        copy = deepcopy(net).to(getattr(torch, dtype))
+        kind = getattr(torch, dtype)
+        copy = deepcopy(net).to(kind)
         copy.zero_grad()
         with torch.enable_grad():
-            return _gradients(meta_gradient(copy, mapped(cast, tasks[:many])), dict(copy.named_parameters()), names)
-
-    theta = [own.get_parameter(name).detach().numpy() for name in names]
-    settings = to_settings(algorithm, theta, to_tasks(mapped(_array, tasks), steps), lr, _adapts(net, names, head))
-    derivatives = _derivatives(value)
+            found = meta_gradient(copy, mapped(partial(_cast, kind), tasks[:many]))
+            return _gradients(found, dict(copy.named_parameters()), names)
 
     def remark() -> str:
         return f"Beside this, every call of the network changes its {min(changed)}." if changed else ""
 
-    network = Network(derivatives, derivatives, settings, "float64", UNSTABLE)
-    return examine(network, ask, algorithm, ["float64", dtype], tasks_are, remark=remark)
+    theta = [_array(net.get_parameter(name)) for name in names]
+    settings = to_settings(algorithm, theta, to_tasks(mapped(_array, tasks), steps), lr, _adapts(net, names, head))
+    return examine(exact(derivatives, settings), ask, algorithm, ["float64", dtype], tasks_are, remark=remark)
 
 
 def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -145,20 +134,18 @@ def _module(case: Case) -> tuple[Module, Callable[[Any, Any], torch.Tensor]]:
     return torch.nn.Sequential(*layers[:-1]), partial(loss, reduction=case.conventions["examples"])
 
 
-def _scalar(found: Any) -> torch.Tensor:
-    if not isinstance(found, torch.Tensor):
-        raise TypeError(f"criterion returned {type(found).__name__}: expected a tensor, still attached to its graph")
-    if found.numel() != 1:
-        raise ValueError(f"criterion returned a tensor of shape {tuple(found.shape)}: expected one number")
-    return found.reshape(())
-
-
-def _derivatives(value: Callable[[list[torch.Tensor], Batch], torch.Tensor]) -> Derivatives:
-    """Gradient and Hessian-vector product of the loss, from NumPy to NumPy."""
+def _derivatives(net: Module, criterion: Any, names: list[str]) -> tuple[Derivatives, set[str]]:
+    """The loss's gradient and Hessian-vector product in float64, NumPy to NumPy; the buffers that calls change."""
+    net, changed = deepcopy(net).double(), set[str]()
+    criterion = deepcopy(criterion).double() if isinstance(criterion, Module) else criterion
 
     def first(phi: Theta, batch: Batch, create_graph: bool = False) -> Any:
         theta = [torch.tensor(leaf, requires_grad=True) for leaf in phi]
-        return theta, _pulled(value(theta, batch), theta, create_graph)
+        x, y = map(torch.as_tensor, batch)
+        buffers = {name: b.clone() for name, b in net.named_buffers()}  # batch norm writes into them
+        loss = criterion(functional_call(net, {**dict(zip(names, theta, strict=True)), **buffers}, (x,)), y)
+        changed.update(name for name, b in net.named_buffers() if not torch.equal(b, buffers[name]))
+        return theta, _pulled(_scalar(loss), theta, create_graph)
 
     def grad(phi: Theta, batch: Batch) -> Theta:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
@@ -170,7 +157,15 @@ def _derivatives(value: Callable[[list[torch.Tensor], Batch], torch.Tensor]) -> 
             slope = sum((gi * torch.as_tensor(vi)).sum() for gi, vi in zip(g, v, strict=True))
             return [h.numpy() for h in _pulled(slope, theta)]
 
-    return Derivatives(grad, hvp)
+    return Derivatives(grad, hvp), changed
+
+
+def _scalar(found: Any) -> torch.Tensor:
+    if not isinstance(found, torch.Tensor):
+        raise TypeError(f"criterion returned {type(found).__name__}: expected a tensor, still attached to its graph")
+    if found.numel() != 1:
+        raise ValueError(f"criterion returned a tensor of shape {tuple(found.shape)}: expected one number")
+    return found.reshape(())
 
 
 def _pulled(of: Any, theta: list[torch.Tensor], create_graph: bool = False) -> tuple[torch.Tensor, ...]:
@@ -215,14 +210,11 @@ def _array(tensor: Any) -> Any:
     return tensor.detach().cpu().numpy().copy() if isinstance(tensor, torch.Tensor) else tensor
 
 
-def _caster(dtype: torch.dtype) -> Callable[[Any], Any]:
-    """Copies of tensors, floating-point numbers in this dtype."""
-
-    def cast(leaf: Any) -> Any:
-        leaf = leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
-        return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
-
-    return cast
+def _cast(kind: torch.dtype, leaf: Any) -> Any:
+    """A copy of a tensor, its floating-point numbers in this dtype."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    return leaf.detach().clone().to(kind if leaf.is_floating_point() else leaf.dtype)
 
 
 def _adapts(net: Module, names: list[str], head: Module | str | int) -> list[bool]:

@@ -90,7 +90,7 @@ FLOORS = [
     ["lab.checkpoint"],
     ["lab.runs"],
     ["lab.sine", "lab.fewshot", "lab.geometry"],
-    ["lab.reuse", "lab.sweep"],
+    ["lab.reuse", "lab.sweep", "torch", "jax"],
     ["__main__"],
 ]
 CORE = {"autograd", "numpy", "refmeta"}  # and the standard library: what is installed without an extra

@@ -137,11 +137,7 @@ def examine(
 
     With `loss`, `grad` is held against it. ValueError: an unknown word in `tasks_are`.
     """
-    conventions = {None: (True, False), "sum": (False,), "mean": (True,)}
-    if tasks_are not in conventions:
-        raise ValueError(f"tasks_are: expected 'sum', 'mean' or None; got {tasks_are!r}")
-    known, mean = network.factors(len(network.settings)), conventions[tasks_are]
-    right = {f: c for f, c in known.items() if c > 0 and f.name.endswith(("/tasks", " tasks)")) in mean}
+    right = conventions(network, tasks_are)
     doubt = _doubt(network, loss)
     if isinstance(doubt, Finding):
         return report(algorithm, {asked[-1]: doubt})
@@ -160,6 +156,15 @@ def examine(
         if finding.kind != "pass":
             break
     return report(algorithm, findings)
+
+
+def conventions(network: Network, tasks_are: str | None) -> dict[Factor, float]:
+    """The factors of the sum over tasks that are no mistake. ValueError: an unknown word."""
+    allowed = {None: (True, False), "sum": (False,), "mean": (True,)}
+    if tasks_are not in allowed:
+        raise ValueError(f"tasks_are: expected 'sum', 'mean' or None; got {tasks_are!r}")
+    known, mean = network.factors(len(network.settings)), allowed[tasks_are]
+    return {f: c for f, c in known.items() if c > 0 and f.name.endswith(("/tasks", " tasks)")) in mean}
 
 
 def _doubt(network: Network, loss: Loss | None) -> Finding | str:
@@ -190,6 +195,7 @@ def report(algorithm: str, findings: dict[str, Finding]) -> Report:
     return Report([row(*pair) for pair in findings.items()], [verdict], "refmeta audit")
 
 
+@np.errstate(all="ignore")  # an inner loop that climbs may overflow
 def _judge(network: Network, ask: Ask, right: dict[Factor, float], dtype: str) -> Finding:
     """The finding on the meta-gradient in one dtype. right: the factors of the sum over tasks that are no mistake."""
     many = len(network.settings)

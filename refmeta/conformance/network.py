@@ -113,6 +113,11 @@ def remembered(function: Callable[..., Theta], settings: list[Setting]) -> Calla
     return first_time
 
 
+def exact(derivatives: Derivatives, settings: list[Setting]) -> Network:
+    """A network whose derivatives are a framework's own, in float64."""
+    return Network(derivatives, derivatives, settings, "float64", UNSTABLE)
+
+
 def to_tasks(tasks: Sequence[Any], steps: int | None) -> Tasks:
     """Tasks as (supports, query), one support batch repeated for each step. TypeError, ValueError: they are none."""
     found: list[Any] = []
