@@ -12,16 +12,7 @@ import numpy as np
 
 from refmeta.conformance import differences
 from refmeta.conformance.check import correct_digits, read_array
-from refmeta.conformance.explain import (
-    Answered,
-    Explanation,
-    Factor,
-    explain,
-    listed,
-    others,
-    pairs,
-    step_sizes,
-)
+from refmeta.conformance.explain import SEARCHES, Answered, Explanation, Factor, explain
 from refmeta.conformance.network import UNSTABLE, Network, cast, size, sketch, to_settings
 from refmeta.conformance.report import AUDIT, Report, Row, Verdict, describe
 from refmeta.conformance.rules import Derivatives, flat
@@ -239,7 +230,7 @@ def _explanations(network: Network, ask: Ask, got: np.ndarray, precision: float,
         return Answered(got / unit, under, start.alpha, network.factors(many), limit, rounding)
 
     every, small = answered(got, many), flat(start.theta).size <= SMALL
-    searches = (listed, others, step_sizes, *[pairs] * small)
+    searches = SEARCHES if small else SEARCHES[:-1]  # without pairs
     try:
         alone = answered(sketch(flat(ask(1, dtype))), 1)  # where every mistake costs less
     except Exception:  # it takes no other number of tasks

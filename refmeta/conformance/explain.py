@@ -267,9 +267,10 @@ def intersection(sets: Iterable[set[Any]]) -> set[Any]:
     return common
 
 
-def explain(
-    answers: Sequence[Answered], searches: Sequence[Search] = (listed, others, step_sizes, pairs)
-) -> list[Explanation]:
+SEARCHES: tuple[Search, ...] = (listed, others, step_sizes, pairs)
+
+
+def explain(answers: Sequence[Answered], searches: Sequence[Search] = SEARCHES) -> list[Explanation]:
     """The simplest explanations of all answers, by the first search that has any; those with few numbers are cheap."""
     if not np.isfinite([a.limit for a in answers]).all():
         return []  # within an infinite limit anything is explained

@@ -478,6 +478,12 @@ def last_layer_alone(s: Setting) -> Setting | None:
     return s._replace(moves=moves(len(s.theta), 1 + (np.ndim(s.theta[-1]) == 1)))
 
 
+def first_batch(s: Setting) -> Setting | None:
+    return (
+        s._replace(supports=s.supports[:1] * len(s.supports)) if s.rule is not joint and len(s.supports) > 1 else None
+    )
+
+
 def one_chain(s: Setting) -> Setting | None:
     return s._replace(together=True) if s.rule is maml and s.supports else None
 
@@ -522,6 +528,8 @@ stale = "the update subtracts from θ, not from the φ of the step before, in `�
 other(
     "restarted", "every inner step subtracts its gradient from θ, not from the φ of the step before", stale, restarted
 )
+again = "the iterator over the batches is made anew at every step"
+other("first_batch", "every inner step takes the first support batch", again, first_batch)
 other("odd_steps_cut", "every second inner step is not differentiated", CUT, differentiated(lambda k: k % 2 == 0))
 other("even_steps_cut", "every second inner step is not differentiated", CUT, differentiated(lambda k: k % 2 == 1))
 for n in range(1, TOLD + 1):

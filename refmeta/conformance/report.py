@@ -142,7 +142,7 @@ NEARLY = (
     "computed in a roundabout way, such as a mean that is multiplied up to a sum"
 )
 AUDIT = {
-    "twice": "asked twice, {} gave two answers, so nothing can be judged: switch off dropout (net.eval()) or other noise.",
+    "twice": "asked twice, {} gave two answers; nothing can be judged: switch off dropout (net.eval()) and the like.",
     "kept": "asked twice, the meta-gradient gave two answers: it draws numbers, or keeps something from call to call.",
     "grad": "grad is not the gradient of loss: they differ in array {} by {:.0%}; the meta-gradient is not judged.",
     "unheld": "`grad` itself could not be held against `loss` in array {}: {}.",
