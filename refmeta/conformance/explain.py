@@ -247,24 +247,14 @@ def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
 
 
 def slow(items: Collection[T], what: str) -> Iterator[T]:
-    """The items; once they have taken two seconds, stderr says how many are left."""
+    """The items; once they take two seconds, stderr says how far it is."""
     said = monotonic() + 2
     for i, item in enumerate(items):
         if monotonic() > said:
-            print(
-                f"refmeta: {i} of {len(items)} {what} tried", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr
-            )
+            end = "\r" if sys.stderr.isatty() else "\n"
+            print(f"refmeta: {i} of {len(items)} {what}", end=end, file=sys.stderr, flush=True)
             said = monotonic() + 2
         yield item
-
-
-def intersection(sets: Iterable[set[Any]]) -> set[Any]:
-    """What all have in common. The first that leaves nothing is the last to be computed."""
-    rest = iter(sets)
-    common = next(rest)
-    while common and (more := next(rest, None)) is not None:
-        common = common & more
-    return common
 
 
 SEARCHES: tuple[Search, ...] = (listed, others, step_sizes, pairs)

@@ -4,7 +4,7 @@ The rules never call the specification: they are a further derivation of the sam
 and multiply (floats, rationals, 50-digit decimals), and the ground on which `mistakes` makes its changes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class Setting(NamedTuple):
     together: bool = False  # the next task takes its steps after this one's, and all are differentiated
 
 
-def gradients(d: Derivatives, settings: Sequence[Setting]) -> list[Theta]:
+def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
     """The gradient of every task by its own rule."""
     found, start, before = [], None, list[Batch]()
     for s in settings:
