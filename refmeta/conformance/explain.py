@@ -257,6 +257,15 @@ def slow(items: Collection[T], what: str) -> Iterator[T]:
         yield item
 
 
+def intersection(sets: Iterable[set[Any]]) -> set[Any]:
+    """What all have in common. The first that leaves nothing is the last to be computed."""
+    rest = iter(sets)
+    common = next(rest)
+    while common and (more := next(rest, None)) is not None:
+        common = common & more
+    return common
+
+
 SEARCHES: tuple[Search, ...] = (listed, others, step_sizes, pairs)
 
 
