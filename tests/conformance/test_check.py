@@ -167,7 +167,8 @@ JSON = """{
       "first_order"
      ],
      "tasks": "last",
-     "scale": "1/tasks"
+     "scale": "1/tasks",
+     "alpha": null
     }
    ]
   }
@@ -191,9 +192,16 @@ def test_the_report_as_json_has_all_of_it():
 
 
 def test_the_report_as_json_has_weights_and_digits_in_words():
-    verdict = Verdict("maml", "bug", "", (Explanation((), (0.5, -2.0, 1e-12), Factor(-0.25)),))
+    verdict = Verdict("maml", "bug", "", (Explanation((), (0.5, -2.0, 1e-12), Factor(-0.25), 0.137),))
     text = Report([], [verdict]).json()
     assert '"tasks": "weighted 0.5, -2, 1e-12"' in text and '"scale": "-0.25"' in text and '"suspects": []' in text
+    assert '"alpha": 0.137' in text
+
+
+def test_another_step_size_is_said_in_words():
+    e = Explanation(("first_order",), "last", Factor(1, "1/tasks"), 0.0123457)
+    first = "the inner step size is 0.0123457, not the one that was asked for"
+    assert f"is missing; {first}; only the last task counts" in describe([e]).splitlines()[0]
 
 
 # --- Asking ---

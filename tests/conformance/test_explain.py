@@ -6,19 +6,27 @@ import numpy as np
 import pytest
 from implementations import wrong
 
+from refmeta.conformance import rules
 from refmeta.conformance.cases import Case, load
 from refmeta.conformance.explain import (
+    ZERO,
+    Answered,
     Explanation,
     Factor,
     explain,
-    explanations,
     factors,
-    fits,
+    held,
+    listed,
     matches,
+    of_vector,
+    of_vectors,
+    others,
     pairs,
     simplest,
+    slow,
+    step_sizes,
 )
-from refmeta.conformance.mistakes import MISTAKES
+from refmeta.conformance.mistakes import MISTAKES, OTHERS
 
 VECTORS = load()
 BY_ID = {vector.case.id: vector for vector in VECTORS}
@@ -47,10 +55,9 @@ def test_a_factor_without_a_name_is_its_digits():
 
 def test_the_factors_of_a_case_are_those_of_its_tasks_alpha_and_steps():
     vector = BY_ID["reptile-quadratic-k3-t2"]
-    per_task = [task["gradient"] for task in vector.per_task]
     for c, name in ((1 / 2, "1/tasks"), (1 / 0.25, "1/alpha"), (1 / (0.25 * 3), "1/(alpha steps)")):
         got = [c * leaf for leaf in vector.gradient]
-        assert ("all", Factor(1, name)) in fits(vector.case, got, per_task, 1e-9)
+        assert ("all", Factor(1, name)) in of_vector(vector, got, "float64").fits()
 
 
 PER_TASK = np.array([[1.0, 2, 0, -1, 3], [0, 1, 1, 2, -2], [2, 0, -3, 1, 1]])
@@ -90,9 +97,25 @@ def test_an_explanation_may_be_off_by_the_limit_and_no_more():
     for task in ([[1.0, 0, 0, 0]], [[1.0, 0, 0, 0], [0, 1, 0, 0]]):
         off = np.sum(task, 0) + [0, 0, 0, 0.5]
         assert ("all", MEAN) in matches(off, np.array(task), {MEAN: 1.0}, 0.5)
-        assert ("all", ONE) in matches(off, np.array(task), {}, 0.5)
-        assert matches(off, np.array(task), {ONE: 1.0}, 0.499) == set()
+        assert ("all", Factor(3)) in matches(3 * off, np.array(task), {}, 1.5)
+        assert matches(off, np.array(task), {ONE: 1.0}, 0.499) == matches(3 * off, np.array(task), {}, 1.499) == set()
     assert matches(np.array([2, 3, 0, 0.5]), np.array(task), {}, 0.5) == {((2.0, 3.0), ONE)}
+
+
+def test_a_fitted_factor_that_prints_as_1_is_none():
+    """That all is right but for a factor of 1 would be no news, and of −1 a flipped sign."""
+    for c in (1.00001, -1.00001):
+        assert matches(c * PER_TASK.sum(0), PER_TASK[:1] * 0 + PER_TASK.sum(0), {}, 1e-9) == set()
+    assert matches(1.001 * PER_TASK.sum(0), PER_TASK, {ONE: 1.0, FLIPPED: -1.0}, 1e-9) == {("all", Factor(1.001))}
+
+
+# defect: an answer just beyond the limit is said to have "the tasks weighted 1, 1, 1"
+def test_fitted_weights_that_print_as_1_are_none():
+    assert matches([1.00001, 1, 0.99999] @ PER_TASK, PER_TASK, {ONE: 1.0}, 1e-9) == set()
+
+
+def test_gradients_that_overflow_explain_nothing():
+    assert matches(PER_TASK[0], np.array([PER_TASK[0], [0, 0, np.inf, 0, 0]]), {ONE: 1.0}, 1e9) == set()
 
 
 def test_factors_are_told_apart_by_four_digits_and_weights_by_three():
@@ -105,8 +128,10 @@ def test_factors_are_told_apart_by_four_digits_and_weights_by_three():
 )
 def test_the_right_answer_of_a_vector_is_explained_by_no_mistake(id):
     vector = BY_ID[id]
-    unseen = {Explanation((name,)) for name in MISTAKES if name not in vector.suspects}
-    assert explanations(vector, vector.gradient, 1e-9) == {Explanation(), *unseen}
+    right = of_vector(vector, vector.gradient, "float64")
+    same = {name for name in MISTAKES if ("all", ONE) in right.fits((name,))}
+    assert same == set(MISTAKES) - set(vector.suspects)
+    assert list(listed([right])) == [Explanation()]  # a mistake that no answer shows explains none
 
 
 A, B, C = list(MISTAKES)[:3]
@@ -134,6 +159,9 @@ def test_the_simplest_explanations_are_kept_in_the_suspects_order(found, kept):
     assert simplest(found) == [found[i] for i in kept]
 
 
+BOTH = ("adapted_on_query", "theta_leaks_across_tasks")
+
+
 @pytest.mark.parametrize("tasks", ["sum", "mean"])
 @pytest.mark.parametrize(
     "id, reptile",
@@ -144,24 +172,35 @@ def test_the_simplest_explanations_are_kept_in_the_suspects_order(found, kept):
         ("reptile-quadratic-k2-t3", "over_alpha_k"),
     ],
 )
-def test_the_first_pair_of_mistakes_is_found_under_every_convention(id, tasks, reptile):
+def test_a_pair_of_mistakes_is_found_under_every_convention(id, tasks, reptile):
     vector = BY_ID[id]
     case = dataclasses.replace(vector.case, conventions={"tasks": tasks, "reptile": reptile, "examples": "mean"})
-    got = wrong((A, B), case.algorithm)(case)
-    assert next(pairs([(dataclasses.replace(vector, case=case), got, 1e-9)] * 2)) == Explanation((A, B))
+    answer = of_vector(dataclasses.replace(vector, case=case), wrong(BOTH, case.algorithm)(case), "float64")
+    assert set(pairs([answer])) <= {Explanation(BOTH), Explanation(BOTH[::-1])}
+    assert explain([answer]) == [Explanation(BOTH)]
 
 
 def test_a_pair_of_mistakes_that_leaves_one_answer_unexplained_is_no_explanation():
-    vector = BY_ID["maml-quadratic-k1-t1"]
-    got = wrong((A, B), "maml")(vector.case)
-    assert Explanation((A, B)) in pairs([(vector, got, 1e-9)])
-    assert Explanation((A, B)) not in pairs([(vector, got, 1e-9), (vector, [leaf + 1 for leaf in got], 1e-9)])
+    vector = BY_ID["maml-quadratic-k3-t3"]
+    both, other = (
+        of_vector(vector, [leaf + off for leaf in wrong(BOTH, "maml")(vector.case)], "float64") for off in (0, 1)
+    )
+    assert Explanation(BOTH) in pairs([both]) and Explanation(BOTH) not in pairs([both, other])
 
 
+def test_a_pair_of_which_the_second_undoes_the_first_explains_nothing():
+    """Second order where first order was asked for, made where first order was made: nothing is wrong."""
+    vector = BY_ID["maml-quadratic-k3-t3"]
+    right = of_vector(vector, vector.gradient, "float64")
+    assert right.fits(("first_order", "second_order")) == {("all", ONE)}
+    assert held([right], ("first_order", "second_order")) == list(pairs([right])) == []
+
+
+# defect: `held` asks the next answers whether they show what the first has refused already
 def test_a_pair_that_does_not_explain_one_answer_is_not_tried_on_the_next():
     vector = BY_ID["maml-quadratic-k1-t1"]
-    unexplained = [leaf + 1 for leaf in vector.gradient]
-    assert list(pairs([(vector, unexplained, 1e-9), "never looked at"])) == []
+    unexplained = of_vector(vector, [leaf + 1 for leaf in vector.gradient], "float64")
+    assert list(pairs([unexplained, "never looked at"])) == []
 
 
 def test_weights_of_single_tasks_are_found():
@@ -169,10 +208,220 @@ def test_weights_of_single_tasks_are_found():
     weights = [0.5, 0.25, 2.0]
     trees = vector.suspects["first_order"]
     got = [sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)) for leaves in zip(*trees, strict=True)]
-    assert explanations(vector, got, 1e-5) == {Explanation(("first_order",), (0.5, 0.25, 2.0))}
+    assert list(listed([of_vector(vector, got, "float64")])) == [Explanation(("first_order",), (0.5, 0.25, 2.0))]
+
+
+# --- Where rounding is large ---
+
+U = np.array([3.0, 4.0, 0.0, 0.0])  # its length is 5
+
+
+@pytest.mark.parametrize(
+    "off, own, found",
+    [
+        (0.9e-6, 0.0, True),  # within the limit
+        (1.1e-6, 0.0, False),
+        (1.1e-6, 1e-3, True),  # within its own rounding
+        (1e-4, 0.9e-4, False),
+        (0.9 * 5e-3, np.inf, True),  # within a thousandth, and no farther
+        (1.1 * 5e-3, np.inf, False),
+    ],
+)
+def test_a_path_that_climbs_is_told_within_its_own_rounding(off, own, found):
+    asked = []
+
+    def rounding(mistakes, alpha):
+        asked.append((mistakes, alpha))
+        return own
+
+    def under(mistakes=(), alpha=None):
+        return np.array([U if mistakes else U[::-1]])
+
+    answer = Answered(U + [0, 0, off, 0], under, 0.1, {ONE: 1.0}, 1e-6, rounding)
+    assert (Explanation(("inner_ascent",)) in held([answer], ("inner_ascent",))) is found
+    assert set(asked) <= {(("inner_ascent",), None)}  # it is dear, and asked for where something is near alone
+
+
+@pytest.mark.parametrize("apart, shown", [(9, False), (11, True)])
+def test_what_changes_the_sum_by_less_than_ten_limits_is_no_explanation(apart, shown):
+    def under(mistakes=(), alpha=None):
+        return np.array([U, [1, 1, apart * 1e-6 if mistakes or alpha else 0, 1]])
+
+    changed = Answered(under(("first_order",)).sum(0), under, 0.1, {ONE: 1.0}, 1e-6)
+    same = Answered(2 * U, lambda *_: np.array([U, U]) + [[0, 0, 1, 0], [0, 0, -1, 0]], 0.1, {ONE: 1.0}, 1e-6)
+    for answers in ([changed], [same, changed], [changed, same]):  # in one is enough
+        assert held(answers, ("first_order",)) == [Explanation(("first_order",))] * shown
+        assert held(answers, (), 0.2) == [Explanation(alpha=0.2)] * shown
+    assert held([same], ()) == [Explanation()] and held([same], ("first_order",)) == held([same], (), 0.2) == []
+
+
+# --- Another step size ---
+
+
+def on_path(vector, alpha, factor=1.0):
+    """The answer of maml on this quadratic with another α, by Jacobians."""
+    return vector, [factor * by_hand(vector.case, alpha)], "float64"
+
+
+def by_hand(case, alpha=None, start=lambda end: None, data=lambda s, q: (s, q), cut=(), from_theta=False, moves=1.0):
+    """Second-order MAML on quadratics, whose gradient is A φ − b: J is the derivative of φ in θ."""
+    alpha, theta, total = alpha or case.alpha, np.concatenate([leaf.ravel() for leaf in case.theta]), 0
+    begin, P = None, np.diag(moves * np.ones(theta.size))
+    for supports, query in case.tasks:
+        supports, (A_q, b_q) = data(supports, query)
+        phi, J = (theta, np.eye(theta.size)) if begin is None else begin
+        for k, (A, b) in enumerate(supports):
+            g, H = P @ (A @ phi - b), P @ A @ J * (k not in cut)
+            phi, J = (
+                (theta - alpha * g, np.eye(theta.size) - alpha * H) if from_theta else (phi - alpha * g, J - alpha * H)
+            )
+        total, begin = total + J.T @ (A_q @ phi - b_q), start((phi, J))
+    return total
+
+
+K3, K5 = BY_ID["maml-quadratic-k3-t3"], BY_ID["maml-quadratic-k5-t2"]
+
+
+@pytest.mark.parametrize("vector", [K3, K5], ids=lambda v: v.case.id)
+def test_the_answers_by_hand_are_right(vector):
+    assert np.allclose(by_hand(vector.case), vector.gradient[0], 1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 0.5, 0.137, 0.0123456, 0.2512])
+def test_another_step_size_is_named_with_six_digits(alpha):
+    (found,) = explained([on_path(K3, alpha)])
+    assert found == Explanation(alpha=alpha) and not found.convention and found.mistakes == 1
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.0777])
+def test_another_step_size_is_named_beside_the_mean(alpha):
+    assert explained([on_path(K3, alpha, 1 / 3)]) == [Explanation((), "all", MEAN, alpha)]
+
+
+def test_another_step_size_must_be_the_same_in_every_answer():
+    other = BY_ID["maml-quadratic-k1-t3"]
+    assert explained([on_path(K3, 0.137), on_path(other, 0.137)]) == [Explanation(alpha=0.137)]
+    assert explained([on_path(K3, 0.137), on_path(other, 0.25)]) == []
+    assert explained([on_path(K3, 0.137), on_path(other, 0.139)]) == []
+
+
+def test_a_step_size_is_not_fitted_to_two_numbers_nor_to_what_is_right_nor_without_one():
+    assert list(step_sizes(of_vectors([on_path(K5, 0.137)]))) == []
+    assert list(step_sizes(of_vectors([on_path(K3, 0.25)]))) == []
+    zero = BY_ID["maml-edge-alpha-zero"]
+    assert list(step_sizes([of_vector(zero, [leaf + 1 for leaf in zero.gradient], "float64")])) == []
+
+
+def test_the_step_size_of_reptile_is_told_from_its_scale():
+    vector = BY_ID["reptile-quadratic-k2-t3"]
+    case = dataclasses.replace(vector.case, alpha=0.0625)
+    got = case.combine(rules.gradients(case.derivatives, case.settings))
+    (found,) = explained([(vector, got, "float64")])
+    assert found == Explanation(alpha=0.0625)
+
+
+# --- What no vector lists ---
+
+CUT = "every second inner step is not differentiated"
+
+
+@pytest.mark.parametrize(
+    "vector, changed, names",
+    [
+        (K3, {"data": lambda s, q: ([q] * len(s), s[-1])}, ["swapped"]),
+        (K3, {"from_theta": True}, ["restarted"]),
+        (K3, {"start": lambda end: end}, ["one_chain"]),
+        (K3, {"cut": {1}}, ["odd_steps_cut", "step_2_cut"]),
+        (K3, {"cut": {0, 2}}, ["even_steps_cut"]),
+        (K3, {"cut": {0}}, ["first_1_steps_cut", "step_1_cut"]),
+        (K3, {"cut": {2}}, ["step_3_cut"]),
+        (K5, {"cut": {0, 2, 4}}, ["even_steps_cut"]),
+        (K5, {"cut": {1, 3}}, ["odd_steps_cut"]),
+        (K5, {"cut": {0, 1}}, ["first_2_steps_cut"]),
+        (K5, {"cut": {0, 1, 2}}, ["first_3_steps_cut"]),
+        (K5, {"cut": {3}}, ["step_4_cut"]),
+        (K5, {"cut": {4}}, ["step_5_cut"]),
+    ],
+)
+def test_a_mistake_that_no_vector_lists_is_named(vector, changed, names):
+    got = by_hand(vector.case, **changed)
+    assert explained([(vector, [got], "float64")]) == [Explanation((name,)) for name in names]
+    if vector is K3:
+        assert explained([(vector, [got / 3], "float64")]) == [Explanation((name,), "all", MEAN) for name in names]
+
+
+def split_in_three(vector):
+    return dataclasses.replace(
+        vector, case=dataclasses.replace(vector.case, theta=np.split(vector.case.theta[0], 3), names=["W", "V", "c"])
+    )
+
+
+def test_a_last_layer_that_adapts_alone_is_named():
+    vector = split_in_three(K3)  # its last array has one axis: a bias, whose matrix is before it
+    got = by_hand(vector.case, moves=np.array([0.0, 1, 1]))
+    assert explained([(vector, [got], "float64")]) == [Explanation(("last_layer_alone",))]
+    matrix = dataclasses.replace(vector.case, theta=[*vector.case.theta[:2], vector.case.theta[2][None]])
+    got = by_hand(vector.case, moves=np.array([0.0, 0, 1]))
+    vector = dataclasses.replace(vector, case=matrix)
+    assert explained([(vector, [got], "float64")]) == [Explanation(("last_layer_alone",))]
+
+
+@pytest.mark.parametrize(
+    "cut, name", [({0, 1}, "last_step_only"), ({1, 2}, "first_step_only"), ({0, 1, 2}, "first_order")]
+)
+def test_a_mistake_that_is_listed_comes_before_those_that_are_not(cut, name):
+    answers = [(K3, [by_hand(K3.case, cut=cut)], "float64")]
+    assert explained(answers) == [Explanation((name,))]
+    same = {e.suspects for e in others(of_vectors(answers))}
+    assert same == ({("first_2_steps_cut",)} if name == "last_step_only" else set())
+
+
+def test_what_no_vector_lists_is_looked_for_before_step_sizes_and_pairs():
+    (answer,) = of_vectors([(K3, [by_hand(K3.case, from_theta=True)], "float64")])
+    asked = []
+
+    def search(name, found):
+        def searched(answers):
+            asked.append(name)
+            return found
+
+        return searched
+
+    assert explain([answer], [search("a", []), search("b", [Explanation()]), others, search("c", [])]) == [
+        Explanation(("restarted",))
+    ]
+    assert asked == ["a", "b"]  # what says nothing does not end the search; what is found does
+
+
+def test_every_mistake_that_no_vector_lists_has_words_of_its_own():
+    assert all(m.title and m.cause and m.id == name and name not in MISTAKES for name, m in OTHERS.items())
+    titles = [m.title for name, m in OTHERS.items() if not name.startswith(("odd", "even"))]
+    assert len(set(titles)) == len(titles) == len(OTHERS) - 2 and OTHERS["odd_steps_cut"].title == CUT
+
+
+# --- Progress ---
+
+
+def test_after_two_seconds_stderr_says_how_many_are_left(monkeypatch, capsys):
+    now = iter([0.0, 1.9, 2.1, 3.0, 4.2, 4.3])
+    monkeypatch.setattr("refmeta.conformance.explain.monotonic", lambda: next(now))
+    assert list(slow(["a", "b", "c"], "mistakes")) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", "refmeta: 1 of 3 mistakes tried\n")
+
+
+def test_on_a_terminal_the_line_is_written_over(monkeypatch, capsys):
+    monkeypatch.setattr("refmeta.conformance.explain.monotonic", iter(range(0, 99, 3)).__next__)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert list(slow(["a", "b"], "pairs of mistakes")) == ["a", "b"]
+    found = capsys.readouterr().err
+    assert found == "refmeta: 0 of 2 pairs of mistakes tried\rrefmeta: 1 of 2 pairs of mistakes tried\r"
 
 
 # --- From all answers to the simplest explanations ---
+
+
+def explained(answers):
+    return explain(of_vectors(answers))
 
 
 def of_mistake(name, id, tasks=slice(None)):
@@ -181,9 +430,9 @@ def of_mistake(name, id, tasks=slice(None)):
 
 def test_what_explains_all_answers_is_found():
     answers = [of_mistake("first_order", f"maml-quadratic-{name}") for name in ("k1-t1", "k1-t3", "k2-t2", "k3-t3")]
-    assert explain(answers) == [Explanation(("first_order",))]
+    assert explained(answers) == [Explanation(("first_order",))]
     lost = [of_mistake("first_order", f"maml-quadratic-{name}", slice(-1, None)) for name in ("k1-t3", "k2-t2")]
-    assert explain(lost) == [Explanation(("first_order",), "last")]
+    assert explained(lost) == [Explanation(("first_order",), "last")]
 
 
 def small(gradient, suspects=None, id="v", float32=0.0, float64=0.0, scale=None, **case):
@@ -205,14 +454,14 @@ def small(gradient, suspects=None, id="v", float32=0.0, float64=0.0, scale=None,
 
 def test_an_answer_that_is_right_and_one_that_is_wrong_are_not_explained_by_a_mistake_seen_on_both():
     v, got, dtype = of_mistake("first_order", "maml-quadratic-k1-t3")
-    assert explain([(v, got, dtype), (v, v.gradient, dtype)]) == []
+    assert explained([(v, got, dtype), (v, v.gradient, dtype)]) == []
 
 
 def test_zero_everywhere_went_to_a_copy_and_zero_somewhere_did_not():
     v, other = small([3, 4, 5], {"first_order": [0, 0, 0]}), small([3, 4, 5], {"first_order": [0, 1, 2]})
     zero, wrong = [np.zeros(3)], [np.array([0.0, 1, 2])]
-    assert explain([(v, zero, "float64")] * 2) == [Explanation(("zero",))]
-    assert explain([(v, zero, "float64"), (other, wrong, "float64")])[0].suspects != ("zero",)
+    assert explained([(v, zero, "float64")] * 2) == [ZERO] == [Explanation(("zero",))]
+    assert explained([(v, zero, "float64"), (other, wrong, "float64")])[0].suspects != ("zero",)
 
 
 @pytest.mark.parametrize(
@@ -230,14 +479,14 @@ def test_an_answer_is_explained_within_ten_times_its_rounding(answer, tolerances
     got = np.array(answer, float)
     for off, found in ((0.999 * limit, True), (1.001 * limit, False)):
         v = small([3, 4, 0], {"first_order": got + [0, 0, off]}, scale=[scale], **tolerances)
-        assert (Explanation(("first_order",)) in explain([(v, [got], "float64")])) is found
+        assert (Explanation(("first_order",)) in explained([(v, [got], "float64")])) is found
 
 
 def test_the_tolerance_is_that_of_the_answers_own_dtype():
     got, near = np.array([0.0, 1, 0]), np.array([0.0, 1, 2**-8])
     v = small([3, 4, 0], {"first_order": near}, float32=2**-10)
-    assert explain([(v, [got], "float32")]) == [Explanation(("first_order",))]
-    assert explain([(v, [got], "float64")]) == []
+    assert explained([(v, [got], "float32")]) == [Explanation(("first_order",))]
+    assert explained([(v, [got], "float64")]) == []
 
 
 def test_one_or_two_numbers_take_no_factor_that_has_no_name():
@@ -247,7 +496,7 @@ def test_one_or_two_numbers_take_no_factor_that_has_no_name():
             wrong = np.arange(1.0, n + 1)
             v = small(3 + wrong**2, {"first_order": -wrong, "last_step_only": wrong / 0.3})
             answers.append((v, [wrong], "float64"))
-        return [(e.suspects, str(e.scale)) for e in explain(answers)]
+        return [(e.suspects, str(e.scale)) for e in explained(answers)]
 
     assert found(2) == found(1, 2) == found(2, 2) == [(("first_order",), "-1"), (("first_order",), "-1/tasks")]
     assert found(3) == found(2, 3) == found(2) + [(("last_step_only",), "0.3")]
@@ -255,9 +504,10 @@ def test_one_or_two_numbers_take_no_factor_that_has_no_name():
 
 def test_nothing_is_explained_within_a_limit_that_is_infinite():
     with np.errstate(over="ignore"):
-        assert explain([(small([3, 4, 5]), [np.array([1e160, -1e160, 1e200])], "float64")]) == []
+        assert explained([(small([3, 4, 5]), [np.array([1e160, -1e160, 1e200])], "float64")]) == []
 
 
+# defect: as above
 def test_pairs_are_tried_on_quadratics_and_the_smallest_first():
     tried = []
 
@@ -273,9 +523,9 @@ def test_pairs_are_tried_on_quadratics_and_the_smallest_first():
     three, four = (small(np.arange(1.0, n), id=f"quadratic of {n - 1}") for n in (4, 5))
     vectors = [watched(v) for v in (BY_ID["maml-tanh-k1-t3"], four, three)]
     rng = np.random.default_rng(0)
-    assert explain([(v, [rng.normal(size=g.shape) for g in v.gradient], "float64") for v in vectors]) == []
+    assert explained([(v, [rng.normal(size=g.shape) for g in v.gradient], "float64") for v in vectors]) == []
     assert set(tried) == {"quadratic of 3"}
     tried.clear()
     right = [vectors[0].gradient, [rng.normal(size=4)], vectors[2].gradient]
-    assert explain([(v, got, "float64") for v, got in zip(vectors, right, strict=True)]) == []
+    assert explained([(v, got, "float64") for v, got in zip(vectors, right, strict=True)]) == []
     assert set(tried) == {"quadratic of 3", "quadratic of 4"}
