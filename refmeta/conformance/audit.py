@@ -19,6 +19,7 @@ from refmeta.conformance.rules import Derivatives, flat
 from refmeta.trees import Batch, Loss, Tasks, Theta
 
 Ask = Callable[[int, str], Theta]  # (many, dtype): the caller's meta-gradient of the first so many tasks
+MEAN = Factor(1, "1/tasks")
 COARSEST = 1e-2  # if the truth itself is known no better than this, nothing passes
 SMALL = 20_000  # parameters: pairs of mistakes are tried on networks of up to so many
 
@@ -128,7 +129,10 @@ def examine(
 
     With `loss`, `grad` is held against it. ValueError: an unknown word in `tasks_are`.
     """
-    right = conventions(network, tasks_are)
+    if tasks_are not in ("sum", "mean", None):
+        raise ValueError(f"tasks_are: expected 'sum', 'mean' or None; got {tasks_are!r}")
+    known = network.factors(len(network.settings))
+    right = {f: c for f, c in known.items() if c > 0 and not (tasks_are and "tasks" in f.name)}
     doubt = _doubt(network, loss)
     if isinstance(doubt, Finding):
         return report(algorithm, {asked[-1]: doubt})
@@ -136,7 +140,7 @@ def examine(
     for dtype in dict.fromkeys(asked):
         try:
             with np.errstate(all="ignore"):  # an inner loop that climbs may overflow
-                finding = _judge(network, ask, right, dtype)
+                finding = _judge(network, averaged(ask) if tasks_are == "mean" else ask, right, dtype)
         except Exception:
             if dtype == asked[-1]:
                 raise
@@ -149,13 +153,9 @@ def examine(
     return report(algorithm, findings)
 
 
-def conventions(network: Network, tasks_are: str | None) -> dict[Factor, float]:
-    """The factors of the sum over tasks that are no mistake. ValueError: an unknown word."""
-    allowed = {None: (True, False), "sum": (False,), "mean": (True,)}
-    if tasks_are not in allowed:
-        raise ValueError(f"tasks_are: expected 'sum', 'mean' or None; got {tasks_are!r}")
-    known, mean = network.factors(len(network.settings)), allowed[tasks_are]
-    return {f: c for f, c in known.items() if c > 0 and f.name.endswith(("/tasks", " tasks)")) in mean}
+def averaged(ask: Ask) -> Ask:
+    """The sum over the tasks of what gives their mean."""
+    return lambda many, dtype: [many * leaf for leaf in ask(many, dtype)]
 
 
 def _doubt(network: Network, loss: Loss | None) -> Finding | str:
@@ -196,12 +196,14 @@ def _judge(network: Network, ask: Ask, right: dict[Factor, float], dtype: str) -
     got, truth, precision = sketch(flat(leaves)), network.under(many), network.precision(dtype)
     if not np.isfinite(got).all():
         return Finding("form", "the meta-gradient has NaN or infinity.")
-    errors = {str(factor): float(np.linalg.norm(got / c - truth.sum(0))) / size(truth) for factor, c in right.items()}
-    factor, error = min(errors.items(), key=lambda pair: pair[1])
+    off = {str(factor): float(np.linalg.norm(got / c - truth.sum(0))) / size(truth) for factor, c in right.items()}
+    error, factor = min((error, name) for name, error in off.items())
     digits, precise = correct_digits(error), f"This verdict is precise to {precision:.0e} of the gradient's size."
     if error <= precision <= COARSEST:
-        taken = {"1": "the sum over the tasks", "1/tasks": "the mean over the tasks"}.get(factor, f"times {factor}")
-        return Finding("pass", f"pass; {digits:.1f} digits" + f", {taken}" * (many > 1) + f". {precise}", digits)
+        taken = {"1": "the sum over the tasks", str(MEAN): "the mean over the tasks"}.get(factor, f"times {factor}")
+        return Finding(
+            "pass", f"pass; {digits:.1f} digits" + f", {taken}" * (MEAN in right and many > 1) + f". {precise}", digits
+        )
     if error <= 10 * precision:
         return Finding("imprecise", f"cannot be judged: {network.reason}. {precise}", digits)
     if not np.linalg.norm(sketch(flat(ask(many, dtype))) - got) <= precision * np.linalg.norm(got):

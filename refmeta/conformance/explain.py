@@ -113,8 +113,9 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
             found.add((name, fitted))
     if not found and len(per_task) > 1 and len(got) > len(per_task) + 1:
         weights = np.linalg.lstsq(per_task.T, got, rcond=None)[0]
-        if near(weights @ per_task):
-            found.add((tuple(float(f"{w:.3g}") for w in weights), Factor()))
+        rounded = tuple(float(f"{w:.3g}") for w in weights)
+        if near(weights @ per_task) and not {*rounded} <= {0, 1}:
+            found.add((rounded, Factor()))
     return found
 
 
@@ -194,8 +195,9 @@ Search = Callable[[Sequence[Answered]], Iterable[Explanation]]
 def held(answers: Sequence[Answered], mistakes: tuple[str, ...], alpha: float | None = None) -> list[Explanation]:
     """The explanations by these mistakes, and perhaps another α, that hold for every answer and show in one."""
     how = intersection(a.fits(mistakes, alpha) for a in answers)
-    hidden = (mistakes or alpha is not None) and not any(a.shows(mistakes, alpha) for a in answers)
-    return [] if hidden else [Explanation(mistakes, tasks, scale, alpha) for tasks, scale in how]
+    if not how or ((mistakes or alpha is not None) and not any(a.shows(mistakes, alpha) for a in answers)):
+        return []
+    return [Explanation(mistakes, tasks, scale, alpha) for tasks, scale in how]
 
 
 def listed(answers: Sequence[Answered]) -> Iterator[Explanation]:

@@ -28,10 +28,11 @@ def to_settings(algorithm: str, theta: Theta, tasks: Tasks, alpha: float, head: 
     if algorithm not in RULES:
         raise ValueError(f"algorithm: expected one of {', '.join(RULES)}; got {algorithm!r}")
     theta, alpha = [leaf.astype(float) for leaf in check_theta(theta)], check_alpha(alpha)
-    if not isinstance(head, Sequence):
-        check_head(head, len(theta))
-        head = moves(len(theta), head)
-    adapts = tuple(head) if algorithm == "anil" else moves(len(theta), None)
+    adapts = moves(len(theta), None)
+    if algorithm == "anil":
+        if not isinstance(head, Sequence):
+            check_head(head, len(theta))
+        adapts = tuple(head) if isinstance(head, Sequence) else moves(len(theta), head)
     found = []
     for supports, query in check_tasks(tasks, queries_needed=algorithm != "reptile"):
         batches = [cast(batch, "float64") for batch in supports]
