@@ -4,7 +4,7 @@ The caller's `grad` and Hessian-vector products (or else differences of `grad`) 
 right meta-gradient, and what each known mistake would make of it, all in float64 where the caller's functions allow it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -136,41 +136,31 @@ def examine(
     doubt = _doubt(network, loss)
     if isinstance(doubt, Finding):
         return report(algorithm, {asked[-1]: doubt})
-    network, findings = network.remembering(), dict[str, Finding]()
-    for dtype in dict.fromkeys(asked):
+    ask = averaged(ask) if tasks_are == "mean" else ask
+    findings = dict(in_turn(network.remembering(), ask, right, dict.fromkeys(asked)))
+    remarks = " ".join(filter(None, (doubt, remark())))
+    return report(algorithm, {d: f._replace(text=f"{f.text} {remarks}".strip()) for d, f in findings.items()})
+
+
+def in_turn(
+    network: Network, ask: Ask, right: dict[Factor, float], asked: Collection[str]
+) -> Iterator[tuple[str, Finding]]:
+    """The findings in each dtype, to the first that is not right; after one that is, none accuses."""
+    *_, last = asked
+    before = False
+    for dtype in asked:
         try:
-            with np.errstate(all="ignore"):  # an inner loop that climbs may overflow
-                finding = _judge(network, averaged(ask) if tasks_are == "mean" else ask, right, dtype)
+            finding = _judge(network, ask, right, dtype)
         except Exception:
-            if dtype == asked[-1]:
+            if dtype == last:
                 raise
-            continue  # a float32 module takes no float64
-        if findings and finding.kind not in ("pass", "form"):
+            continue  # a float32 module that takes no float64
+        if before and finding.kind not in ("pass", "form"):
             finding = Finding("imprecise", AUDIT["float32"].format(finding.digits), finding.digits)
-        findings[dtype] = finding._replace(text=" ".join(filter(None, (finding.text, doubt, remark()))))
-        if finding.kind != "pass":
-            break
-    return report(algorithm, findings)
-
-
-def averaged(ask: Ask) -> Ask:
-    """The sum over the tasks of what gives their mean."""
-    return lambda many, dtype: [many * leaf for leaf in ask(many, dtype)]
-
-
-def _doubt(network: Network, loss: Loss | None) -> Finding | str:
-    """What speaks against the caller's loss and gradient: a finding, or a remark, most often empty."""
-    start, grad = network.settings[0], network.derivatives.grad
-    at = start.theta, start.supports[0] if start.supports else start.query
-    asked: dict[str, Callable[[], Any]] = {"grad" if loss else "the loss": lambda: flat(grad(*at))}
-    for what, call in (asked | ({"loss": lambda: loss(*at)} if loss else {})).items():
-        one, other = np.asarray(call()), np.asarray(call())
-        if np.linalg.norm(one - other) > 1e-4 * np.linalg.norm(one):
-            return Finding("unrepeatable", AUDIT["twice"].format(what))
-    i, said = differences.against(loss, grad, *at) if loss else (0, "")
-    if isinstance(said, float):
-        return Finding("grad", AUDIT["grad"].format(i, said))
-    return said and AUDIT["unheld"].format(i, said)
+        yield dtype, finding
+        before = finding.kind == "pass"
+        if not before:
+            return
 
 
 def report(algorithm: str, findings: dict[str, Finding]) -> Report:
