@@ -163,6 +163,26 @@ def in_turn(
             return
 
 
+def averaged(ask: Ask) -> Ask:
+    """The sum over the tasks of what gives their mean."""
+    return lambda many, dtype: [many * leaf for leaf in ask(many, dtype)]
+
+
+def _doubt(network: Network, loss: Loss | None) -> Finding | str:
+    """What speaks against the caller's loss and gradient: a finding, or a remark, most often empty."""
+    start, grad = network.settings[0], network.derivatives.grad
+    at = start.theta, start.supports[0] if start.supports else start.query
+    asked: dict[str, Callable[[], Any]] = {"grad" if loss else "the loss": lambda: flat(grad(*at))}
+    for what, call in (asked | ({"loss": lambda: loss(*at)} if loss else {})).items():
+        one, other = np.asarray(call()), np.asarray(call())
+        if np.linalg.norm(one - other) > 1e-4 * np.linalg.norm(one):
+            return Finding("unrepeatable", AUDIT["twice"].format(what))
+    i, said = differences.against(loss, grad, *at) if loss else (0, "")
+    if isinstance(said, float):
+        return Finding("grad", AUDIT["grad"].format(i, said))
+    return said and AUDIT["unheld"].format(i, said)
+
+
 def report(algorithm: str, findings: dict[str, Finding]) -> Report:
     """A row for each dtype; the verdict is the last: the first that is not right."""
 
