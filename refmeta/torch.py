@@ -17,7 +17,7 @@ from refmeta.conformance.cases import Case
 from refmeta.conformance.check import Skip, check
 from refmeta.conformance.network import exact, to_settings, to_tasks
 from refmeta.conformance.report import Report
-from refmeta.conformance.rules import Derivatives
+from refmeta.conformance.rules import Derivatives, Setting
 from refmeta.trees import Array, Batch, Theta
 
 
@@ -45,7 +45,6 @@ def audit(
     last parameters. ValueError, TypeError: arguments that are none of these. Your exceptions come through.
     """
     tasks, names = list(tasks), [name for name, p in net.named_parameters() if p.requires_grad]
-    derivatives, changed = _derivatives(net, criterion, names)
 
     def ask(many: int, dtype: str) -> Theta:
         kind = getattr(torch, dtype)
@@ -55,12 +54,10 @@ def audit(
             found = meta_gradient(copy, mapped(partial(_cast, kind), tasks[:many]))
             return _gradients(found, dict(copy.named_parameters()), names)
 
-    def remark() -> str:
-        return f"Beside this, every call of the network changes its {min(changed)}." if changed else ""
-
     theta = [_array(net.get_parameter(name)) for name in names]
     settings = to_settings(algorithm, theta, to_tasks(mapped(_array, tasks), steps), lr, _adapts(net, names, head))
-    return examine(exact(derivatives, settings), ask, algorithm, ["float64", dtype], tasks_are, remark=remark)
+    network = exact(_derivatives(net, criterion, names), settings)
+    return examine(network, ask, algorithm, ["float64", dtype], tasks_are, remark=_changing(net, settings[0]))
 
 
 def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -134,9 +131,20 @@ def _module(case: Case) -> tuple[Module, Callable[[Any, Any], torch.Tensor]]:
     return torch.nn.Sequential(*layers[:-1]), partial(loss, reduction=case.conventions["examples"])
 
 
-def _derivatives(net: Module, criterion: Any, names: list[str]) -> tuple[Derivatives, set[str]]:
-    """The loss's gradient and Hessian-vector product in float64, NumPy to NumPy; the buffers that calls change."""
-    net, changed = deepcopy(net).double(), set[str]()
+def _changing(net: Module, s: Setting) -> str:
+    """Whether a call of the network changes it, in words."""
+    copy, before = deepcopy(net).double(), deepcopy(net).double()
+    x, _ = s.supports[0] if s.supports else s.query
+    with torch.no_grad():
+        copy(torch.as_tensor(x))
+    pairs = zip(copy.named_buffers(), before.buffers(), strict=True)
+    changed = [name for (name, after), b in pairs if not torch.equal(after, b)]
+    return f"Beside this, every call of the network changes its {changed[0]}." if changed else ""
+
+
+def _derivatives(net: Module, criterion: Any, names: list[str]) -> Derivatives:
+    """The loss's gradient and Hessian-vector product in float64, from NumPy to NumPy."""
+    net = deepcopy(net).double()
     criterion = deepcopy(criterion).double() if isinstance(criterion, Module) else criterion
 
     def first(phi: Theta, batch: Batch, create_graph: bool = False) -> Any:
@@ -144,7 +152,6 @@ def _derivatives(net: Module, criterion: Any, names: list[str]) -> tuple[Derivat
         x, y = map(torch.as_tensor, batch)
         buffers = {name: b.clone() for name, b in net.named_buffers()}  # batch norm writes into them
         loss = criterion(functional_call(net, {**dict(zip(names, theta, strict=True)), **buffers}, (x,)), y)
-        changed.update(name for name, b in net.named_buffers() if not torch.equal(b, buffers[name]))
         return theta, _pulled(_scalar(loss), theta, create_graph)
 
     def grad(phi: Theta, batch: Batch) -> Theta:
@@ -157,7 +164,7 @@ def _derivatives(net: Module, criterion: Any, names: list[str]) -> tuple[Derivat
             slope = sum((gi * torch.as_tensor(vi)).sum() for gi, vi in zip(g, v, strict=True))
             return [h.numpy() for h in _pulled(slope, theta)]
 
-    return Derivatives(grad, hvp), changed
+    return Derivatives(grad, hvp)
 
 
 def _scalar(found: Any) -> torch.Tensor:

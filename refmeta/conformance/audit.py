@@ -45,21 +45,32 @@ def audit(
     "sum" or "mean"; None takes either. ValueError, TypeError: an unknown algorithm, or arguments as in `refmeta.maml`.
     Exceptions of the caller's functions come through.
     """
-    settings = to_settings(algorithm, theta, tasks, alpha, head)
-    first, *_ = settings
-    some = first.supports[0] if first.supports else first.query
-    dtype = finest(grad, theta, some)
 
-    def ask(many: int, dtype: str) -> Theta:
-        given = [([cast(batch, dtype) for batch in s], q and cast(q, dtype)) for s, q in tasks[:many]]
-        return like(theta, "meta_gradient", meta_gradient([leaf.astype(dtype) for leaf in theta], given, first.alpha))
+    def at(theta: Theta, remark: str = "") -> Report:
+        settings = to_settings(algorithm, theta, tasks, alpha, head)
+        first, *_ = settings
+        some = first.supports[0] if first.supports else first.query
+        dtype = finest(grad, theta, some)
 
-    own = _own("grad", grad, theta, dtype)
-    fine, coarse = [_own("hvp", hvp, theta, dtype)] * 2 if hvp else differences.products(own, dtype)
-    reason = UNSTABLE if hvp else differences.REASON[dtype]
-    network = Network(Derivatives(own, fine), Derivatives(own, coarse), settings, dtype, reason)
-    asked = ["float64"] * (dtype == "float64") + ["float32"] * any(leaf.dtype.itemsize < 8 for leaf in theta)
-    return examine(network, ask, algorithm, asked or ["float64"], tasks_are, _scalar(loss, dtype))
+        def ask(many: int, dtype: str) -> Theta:
+            given = [([cast(batch, dtype) for batch in s], q and cast(q, dtype)) for s, q in tasks[:many]]
+            found = meta_gradient([leaf.astype(dtype) for leaf in theta], given, first.alpha)
+            return like(theta, "meta_gradient", found)
+
+        own = _own("grad", grad, theta, dtype)
+        fine, coarse = [_own("hvp", hvp, theta, dtype)] * 2 if hvp else differences.products(own, dtype)
+        reason = UNSTABLE if hvp else differences.REASON[dtype]
+        network = Network(Derivatives(own, fine), Derivatives(own, coarse), settings, dtype, reason)
+        asked = ["float64"] * (dtype == "float64") + ["float32"] * any(leaf.dtype.itemsize < 8 for leaf in theta)
+        return examine(network, ask, algorithm, asked or ["float64"], tasks_are, _scalar(loss, dtype), remark)
+
+    found = at(theta)
+    other = found if hvp or not imprecise(found) else at(differences.beside(theta), AUDIT["beside"])
+    return found if imprecise(other) else other
+
+
+def imprecise(found: Report) -> bool:
+    return found.verdicts[0].kind == "imprecise"
 
 
 def finest(grad: Callable[[Theta, Batch], Theta], theta: Theta, batch: Batch) -> str:
@@ -123,7 +134,7 @@ def examine(
     asked: Sequence[str],
     tasks_are: str | None,
     loss: Loss | None = None,
-    remark: Callable[[], str] = str,
+    remark: str = "",
 ) -> Report:
     """The report on a meta-gradient, asked in these dtypes; what is right in the first is not accused in the next.
 
@@ -138,7 +149,7 @@ def examine(
         return report(algorithm, {asked[-1]: doubt})
     ask = averaged(ask) if tasks_are == "mean" else ask
     findings = dict(in_turn(network.remembering(), ask, right, dict.fromkeys(asked)))
-    remarks = " ".join(filter(None, (doubt, remark())))
+    remarks = " ".join(filter(None, (doubt, remark)))
     return report(algorithm, {d: f._replace(text=f"{f.text} {remarks}".strip()) for d, f in findings.items()})
 
 

@@ -34,14 +34,19 @@ def products(grad: Callable[[Theta, Batch], Theta], dtype: str) -> list[Callable
     return [lambda *a: quotients(*a)[0], lambda *a: quotients(*a)[1]]
 
 
+def beside(theta: Theta) -> Theta:
+    """A point near θ where no unit sits on its kink, as all do on black pixels at zero biases."""
+    random = np.random.default_rng(0)
+    return [x + (1e-2 * (float(np.std(x)) or 1.0) * random.normal(size=x.shape)).astype(x.dtype) for x in theta]
+
+
 def against(loss: Loss, grad: Callable[[Theta, Batch], Theta], theta: Theta, batch: Batch) -> tuple[int, float | str]:
     """Whether `grad` is the gradient of `loss`: the array that is not, and by how much; or why it cannot be said.
 
-    It is looked at beside θ: there no unit sits on its kink, as all do on black pixels at zero biases.
+    It is looked at beside θ.
     """
-    random = np.random.default_rng(0)
-    beside = [leaf + 1e-2 * (float(np.std(leaf)) or 1.0) * random.normal(size=leaf.shape) for leaf in theta]
-    at = beside if np.isfinite(loss(beside, batch)) else theta
+    random, moved = np.random.default_rng(0), beside(theta)
+    at = moved if np.isfinite(loss(moved, batch)) else theta
     g, doubt = grad(at, batch), (0, "")
     smallest = max(1e-3 * float(np.linalg.norm(flat(g))), 1e-300)
     for i, leaf in enumerate(g):
@@ -62,7 +67,7 @@ def against(loss: Loss, grad: Callable[[Theta, Batch], Theta], theta: Theta, bat
 def slope(f: Callable[[float], float], expected: float, smallest: float) -> float | str:
     """By how much f′(0) certainly is another slope; or why that cannot be said, "" where it is right at some step.
 
-    A difference counts where three steps in turn agree far better than that, and so do both sides of 0.
+    A difference counts where three steps in turn agree far better than that, the finer ones do, and both sides of 0.
     """
     h = 10.0 ** -np.arange(1, 8)
     f0, ahead, behind = f(0.0), *(np.array([f(sign * step) for step in h]) for sign in (1, -1))
@@ -75,9 +80,11 @@ def slope(f: Callable[[float], float], expected: float, smallest: float) -> floa
     if (off <= AGREES).any():
         return ""
     eps = EPS["float32" if (values == values.astype(np.float32)).all() else "float64"]
-    steady = np.array([np.ptp(middle[j - 2 : j + 1]) + 8 * eps * abs(f0) / h[j] for j in range(2, 7)])
-    j = int(np.argmin(np.where(np.isfinite(steady), steady, np.inf)))
-    sure, sides = 5 * steady[j], abs(up[j + 2] - down[j + 2])
-    if abs(middle[j + 2] - expected) > max(sure, 5 * sides):
-        return float(off[j + 2])
+    noise = 8 * eps * abs(f0) / h
+    steady = np.array([np.ptp(middle[j - 2 : j + 1]) + noise[j] for j in range(2, 7)])
+    j = 2 + int(np.argmin(np.where(np.isfinite(steady), steady, np.inf)))
+    sure, sides = 5 * steady[j - 2], abs(up[j] - down[j])
+    rough = (np.abs(middle[j:] - middle[j]) > sure + 5 * noise[j:]).any()
+    if abs(middle[j] - expected) > max(sure, 5 * sides) and not rough:
+        return float(off[j])
     return "a unit sits on its kink" if sides > sure else "the loss is too coarse for differences"

@@ -145,6 +145,7 @@ AUDIT = {
     "twice": "asked twice, {} gave two answers; nothing can be judged: switch off dropout (net.eval()) and the like.",
     "kept": "asked twice, the meta-gradient gave two answers: it draws numbers, or keeps something from call to call.",
     "grad": "grad is not the gradient of loss: they differ in array {} by {:.0%}; the meta-gradient is not judged.",
+    "beside": "It was asked beside θ, for at θ differences of `grad` say too little (a unit on its kink?): give `hvp`.",
     "unheld": "`grad` itself could not be held against `loss` in array {}: {}.",
     "pairs": " Pairs of mistakes are not tried on more than {} parameters.",
     "float32": "right in float64. In float32 it has {:.1f} correct digits, fewer than rounding explains, and cannot be "
