@@ -1,6 +1,7 @@
 """The audit: a meta-gradient on the caller's own network, judged from loss and gradient alone."""
 
 import json
+import sys
 from functools import partial
 
 import autograd.numpy as anp
@@ -11,12 +12,14 @@ from autograd import grad
 import refmeta
 from refmeta.adjoint import hvp as exact_hvp
 from refmeta.conformance import audit
+from refmeta.conformance.audit import SKETCH, SMALL, examine_functions, mapped, remembered, sketch
 from refmeta.conformance.explain import Explanation, Factor
 from refmeta.conformance.mistakes import MISTAKES, with_mistakes
 from refmeta.conformance.rules import RULES, Derivatives, Setting, gradients, moves
 from refmeta.models import MLP, cross_entropy, squared_error
 from refmeta.trees import add
 
+MODULE = sys.modules["refmeta.conformance.audit"]  # its name is that of the function too
 ALGORITHMS = ("maml", "fomaml", "anil", "reptile", "joint")
 NET = MLP((3, 4, 3), activation="tanh")
 LOSS = cross_entropy(NET)
@@ -540,3 +543,642 @@ def test_a_large_network_that_is_first_order_is_named(large):
     loss, theta, tasks = large
     found = audit(loss, grad(loss), right("fomaml", loss), theta, tasks, 0.1).verdicts[0]
     assert found.kind == "bug" and found.explanations[0].suspects == ("first_order",), found
+
+
+# --- As strangers write it: NumPy by hand, ReLU, and units on their kinks ---
+
+
+class Relu:
+    """Two layers under squared error. at_zero: the derivative of max(z, 0) at 0, which frameworks differ in."""
+
+    def __init__(self, at_zero=0.0):
+        self.at_zero = at_zero
+
+    def layers(self, theta, x):
+        W1, b1, W2, b2 = theta
+        z = x @ W1 + b1
+        h = np.maximum(z, 0)
+        return h, np.where(z == 0, self.at_zero, z > 0).astype(z.dtype), h @ W2 + b2
+
+    def loss(self, theta, batch):
+        return ((self.layers(theta, batch[0])[2] - batch[1]) ** 2).mean()
+
+    def grad(self, theta, batch):
+        h, on, out = self.layers(theta, batch[0])
+        r = 2 * (out - batch[1]) / out.size
+        dz = r @ theta[2].T * on
+        return [batch[0].T @ dz, dz.sum(0), h.T @ r, r.sum(0)]
+
+    def hvp(self, theta, batch, v):
+        x, (h, on, out) = batch[0], self.layers(theta, batch[0])
+        r, moved = 2 * (out - batch[1]) / out.size, (x @ v[0] + v[1]) * on
+        s = 2 * (moved @ theta[2] + h @ v[2] + v[3]) / out.size
+        dz = (s @ theta[2].T + r @ v[2].T) * on
+        return [x.T @ dz, dz.sum(0), moved.T @ r + h.T @ s, s.sum(0)]
+
+    def adapted(self, theta, supports, alpha):
+        phis = [theta]
+        for batch in supports:
+            phis.append([p - alpha * g for p, g in zip(phis[-1], self.grad(phis[-1], batch), strict=True)])
+        return phis
+
+    def maml(self, theta, tasks, alpha, second_order=True, short=0, sign=1):
+        total = [np.zeros_like(leaf) for leaf in theta]
+        for supports, query in tasks:
+            supports = supports[: len(supports) - short]
+            *phis, last = self.adapted(theta, supports, sign * alpha)
+            v = self.grad(last, query)
+            for phi, batch in reversed(list(zip(phis, supports, strict=True))) if second_order else []:
+                v = [a - sign * alpha * b for a, b in zip(v, self.hvp(phi, batch, v), strict=True)]
+            total = [t + g for t, g in zip(total, v, strict=True)]
+        return total
+
+
+def on_kinks(dtype="float64", inputs=6, hidden=8, black=0.5):
+    """Zero biases, as networks begin, and inputs that are zero: of these all hidden units sit exactly on their kink."""
+    rng = np.random.default_rng(0)
+
+    def batch(n):
+        x = rng.normal(size=(n, inputs)) * (rng.random((n, 1)) > black)
+        return x.astype(dtype), rng.normal(size=(n, 2)).astype(dtype)
+
+    shapes = (inputs, hidden), hidden, (hidden, 2), 2
+    theta = [rng.normal(size=shape) / 2 if np.ndim(shape) else np.zeros(shape) for shape in shapes]
+    return [leaf.astype(dtype) for leaf in theta], [([batch(6) for _ in range(3)], batch(6)) for _ in range(2)], 0.1
+
+
+BY_HAND = [
+    ({"second_order": False}, [("first_order",)]),
+    ({"short": 1}, [("one_step_short",)]),
+    ({"sign": -1}, [("inner_ascent",)]),
+    ({"second_order": False, "short": 1}, [("first_order", "one_step_short")]),
+    ({"sign": -1, "short": 1}, [("inner_ascent", "one_step_short")]),
+]
+
+
+def test_the_network_by_hand_is_right():
+    theta, ((supports, query), *_), _ = on_kinks(black=0)
+    relu, rng = Relu(), np.random.default_rng(1)
+    v = [rng.normal(size=leaf.shape) for leaf in theta]
+
+    def ahead(t):
+        return [a + t * b for a, b in zip(theta, v, strict=True)]
+
+    slope = (relu.loss(ahead(1e-6), query) - relu.loss(ahead(-1e-6), query)) / 2e-6
+    assert np.isclose(slope, sum(np.sum(a * b) for a, b in zip(relu.grad(theta, query), v, strict=True)), 1e-7)
+    for a, b, c in zip(
+        relu.grad(ahead(1e-6), query), relu.grad(ahead(-1e-6), query), relu.hvp(theta, query, v), strict=True
+    ):
+        assert np.allclose((a - b) / 2e-6, c, 1e-6, 1e-8)
+
+
+@pytest.mark.parametrize("at_zero", [0, 0.5, 1])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("black", [0, 0.5, 1])
+def test_on_kinks_what_is_right_passes_with_hvp(at_zero, dtype, black):
+    relu = Relu(at_zero)
+    report = audit(relu.loss, relu.grad, relu.maml, *on_kinks(dtype, black=black), hvp=relu.hvp)
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("at_zero", [0, 0.5, 1])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("black", [0, 0.5, 1])
+def test_on_kinks_what_is_right_is_never_accused_without_hvp(at_zero, dtype, black):
+    relu = Relu(at_zero)
+    report = audit(relu.loss, relu.grad, relu.maml, *on_kinks(dtype, black=black))
+    (found,) = report.verdicts
+    assert report.passed or (found.kind == "imprecise" and "kink" in found.text and "give `hvp`" in found.text), str(
+        report
+    )
+
+
+@pytest.mark.parametrize("black", [0, 0.5])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("changed, names", BY_HAND)
+def test_on_kinks_what_is_wrong_is_named_with_hvp(changed, names, dtype, black):
+    relu = Relu()
+    found = audit(
+        relu.loss, relu.grad, partial(relu.maml, **changed), *on_kinks(dtype, black=black), hvp=relu.hvp
+    ).verdicts[0]
+    assert found.kind == "bug" and [e.suspects for e in found.explanations] == names, found
+
+
+@pytest.mark.parametrize("at_zero", [0, 0.5, 1])
+@pytest.mark.parametrize("changed, names", BY_HAND)
+def test_on_kinks_what_is_wrong_never_passes_without_hvp(changed, names, at_zero):
+    relu = Relu(at_zero)
+    found = audit(relu.loss, relu.grad, partial(relu.maml, **changed), *on_kinks()).verdicts[0]
+    assert found.kind in ("bug", "unexplained", "imprecise"), found
+    assert found.kind != "bug" or [e.suspects for e in found.explanations] == names
+
+
+def spoiled(relu, i, change):
+    return lambda *a: [change(leaf) if j == i else leaf for j, leaf in enumerate(relu.grad(*a))]
+
+
+@pytest.mark.parametrize("at_zero", [0, 0.5, 1])
+@pytest.mark.parametrize(
+    "change", [np.zeros_like, np.negative, lambda g: 2 * g, lambda g: g[..., ::-1], lambda g: g + 1]
+)
+@pytest.mark.parametrize("i", range(4))
+def test_on_kinks_a_wrong_gradient_is_refused_and_the_array_named(i, change, at_zero):
+    relu, (theta, tasks, alpha) = Relu(at_zero), on_kinks()
+    found = audit(relu.loss, spoiled(relu, i, change), never, theta, tasks, alpha, hvp=relu.hvp).verdicts[0]
+    assert found.kind == "grad" and f"in array {i} by " in found.text
+
+
+def test_a_gradient_without_its_relu_is_refused_on_kinks():
+    relu, (theta, tasks, alpha) = Relu(), on_kinks()
+
+    def linear(theta, batch):
+        h, _, out = relu.layers(theta, batch[0])
+        r = 2 * (out - batch[1]) / out.size
+        return [batch[0].T @ (r @ theta[2].T), (r @ theta[2].T).sum(0), h.T @ r, r.sum(0)]
+
+    assert audit(relu.loss, linear, never, theta, tasks, alpha).verdicts[0].kind == "grad"
+
+
+def test_the_kinks_of_an_absolute_error_are_no_mistake():
+    """The residuals of the first task begin at zero exactly, so their signs are those of rounding."""
+    rng = np.random.default_rng(0)
+
+    def loss(theta, batch):
+        return np.abs(batch[0] @ theta[0] - batch[1]).mean()
+
+    def gradient(theta, batch):
+        return [batch[0].T @ np.sign(batch[0] @ theta[0] - batch[1]) / len(batch[1])]
+
+    def meta_gradient(theta, tasks, alpha):
+        found = 0
+        for supports, query in tasks:
+            phi = theta
+            for batch in supports:
+                phi = [phi[0] - alpha * gradient(phi, batch)[0]]
+            found = found + gradient(phi, query)[0]
+        return [found]
+
+    theta = [rng.normal(size=5)]
+    batches = [(x, x @ theta[0]) for x in rng.normal(size=(4, 7, 5))]
+    apart = [(x, rng.normal(size=7)) for x, _ in batches]
+    tasks = [(batches[:2], batches[2]), (apart[:2], apart[2])]
+    given = {"theta": theta, "alpha": 0.1, "hvp": lambda theta, batch, v: [0 * v[0]]}
+    assert audit(loss, gradient, meta_gradient, tasks=tasks[1:], **given).passed
+    found = audit(loss, gradient, meta_gradient, tasks=tasks, **given).verdicts[0]
+    assert found.kind == "imprecise" and "a unit sits on its kink" in found.text
+    twice = audit(loss, lambda *a: [2 * gradient(*a)[0]], never, theta, tasks[1:], 0.1).verdicts[0]
+    assert twice.kind == "grad"
+
+
+# --- Losses and gradients of other kinds ---
+
+
+def of_relu(dtype="float64", **changed):
+    relu, (theta, tasks, alpha) = Relu(), on_kinks(dtype, black=0)
+    given = {"loss": relu.loss, "grad": relu.grad, "meta_gradient": relu.maml, "hvp": relu.hvp, **changed}
+    return audit(**given, theta=theta, tasks=tasks, alpha=alpha)
+
+
+def dropout(seed=0):
+    """A ReLU network half of whose hidden units are dropped at random, anew at each call."""
+    rng, relu = np.random.default_rng(seed), Relu()
+    plain = relu.layers
+
+    def layers(theta, x):
+        h, on, _ = plain(theta, x)
+        mask = 2.0 * (rng.random(h.shape) > 0.5)
+        return h * mask, on * mask, (h * mask) @ theta[2] + theta[3]
+
+    relu.layers = layers
+    return relu
+
+
+@pytest.mark.parametrize("what", ["loss", "grad"])
+def test_dropout_in_the_loss_or_its_gradient_is_said(what):
+    found = of_relu(**{what: getattr(dropout(), what)}, meta_gradient=never).verdicts[0]
+    assert found.kind == "unrepeatable"
+    assert f"asked twice, {what} gave two answers" in found.text and "dropout" in found.text
+
+
+def test_dropout_in_the_meta_gradient_alone_is_said():
+    found = of_relu(meta_gradient=dropout().maml).verdicts[0]
+    assert (
+        found.kind == "unrepeatable"
+        and "meta-gradient gave two answers" in found.text
+        and not of_relu(meta_gradient=dropout().maml).passed
+    )
+
+
+@pytest.mark.parametrize(
+    "form", [float, np.float32, np.atleast_1d, lambda v: np.full((1, 1), v), np.asarray, lambda v: [v]]
+)
+def test_one_number_is_a_loss_in_any_form(form):
+    assert of_relu(loss=lambda *a: form(Relu().loss(*a))).passed
+
+
+@pytest.mark.parametrize("shape", [(6,), (2,), (0,)])
+def test_a_loss_for_each_example_is_refused(shape):
+    with pytest.raises(ValueError, match=rf"loss returned an array of shape \({shape[0]},\): expected one number"):
+        of_relu(loss=lambda theta, batch: np.ones(shape), meta_gradient=never)
+
+
+def narrow(function):
+    """As a float32 module."""
+
+    def called(theta, batch, *more):
+        if any(leaf.dtype != np.float32 for leaf in theta):
+            raise TypeError("expected scalar type Float but found Double")
+        return function(theta, batch, *more)
+
+    return called
+
+
+@pytest.mark.parametrize("hvp", [narrow(Relu().hvp), None])
+def test_functions_that_take_float32_alone_are_asked_in_it(hvp):
+    relu = Relu()
+    functions = {"loss": narrow(relu.loss), "grad": narrow(relu.grad), "hvp": hvp}
+    report = of_relu("float32", **functions, meta_gradient=narrow(relu.maml))
+    assert report.passed and [row.id for row in report.rows] == ["your network"]
+    assert precision(report.verdicts[0]) >= 1e-5
+    wrong = of_relu("float32", **functions, meta_gradient=narrow(partial(relu.maml, sign=-1)))
+    assert [e.suspects for e in wrong.verdicts[0].explanations] == [("inner_ascent",)]
+    with pytest.raises(TypeError, match="found Double"):
+        of_relu("float64", **functions, meta_gradient=never)
+
+
+def test_differences_of_float32_on_kinks_cannot_be_judged_and_what_would_help_is_said():
+    relu = Relu()
+    for changed in ({}, {"sign": -1}):
+        meta_gradient = narrow(partial(relu.maml, **changed))
+        found = audit(narrow(relu.loss), narrow(relu.grad), meta_gradient, *on_kinks("float32")).verdicts[0]
+        assert found.kind == "imprecise" and "give `hvp`, or let `grad` take float64" in found.text
+
+
+def test_functions_that_answer_float64_in_float32_are_judged_as_float32():
+    relu = Relu()
+
+    def coarse(function):
+        return lambda *a: [leaf.astype(np.float32) for leaf in function(*a)]
+
+    functions = {name: coarse(getattr(relu, name)) for name in ("grad", "hvp")}
+    report = of_relu(**functions, meta_gradient=coarse(relu.maml))
+    assert report.passed and precision(report.verdicts[0]) >= 1e-5
+    wrong = of_relu(**functions, meta_gradient=coarse(partial(relu.maml, second_order=False))).verdicts[0]
+    assert [e.suspects for e in wrong.explanations] == [("first_order",)]
+
+
+def test_an_answer_in_float32_to_a_float64_question_is_judged_as_float32():
+    report = of_relu(meta_gradient=lambda *a: [leaf.astype(np.float32) for leaf in Relu().maml(*a)])
+    assert report.passed and 1e-5 <= precision(report.verdicts[0]) <= 1e-4
+
+
+def test_a_loss_in_float32_inside_vouches_for_a_right_gradient_and_refuses_a_wrong_one():
+    def coarse(theta, batch):
+        return float(Relu().loss([leaf.astype(np.float32) for leaf in theta], [a.astype(np.float32) for a in batch]))
+
+    assert of_relu(loss=coarse).passed
+    for factor in (-1, 0, 2, 1.1):
+        found = of_relu(loss=coarse, grad=lambda *a, c=factor: [c * g for g in Relu().grad(*a)], meta_gradient=never)
+        assert found.verdicts[0].kind == "grad"
+
+
+def test_what_is_right_in_float64_is_not_accused_of_its_float32():
+    def coarse(theta, tasks, alpha):
+        found = Relu().maml(theta, tasks, alpha)
+        return found if theta[0].dtype == np.float64 else [g + np.float32(1e-2) for g in found]
+
+    report = of_relu("float32", meta_gradient=coarse)
+    assert [row.status for row in report.rows] == ["pass", "fail"]
+    assert report.verdicts[0].kind == "imprecise" and report.verdicts[0].text.startswith("right in float64. In float32")
+
+
+def test_what_is_wrong_in_float64_is_not_asked_in_float32():
+    def first_order(theta, tasks, alpha):
+        assert theta[0].dtype == np.float64
+        return Relu().maml(theta, tasks, alpha, second_order=False)
+
+    report = of_relu("float32", meta_gradient=first_order)
+    assert [row.id for row in report.rows] == ["your network"] and report.verdicts[0].kind == "bug"
+
+
+def test_functions_that_change_what_they_are_given_do_no_harm():
+    """As a network that normalises its batch in place, or sorts the labels."""
+    relu, (theta, tasks, alpha) = Relu(), on_kinks(black=0)
+    kept = [leaf.copy() for leaf in theta], [[a.copy() for a in batch] for s, q in tasks for batch in (*s, q)]
+
+    def careless(function):
+        def called(theta, batch, *more):
+            found = function(theta, batch, *more)
+            for leaf in (*theta, *(a for b in (more and [x for s, q in batch for x in (*s, q)] or [batch]) for a in b)):
+                leaf[...] = 7
+            return found
+
+        return called
+
+    def meta_gradient(theta, tasks, alpha):
+        found = relu.maml(theta, tasks, alpha)
+        for supports, query in tasks:
+            for x, y in (*supports, query):
+                x[...], y[...] = 7, 7
+        for leaf in theta:
+            leaf[...] = 7
+        return found
+
+    assert audit(careless(relu.loss), careless(relu.grad), meta_gradient, theta, tasks, alpha).passed
+    assert all((a == b).all() for a, b in zip(theta, kept[0], strict=True))
+    now = [batch for s, q in tasks for batch in (*s, q)]
+    assert all((a == b).all() for one, two in zip(now, kept[1], strict=True) for a, b in zip(one, two, strict=True))
+
+
+def test_a_meta_gradient_that_takes_no_other_number_of_tasks_is_named_too():
+    def stubborn(theta, tasks, alpha):
+        if len(tasks) != 2:
+            raise ValueError("the meta-batch has two tasks")
+        return Relu().maml(theta, tasks, alpha, second_order=False)
+
+    assert [e.suspects for e in of_relu(meta_gradient=stubborn).verdicts[0].explanations] == [("first_order",)]
+
+
+@pytest.mark.parametrize("step", [0.03, 0.0271])
+def test_another_step_size_is_named(step):
+    found = of_relu(meta_gradient=lambda theta, tasks, alpha: Relu().maml(theta, tasks, step)).verdicts[0]
+    assert found.kind == "bug" and [e[:] for e in found.explanations] == [((), "all", Factor(), step)]
+    assert f"the inner step size is {step}, not the one that was asked for" in found.text
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30, 1e120])
+def test_an_answer_of_another_size_is_told_by_its_factor(size):
+    found = of_relu(meta_gradient=lambda *a: [size * g for g in Relu().maml(*a)]).verdicts[0]
+    assert found.kind == "convention" and [str(e.scale) for e in found.explanations] == [f"{size:.4g}"]
+
+
+def test_answers_of_1e200_do_not_overflow():
+    found = of_relu(meta_gradient=lambda theta, *_: [1e200 + 0 * leaf for leaf in theta]).verdicts[0]
+    assert found.kind == "unexplained"
+
+
+# defect: "the tasks are weighted 1e+200, 1e+200", for the square of the gradient over 1e200 is zero
+def test_the_right_gradient_times_1e200_is_not_said_to_weigh_its_tasks():
+    found = of_relu(meta_gradient=lambda *a: [1e200 * g for g in Relu().maml(*a)]).verdicts[0]
+    assert found.kind in ("convention", "unexplained")
+
+
+def times(c, **changed):
+    """The verdict on a network whose loss is multiplied by c, its α divided."""
+    relu, (theta, tasks, alpha) = Relu(), on_kinks(black=0)
+    loss = lambda *a: c * relu.loss(*a)  # noqa: E731
+    grad, hvp, maml = (
+        lambda *a, f=f: [c * g for g in f(*a)] for f in (relu.grad, relu.hvp, partial(relu.maml, **changed))
+    )
+
+    def meta_gradient(theta, tasks, alpha):
+        return maml(theta, tasks, c * alpha)
+
+    return audit(loss, grad, meta_gradient, theta, tasks, alpha / c, hvp=hvp).verdicts[0]
+
+
+@pytest.mark.parametrize("c", [1e-30, 1e-8, 1e8, 1e30])
+def test_losses_of_any_size_are_judged(c):
+    assert times(c).kind == "pass"
+    assert ("first_order",) in [e.suspects for e in times(c, second_order=False).explanations]
+
+
+# defect: "overflow encountered in cast", a warning, for the loss does not fit into float32
+def test_a_loss_of_1e100_is_judged():
+    assert times(1e100).kind == "pass"
+
+
+# defect: the squares of gradients of 1e-200 are zero, and so is their error
+def test_gradients_of_1e_200_that_are_wrong_do_not_pass():
+    assert times(1e-200, second_order=False).kind != "pass"
+
+
+@pytest.mark.parametrize("hvp", [Relu().hvp, None])
+@pytest.mark.parametrize("changed", [{}, {"sign": -1}, {"second_order": False}, {"short": 1}])
+def test_no_advice_is_given_that_does_not_apply(hvp, changed):
+    for dtype in ("float64", "float32"):
+        for black in (0, 0.5):
+            args = on_kinks(dtype, black=black)
+            text = str(audit(Relu().loss, Relu().grad, partial(Relu().maml, **changed), *args, hvp=hvp))
+            assert "let `grad` take float64" not in text  # it does
+            assert not hvp or "`hvp`" not in text  # it is given
+            assert "net.eval()" not in text
+
+
+# --- Progress ---
+
+
+def test_after_two_seconds_stderr_says_what_is_tried(monkeypatch, capsys):
+    clock = iter(np.arange(0, 1e6, 0.7))
+    monkeypatch.setattr("refmeta.conformance.explain.monotonic", lambda: next(clock))
+    of_relu(meta_gradient=lambda theta, *_: [1 + 0 * leaf for leaf in theta])
+    said, lines = capsys.readouterr(), []
+    assert said.out == ""
+    lines = said.err.splitlines()
+    assert all(line.startswith("refmeta: ") and " of " in line and line.endswith(" tried") for line in lines)
+    for what in (" mistakes", " more mistakes", " pairs of mistakes"):
+        assert any(line.endswith(f"{what} tried") for line in lines)
+
+
+def test_what_takes_less_is_silent(monkeypatch, capsys):
+    monkeypatch.setattr("refmeta.conformance.explain.monotonic", lambda: 0.0)
+    of_relu(meta_gradient=lambda theta, *_: [1 + 0 * leaf for leaf in theta])
+    assert capsys.readouterr() == ("", "")
+
+
+# --- Large networks ---
+
+
+def test_a_sketch_keeps_lengths_to_two_percent_and_adds_up():
+    rng, n = np.random.default_rng(0), 100_000
+    vectors = [
+        rng.normal(size=n),
+        rng.standard_cauchy(size=n),
+        np.ones(n),
+        np.eye(1, n, 77)[0],
+        rng.normal(size=n) * (rng.random(n) < 0.001),
+        np.sin(np.arange(n)),
+        1.0 * (np.arange(n) < 5000),
+    ]
+    lengths = [np.linalg.norm(sketch(v)) / np.linalg.norm(v) for v in vectors]
+    assert np.abs(np.array(lengths) - 1).max() < 0.05 and np.std(lengths) < 0.02
+    a, b, *_ = vectors
+    assert sketch(a).shape == (SKETCH,) and np.allclose(sketch(2 * a - b), 2 * sketch(a) - sketch(b))
+    assert (sketch(a) == sketch(a.copy())).all()
+
+
+def test_of_few_numbers_none_is_lost():
+    rng = np.random.default_rng(0)
+    few, more = rng.normal(size=SKETCH), rng.normal(size=SKETCH + 1)
+    assert (sketch(few) == few).all() and sketch(more).size == SKETCH
+
+
+def separable(n, steps=2):
+    """½ Σ a θ² − b θ, of any size: all is elementwise. A batch is (a, b)."""
+    rng = np.random.default_rng(0)
+
+    def batch():
+        return rng.uniform(0.1, 1, n), rng.normal(size=n)
+
+    def meta_gradient(theta, tasks, alpha, second_order=True):
+        found = 0
+        for supports, (a, b) in tasks:
+            phi, J = theta[0], 1
+            for s, t in supports:
+                phi, J = phi - alpha * (s * phi - t), J * (1 - alpha * s)
+            found = found + (J if second_order else 1) * (a * phi - b)
+        return [found]
+
+    functions = {
+        "loss": lambda theta, batch: float(theta[0] @ (batch[0] * theta[0] / 2 - batch[1])),
+        "grad": lambda theta, batch: [batch[0] * theta[0] - batch[1]],
+        "hvp": lambda theta, batch, v: [batch[0] * v[0]],
+        "theta": [rng.normal(size=n)],
+        "tasks": [([batch() for _ in range(steps)], batch()) for _ in range(2)],
+        "alpha": 0.3,
+    }
+    return functions, meta_gradient
+
+
+def test_of_a_million_parameters_one_is_seen_and_a_mistake_named(monkeypatch):
+    functions, meta_gradient = separable(10**6, steps=1)
+    assert audit(**functions, meta_gradient=meta_gradient).passed
+    found = audit(**functions, meta_gradient=partial(meta_gradient, second_order=False)).verdicts[0]
+    assert [e.suspects for e in found.explanations] == [("first_order",)]
+    monkeypatch.setattr(MODULE, "explain", lambda *_: [])  # nothing would be found, but after 20 s
+
+    def but_one(*arguments):
+        (g,) = meta_gradient(*arguments)
+        g[123456] += 1e-3 * np.linalg.norm(g)
+        return [g]
+
+    report = audit(**functions, meta_gradient=but_one)
+    assert report.verdicts[0].kind == "unexplained" and 2.8 < report.rows[0].digits < 3.2
+
+
+@pytest.mark.parametrize("n, untried", [(SMALL, False), (SMALL + 1, True)])
+def test_pairs_are_not_tried_on_large_networks_and_that_is_said(n, untried, monkeypatch):
+    functions, meta_gradient = separable(n)
+    monkeypatch.setattr(MODULE, "pairs", lambda answers: tried.append(answers) or [])
+    tried = []
+    rng = np.random.default_rng(3)
+    noise = rng.normal(size=n)
+    found = audit(**functions, meta_gradient=lambda *a: [meta_gradient(*a)[0] + noise]).verdicts[0]
+    assert found.kind == "unexplained" and bool(tried) is not untried
+    assert ("Pairs of mistakes are not tried on more than 20000 parameters." in found.text) is untried
+
+
+def test_what_was_computed_is_not_computed_again_as_long_as_memory_lasts(monkeypatch):
+    calls = []
+
+    def function(phi, batch, *v):
+        calls.append(phi)
+        return [2 * leaf for leaf in phi]
+
+    one, two, batch = [np.array([1.0])], [np.array([2.0])], (np.zeros(1), np.zeros(1))
+    monkeypatch.setattr(MODULE, "MEMORY", 8)
+    found = remembered(function, 1)
+    assert [found(phi, batch)[0][0] for phi in (one, [np.array([1.0])], two, two)] == [2, 2, 4, 4]
+    assert len(calls) == 3  # the second gradient is one too many
+    found(one, (np.zeros(1), np.zeros(1))), found(one, batch, one)
+    assert len(calls) == 5  # another batch, another vector
+
+
+# --- For an adapter to a framework ---
+
+
+def adapted(ask=None, theta=None, tasks=None, lr=0.1, steps=None, algorithm="maml", adapts=(True,) * 4, **options):
+    relu, (given, its_tasks, _) = Relu(), on_kinks(black=0)
+    options = {"tasks_are": None, "dtype": "float64", **options}
+    tasks = its_tasks if tasks is None else tasks
+    ask = ask or (lambda many, dtype: relu.maml(given, its_tasks[:many], lr))
+    derivatives = options.pop("derivatives", Derivatives(relu.grad, relu.hvp))
+    return examine_functions(derivatives, ask, theta or given, tasks, lr, steps, algorithm, adapts, **options)
+
+
+def once(tasks):
+    return [(supports[0], query) for supports, query in tasks]
+
+
+def test_an_adapter_asks_for_some_tasks_in_a_dtype():
+    relu, (theta, tasks, alpha) = Relu(), on_kinks(black=0)
+    asked = []
+
+    def ask(many, dtype):
+        asked.append((many, dtype))
+        return relu.maml([leaf.astype(dtype) for leaf in theta], tasks[:many], alpha)
+
+    report = adapted(ask, dtype="float32")
+    assert report.passed and asked == [(2, "float64"), (2, "float32")] and len(report.rows) == 2
+    assert adapted(ask).passed and asked[2:] == [(2, "float64")]
+
+
+def test_a_support_is_taken_for_each_step_in_every_form():
+    relu, (theta, tasks, alpha) = Relu(), on_kinks(black=0)
+    repeated = [([supports[0]] * 4, query) for supports, query in tasks]
+
+    def ask(many, dtype):
+        return relu.maml(theta, repeated[:many], alpha)
+
+    pairs = once(tasks)
+    four = [(*support, *query) for support, query in pairs]
+    lists = [[list(support), list(query)] for support, query in pairs]
+    for given in (pairs, four, lists):
+        assert adapted(ask, tasks=given, steps=4).passed and not adapted(ask, tasks=given, steps=3).passed
+    assert adapted(ask, tasks=repeated).passed
+    assert adapted(ask, tasks=list(zip([s for s, _ in repeated], [q for _, q in repeated], strict=True))).passed
+
+
+def test_a_number_of_steps_is_given_where_and_only_where_it_is_needed():
+    _, tasks, _ = on_kinks(black=0)
+    with pytest.raises(ValueError, match="steps: expected how often its one support batch is taken; got None"):
+        adapted(never, tasks=once(tasks))
+    with pytest.raises(ValueError, match="steps: expected None, for a task has a batch for each step; got 3"):
+        adapted(never, tasks=tasks, steps=3)
+    with pytest.raises(
+        ValueError, match=r"tasks\[1\]: expected \(\(x, y\), \(x, y\)\), support and query; got 3 things"
+    ):
+        adapted(never, tasks=[once(tasks)[0], (1, 2, 3)], steps=1)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"dtype": "float16"}, "dtype: expected float64 or float32, got 'float16'"),
+        ({"algorithm": "mamll"}, "algorithm: expected one of maml, .*; got 'mamll'"),
+        ({"tasks_are": "means"}, "tasks_are: expected 'sum', 'mean' or None; got 'means'"),
+        ({"lr": -0.1}, "alpha: expected a finite number of at least 0, got -0.1"),
+        ({"tasks": []}, "tasks: expected at least one task"),
+    ],
+)
+def test_an_adapter_passes_on_what_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        adapted(never, **options)
+
+
+def test_an_adapter_s_loss_that_is_not_repeatable_is_said():
+    relu = dropout()
+    report = adapted(never, derivatives=Derivatives(relu.grad, relu.hvp), dtype="float32")
+    assert report.verdicts[0].kind == "unrepeatable" and "net.eval()" in report.verdicts[0].text
+    assert [row.status for row in report.rows] == ["fail"]
+
+
+def test_an_adapter_s_remark_is_made_on_every_verdict():
+    relu, (theta, tasks, alpha) = Relu(), on_kinks(black=0)
+    for changed in ({}, {"second_order": False}):
+        report = adapted(
+            lambda many, _, c=changed: relu.maml(theta, tasks[:many], alpha, **c), remark=lambda: "A remark."
+        )
+        assert report.verdicts[0].text.endswith(" A remark.") and report.passed is not bool(changed)
+
+
+def test_what_adapts_counts_for_anil_alone():
+    head = (False, False, True, True)
+    found = adapted(algorithm="anil", adapts=head).verdicts[0]
+    assert [e.suspects for e in found.explanations] == [("body_adapted",)]
+    assert adapted(adapts=head).passed
+
+
+def test_a_function_is_mapped_over_lists_tuples_and_dicts():
+    tree = [1, (2, [3]), {"a": 4, "b": (5,)}, None]
+    assert mapped(lambda leaf: leaf and leaf + 1, tree) == [2, (3, [4]), {"a": 5, "b": (6,)}, None]
