@@ -13,7 +13,7 @@ import numpy as np
 from refmeta.conformance import differences
 from refmeta.conformance.check import correct_digits, read_array
 from refmeta.conformance.explain import SEARCHES, Answered, Explanation, Factor, explain
-from refmeta.conformance.network import UNSTABLE, Network, cast, size, sketch, to_settings
+from refmeta.conformance.network import EPS, UNSTABLE, Network, cast, size, sketch, to_settings
 from refmeta.conformance.report import AUDIT, Report, Row, Verdict, describe
 from refmeta.conformance.rules import Derivatives, flat
 from refmeta.trees import Batch, Loss, Tasks, Theta
@@ -142,6 +142,8 @@ def examine(
     """
     if tasks_are not in ("sum", "mean", None):
         raise ValueError(f"tasks_are: expected 'sum', 'mean' or None; got {tasks_are!r}")
+    if unknown := sorted(set(asked) - set(EPS)):
+        raise ValueError(f"dtype: expected float64 or float32, got {unknown[0]!r}")
     known = network.factors(len(network.settings))
     right = {f: c for f, c in known.items() if c > 0 and not (tasks_are and "tasks" in f.name)}
     doubt = _doubt(network, loss)
@@ -217,8 +219,9 @@ def _judge(network: Network, ask: Ask, right: dict[Factor, float], dtype: str) -
     got, truth, precision = sketch(flat(leaves)), network.under(many), network.precision(dtype)
     if not np.isfinite(got).all():
         return Finding("form", "the meta-gradient has NaN or infinity.")
-    off = {str(factor): float(np.linalg.norm(got / c - truth.sum(0))) / size(truth) for factor, c in right.items()}
-    error, factor = min((error, name) for name, error in off.items())
+    unit = float(np.abs(truth).max()) or 1.0  # the squares of 1e-200 are zero
+    off = {f: float(np.linalg.norm((got / c - truth.sum(0)) / unit)) / size(truth / unit) for f, c in right.items()}
+    error, factor = min((error, str(f)) for f, error in off.items())
     digits, precise = correct_digits(error), f"This verdict is precise to {precision:.0e} of the gradient's size."
     if error <= precision <= COARSEST:
         taken = {"1": "the sum over the tasks", str(MEAN): "the mean over the tasks"}.get(factor, f"times {factor}")

@@ -64,6 +64,7 @@ def against(loss: Loss, grad: Callable[[Theta, Batch], Theta], theta: Theta, bat
     return doubt
 
 
+@np.errstate(all="ignore")  # a loss of 1e100 is none in float32
 def slope(f: Callable[[float], float], expected: float, smallest: float) -> float | str:
     """By how much f′(0) certainly is another slope; or why that cannot be said, "" where it is right at some step.
 

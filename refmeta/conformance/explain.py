@@ -23,6 +23,7 @@ from refmeta.trees import Theta
 T = TypeVar("T")
 USUAL = (1e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)  # step sizes
 USUAL_FACTORS = (0.1, 0.2, 1 / 3, 0.5, 0.9, 0.95, 0.99, 1.5, 2, 3, 5, 10)  # of the step size
+HEAVIEST = 1e3  # weight of a task: it counts a few times, or not at all
 NEAR = 1e-3  # of an answer: nothing farther off explains it
 STEPS = 12  # of Gauss–Newton
 
@@ -114,7 +115,7 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
     if not found and len(per_task) > 1 and len(got) > len(per_task) + 1:
         weights = np.linalg.lstsq(per_task.T, got, rcond=None)[0]
         rounded = tuple(float(f"{w:.3g}") for w in weights)
-        if near(weights @ per_task) and not {*rounded} <= {0, 1}:
+        if near(weights @ per_task) and not {*rounded} <= {0, 1} and np.abs(weights).max() < HEAVIEST:
             found.add((rounded, Factor()))
     return found
 

@@ -64,7 +64,8 @@ class Network(NamedTuple):
 
     def remembering(self) -> "Network":
         """The same, with derivatives that compute nothing twice."""
-        grad, fine, coarse = (remembered(f, self.settings) for f in (*self.derivatives, self.coarse.hvp))
+        numbers = flat(self.settings[0].theta).size
+        grad, fine, coarse = (remembered(f, numbers) for f in (*self.derivatives, self.coarse.hvp))
         same = self.coarse == self.derivatives
         return self._replace(derivatives=Derivatives(grad, fine), coarse=Derivatives(grad, fine if same else coarse))
 
@@ -97,17 +98,16 @@ class Network(NamedTuple):
         return found if np.isfinite(found) else np.inf
 
 
-def remembered(function: Callable[..., Theta], settings: list[Setting]) -> Callable[..., Theta]:
+def remembered(function: Callable[..., Theta], numbers: int) -> Callable[..., Theta]:
     """The same function; the first it computed, those of the right gradients, it does not compute again."""
     known: dict[Any, Theta] = {}
-    most = MEMORY // (8 * flat(settings[0].theta).size)
 
     def first_time(phi: Theta, batch: Batch, *v: Theta) -> Theta:
         key = (hash(b"".join(leaf.tobytes() for tree in (phi, *v) for leaf in tree)), id(batch[0]), id(batch[1]))
         if key in known:
             return known[key]
         found = function(phi, batch, *v)
-        if len(known) < most:
+        if 8 * numbers * (len(known) + 1) <= MEMORY:
             known[key] = found
         return found
 

@@ -12,9 +12,10 @@ from autograd import grad
 import refmeta
 from refmeta.adjoint import hvp as exact_hvp
 from refmeta.conformance import audit
-from refmeta.conformance.audit import SKETCH, SMALL, examine_functions, mapped, remembered, sketch
-from refmeta.conformance.explain import Explanation, Factor
+from refmeta.conformance.audit import SMALL, examine
+from refmeta.conformance.explain import SEARCHES, Explanation, Factor
 from refmeta.conformance.mistakes import MISTAKES, with_mistakes
+from refmeta.conformance.network import SKETCH, exact, remembered, sketch, to_settings, to_tasks
 from refmeta.conformance.rules import RULES, Derivatives, Setting, gradients, moves
 from refmeta.models import MLP, cross_entropy, squared_error
 from refmeta.trees import add
@@ -917,7 +918,6 @@ def test_answers_of_1e200_do_not_overflow():
     assert found.kind == "unexplained"
 
 
-# defect: "the tasks are weighted 1e+200, 1e+200", for the square of the gradient over 1e200 is zero
 def test_the_right_gradient_times_1e200_is_not_said_to_weigh_its_tasks():
     found = of_relu(meta_gradient=lambda *a: [1e200 * g for g in Relu().maml(*a)]).verdicts[0]
     assert found.kind in ("convention", "unexplained")
@@ -943,12 +943,10 @@ def test_losses_of_any_size_are_judged(c):
     assert ("first_order",) in [e.suspects for e in times(c, second_order=False).explanations]
 
 
-# defect: "overflow encountered in cast", a warning, for the loss does not fit into float32
 def test_a_loss_of_1e100_is_judged():
     assert times(1e100).kind == "pass"
 
 
-# defect: the squares of gradients of 1e-200 are zero, and so is their error
 def test_gradients_of_1e_200_that_are_wrong_do_not_pass():
     assert times(1e-200, second_order=False).kind != "pass"
 
@@ -975,9 +973,9 @@ def test_after_two_seconds_stderr_says_what_is_tried(monkeypatch, capsys):
     said, lines = capsys.readouterr(), []
     assert said.out == ""
     lines = said.err.splitlines()
-    assert all(line.startswith("refmeta: ") and " of " in line and line.endswith(" tried") for line in lines)
-    for what in (" mistakes", " more mistakes", " pairs of mistakes"):
-        assert any(line.endswith(f"{what} tried") for line in lines)
+    assert all(line.startswith("refmeta: ") and " of " in line for line in lines)
+    for what in (" mistakes", " more mistakes", " pairs of mistakes", " tasks"):
+        assert any(line.endswith(what) for line in lines)
 
 
 def test_what_takes_less_is_silent(monkeypatch, capsys):
@@ -1059,7 +1057,7 @@ def test_of_a_million_parameters_one_is_seen_and_a_mistake_named(monkeypatch):
 @pytest.mark.parametrize("n, untried", [(SMALL, False), (SMALL + 1, True)])
 def test_pairs_are_not_tried_on_large_networks_and_that_is_said(n, untried, monkeypatch):
     functions, meta_gradient = separable(n)
-    monkeypatch.setattr(MODULE, "pairs", lambda answers: tried.append(answers) or [])
+    monkeypatch.setattr(MODULE, "SEARCHES", (*SEARCHES[:-1], lambda answers: tried.append(answers) or []))
     tried = []
     rng = np.random.default_rng(3)
     noise = rng.normal(size=n)
@@ -1076,7 +1074,7 @@ def test_what_was_computed_is_not_computed_again_as_long_as_memory_lasts(monkeyp
         return [2 * leaf for leaf in phi]
 
     one, two, batch = [np.array([1.0])], [np.array([2.0])], (np.zeros(1), np.zeros(1))
-    monkeypatch.setattr(MODULE, "MEMORY", 8)
+    monkeypatch.setattr("refmeta.conformance.network.MEMORY", 8)
     found = remembered(function, 1)
     assert [found(phi, batch)[0][0] for phi in (one, [np.array([1.0])], two, two)] == [2, 2, 4, 4]
     assert len(calls) == 3  # the second gradient is one too many
@@ -1093,7 +1091,9 @@ def adapted(ask=None, theta=None, tasks=None, lr=0.1, steps=None, algorithm="mam
     tasks = its_tasks if tasks is None else tasks
     ask = ask or (lambda many, dtype: relu.maml(given, its_tasks[:many], lr))
     derivatives = options.pop("derivatives", Derivatives(relu.grad, relu.hvp))
-    return examine_functions(derivatives, ask, theta or given, tasks, lr, steps, algorithm, adapts, **options)
+    settings = to_settings(algorithm, theta or given, to_tasks(tasks, steps), lr, adapts)
+    asked = ["float64", options.pop("dtype")]
+    return examine(exact(derivatives, settings), ask, algorithm, asked, **options)
 
 
 def once(tasks):
@@ -1131,12 +1131,12 @@ def test_a_support_is_taken_for_each_step_in_every_form():
 
 def test_a_number_of_steps_is_given_where_and_only_where_it_is_needed():
     _, tasks, _ = on_kinks(black=0)
-    with pytest.raises(ValueError, match="steps: expected how often its one support batch is taken; got None"):
+    with pytest.raises(ValueError, match="steps: expected the number of inner steps; got None"):
         adapted(never, tasks=once(tasks))
-    with pytest.raises(ValueError, match="steps: expected None, for a task has a batch for each step; got 3"):
+    with pytest.raises(ValueError, match="steps: expected None, as a task has a batch for each step; got 3"):
         adapted(never, tasks=tasks, steps=3)
     with pytest.raises(
-        ValueError, match=r"tasks\[1\]: expected \(\(x, y\), \(x, y\)\), support and query; got 3 things"
+        TypeError, match=r"tasks\[1\]: expected \(\(x, y\), \(x, y\)\), support and query; got \(1, 2, 3\)"
     ):
         adapted(never, tasks=[once(tasks)[0], (1, 2, 3)], steps=1)
 
@@ -1166,9 +1166,7 @@ def test_an_adapter_s_loss_that_is_not_repeatable_is_said():
 def test_an_adapter_s_remark_is_made_on_every_verdict():
     relu, (theta, tasks, alpha) = Relu(), on_kinks(black=0)
     for changed in ({}, {"second_order": False}):
-        report = adapted(
-            lambda many, _, c=changed: relu.maml(theta, tasks[:many], alpha, **c), remark=lambda: "A remark."
-        )
+        report = adapted(lambda many, _, c=changed: relu.maml(theta, tasks[:many], alpha, **c), remark="A remark.")
         assert report.verdicts[0].text.endswith(" A remark.") and report.passed is not bool(changed)
 
 
@@ -1177,8 +1175,3 @@ def test_what_adapts_counts_for_anil_alone():
     found = adapted(algorithm="anil", adapts=head).verdicts[0]
     assert [e.suspects for e in found.explanations] == [("body_adapted",)]
     assert adapted(adapts=head).passed
-
-
-def test_a_function_is_mapped_over_lists_tuples_and_dicts():
-    tree = [1, (2, [3]), {"a": 4, "b": (5,)}, None]
-    assert mapped(lambda leaf: leaf and leaf + 1, tree) == [2, (3, [4]), {"a": 5, "b": (6,)}, None]
