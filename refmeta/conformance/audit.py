@@ -219,9 +219,8 @@ def _judge(network: Network, ask: Ask, right: dict[Factor, float], dtype: str) -
     got, truth, precision = sketch(flat(leaves)), network.under(many), network.precision(dtype)
     if not np.isfinite(got).all():
         return Finding("form", "the meta-gradient has NaN or infinity.")
-    unit = float(np.abs(truth).max()) or 1.0  # the squares of 1e-200 are zero
-    off = {f: float(np.linalg.norm((got / c - truth.sum(0)) / unit)) / size(truth / unit) for f, c in right.items()}
-    error, factor = min((error, str(f)) for f, error in off.items())
+    off = {str(f): float(np.linalg.norm(got / c - truth.sum(0))) / size(truth) for f, c in right.items()}
+    error, factor = min((error, name) for name, error in off.items())
     digits, precise = correct_digits(error), f"This verdict is precise to {precision:.0e} of the gradient's size."
     if error <= precision <= COARSEST:
         taken = {"1": "the sum over the tasks", str(MEAN): "the mean over the tasks"}.get(factor, f"times {factor}")

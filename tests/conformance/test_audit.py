@@ -947,10 +947,6 @@ def test_a_loss_of_1e100_is_judged():
     assert times(1e100).kind == "pass"
 
 
-def test_gradients_of_1e_200_that_are_wrong_do_not_pass():
-    assert times(1e-200, second_order=False).kind != "pass"
-
-
 @pytest.mark.parametrize("hvp", [Relu().hvp, None])
 @pytest.mark.parametrize("changed", [{}, {"sign": -1}, {"second_order": False}, {"short": 1}])
 def test_no_advice_is_given_that_does_not_apply(hvp, changed):
@@ -974,7 +970,7 @@ def test_after_two_seconds_stderr_says_what_is_tried(monkeypatch, capsys):
     assert said.out == ""
     lines = said.err.splitlines()
     assert all(line.startswith("refmeta: ") and " of " in line for line in lines)
-    for what in (" mistakes", " more mistakes", " pairs of mistakes", " tasks"):
+    for what in (" mistakes", " more mistakes", " pairs of mistakes"):
         assert any(line.endswith(what) for line in lines)
 
 

@@ -109,7 +109,6 @@ def test_a_fitted_factor_that_prints_as_1_is_none():
     assert matches(1.001 * PER_TASK.sum(0), PER_TASK, {ONE: 1.0, FLIPPED: -1.0}, 1e-9) == {("all", Factor(1.001))}
 
 
-# defect: an answer just beyond the limit is said to have "the tasks weighted 1, 1, 1"
 def test_fitted_weights_that_print_as_1_are_none():
     assert matches([1.00001, 1, 0.99999] @ PER_TASK, PER_TASK, {ONE: 1.0}, 1e-9) == set()
 
@@ -196,7 +195,6 @@ def test_a_pair_of_which_the_second_undoes_the_first_explains_nothing():
     assert held([right], ("first_order", "second_order")) == list(pairs([right])) == []
 
 
-# defect: `held` asks the next answers whether they show what the first has refused already
 def test_a_pair_that_does_not_explain_one_answer_is_not_tried_on_the_next():
     vector = BY_ID["maml-quadratic-k1-t1"]
     unexplained = of_vector(vector, [leaf + 1 for leaf in vector.gradient], "float64")
@@ -507,7 +505,6 @@ def test_nothing_is_explained_within_a_limit_that_is_infinite():
         assert explained([(small([3, 4, 5]), [np.array([1e160, -1e160, 1e200])], "float64")]) == []
 
 
-# defect: as above
 def test_pairs_are_tried_on_quadratics_and_the_smallest_first():
     tried = []
 
