@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import time
 import warnings
@@ -109,7 +110,7 @@ def unnamed(rows):
     found = {}
     for case, dtype, what, line in rows:
         if what == "refused" and not zoo.named(case, line):
-            key = zoo.style_of(case).family, " ".join(line.split()[:10])
+            key = zoo.style_of(case).family, " ".join(re.sub(r"\([^)]*digits\)", "", line).split()[:10])
             found.setdefault(key, []).append(f"{case}, {dtype}")
     for (family, said), examples in sorted(found.items(), key=lambda item: -len(item[1])):
         print(f"    {family!r} not named, {len(examples)}: {said} …: as {examples[0]}")

@@ -51,16 +51,18 @@ def jax_line(problem, steps, direction):
 
     from tests.zoo.ask_jax import double
 
+    grad, loss = jax.jit(jax.grad(problem.loss)), jax.jit(problem.loss)
+
     def value(t):
         with jax.enable_x64(True):
             params, tasks = double(problem, 0)
             theta, unravel = ravel_pytree(params)
-            grad, total = jax.jit(jax.grad(problem.loss)), 0.0
+            total = 0.0
             for support, query in tasks:
                 phi = unravel(theta + t * direction)
                 for _ in range(steps):
                     phi = jax.tree.map(lambda p, g: p - problem.lr * g, phi, grad(phi, support))
-                total += float(problem.loss(phi, query))
+                total += float(loss(phi, query))
             return total
 
     return value
