@@ -54,7 +54,7 @@ def audit(
             found = meta_gradient(copy, mapped(partial(_cast, kind), tasks[:many]))
             return _gradients(found, dict(copy.named_parameters()), names)
 
-    theta = [_array(net.get_parameter(name)) for name in names]
+    theta = [_array(net.get_parameter(name).double()) for name in names]
     settings = to_settings(algorithm, theta, to_tasks(mapped(_array, tasks), steps), lr, _adapts(net, names, head))
     network = exact(_derivatives(net, criterion, names), settings)
     return examine(network, ask, algorithm, ["float64", dtype], tasks_are, remark=_changing(net, settings[0]))
@@ -65,7 +65,8 @@ def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: mapped(function, leaf) for key, leaf in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(mapped(function, leaf) for leaf in tree)
+        leaves = [mapped(function, leaf) for leaf in tree]
+        return type(tree)(*leaves) if hasattr(tree, "_fields") else type(tree)(leaves)
     return function(tree)
 
 
@@ -89,20 +90,17 @@ def check_step(
 
     def answer(case: Case) -> Theta:
         net, criterion = _module(case)
-        tensors = [
-            (mapped(torch.as_tensor, supports), mapped(torch.as_tensor, query)) for supports, query in case.tasks
-        ]
+        tensors = mapped(lambda leaf: None if leaf is None else torch.as_tensor(leaf), case.tasks)
         names = [name for name, _ in net.named_parameters()]
         head = {"head": names[len(names) - (case.head or 0) :]} if algorithm == "anil" else {}
-        found = _gradients(
-            meta_gradient(net, criterion, tensors, case.alpha, **head), dict(net.named_parameters()), names
-        )
+        found = meta_gradient(net, criterion, tensors, case.alpha, **head)
         many = len(case.tasks) if tasks_are == "mean" else 1
         rates = {case.factor(supports) for supports, _ in case.tasks}
         if len(rates) > 1:
             raise Skip("tasks that differ in K, each displacement over its own α K")
         scale = many / case.divisor * rates.pop()
-        return [scale * (g.T if case.model["kind"] == "mlp" else g) for g in found]
+        gradients = _gradients(found, dict(net.named_parameters()), names)
+        return [scale * (g.T if case.model["kind"] == "mlp" else g) for g in gradients]
 
     return check(answer, dtype, [algorithm], tiers, timeout, "refmeta.torch.check_step")
 
@@ -133,7 +131,7 @@ def _module(case: Case) -> tuple[Module, Callable[[Any, Any], torch.Tensor]]:
 
 def _changing(net: Module, s: Setting) -> str:
     """Whether a call of the network changes it, in words."""
-    copy, before = deepcopy(net).double(), deepcopy(net).double()
+    copy, before = deepcopy(net).double().cpu(), deepcopy(net).double().cpu()
     x, _ = s.supports[0] if s.supports else s.query
     with torch.no_grad():
         copy(torch.as_tensor(x))
@@ -144,8 +142,8 @@ def _changing(net: Module, s: Setting) -> str:
 
 def _derivatives(net: Module, criterion: Any, names: list[str]) -> Derivatives:
     """The loss's gradient and Hessian-vector product in float64, from NumPy to NumPy."""
-    net = deepcopy(net).double()
-    criterion = deepcopy(criterion).double() if isinstance(criterion, Module) else criterion
+    net = deepcopy(net).double().cpu()
+    criterion = deepcopy(criterion).double().cpu() if isinstance(criterion, Module) else criterion
 
     def first(phi: Theta, batch: Batch, create_graph: bool = False) -> Any:
         theta = [torch.tensor(leaf, requires_grad=True) for leaf in phi]
