@@ -721,8 +721,8 @@ def joint_step(net, criterion, tasks, lr):
 STEPS_OF = {"maml": step, "fomaml": fomaml_step, "anil": step, "reptile": reptile_step, "joint": joint_step}
 
 
-# defect: a mean over three tasks, times three, is not exact, which is forgiven in float64 but not in float32; it is said
-# that "float64 was asked for"
+# defect: a mean over three tasks, times three, is not exact, which is forgiven in float64 but not in float32: it is
+# said that "float64 was asked for"
 @pytest.mark.parametrize("algorithm", STEPS_OF)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_right_steps_pass_the_vectors(algorithm, dtype):
