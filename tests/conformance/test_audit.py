@@ -219,6 +219,31 @@ def test_once_the_tasks_are_said_to_be_averaged_their_sum_fails():
     assert found.kind == "convention" and "all else is right" in found.text
 
 
+# defect: the remark is made
+def test_that_the_tasks_are_averaged_is_no_news_once_it_is_declared():
+    assert "multiplied" not in judged(mean, tasks_are="mean").text
+
+
+# defect: it passes, "multiplied by tasks"
+@pytest.mark.parametrize("are", [None, "sum", "mean"])
+def test_a_sum_multiplied_by_the_number_of_tasks_is_neither_sum_nor_mean(are):
+    found = judged(
+        lambda theta, tasks, alpha: [len(tasks) * g for g in right("maml")(theta, tasks, alpha)], tasks_are=are
+    )
+    assert found.kind == "convention" and [str(e.scale) for e in found.explanations] == ["tasks"]
+
+
+# defect: "the vectors state theirs in case.conventions"; "The vectors that were answered cannot tell it from"
+def test_nothing_is_said_of_vectors():
+    once = TASKS[:1]
+    texts = [
+        judged(mean, tasks_are="sum").text,
+        judged(lambda *a: [0.7 * g for g in right("maml")(*a)]).text,
+        audit(LOSS, GRAD, wrong("stale_restart"), THETA, [([once[0][0][0]] * 2, once[0][1])], ALPHA).verdicts[0].text,
+    ]
+    assert "cannot tell it from" in texts[2] and not any("ectors" in text for text in texts)
+
+
 def test_a_mistake_under_the_mean_is_told_with_its_factor_where_the_sum_was_declared():
     first_order, summed = Explanation(("first_order",)), wrong("first_order")
     averaged = partial(mean, meta_gradient=summed)
@@ -407,6 +432,13 @@ def test_an_unknown_algorithm_is_refused():
 def test_a_meta_gradient_of_other_shapes_is_refused(spoil):
     with pytest.raises(ValueError, match="meta_gradient returned arrays of shapes"):
         audit(LOSS, GRAD, lambda *a: spoil(right("maml")(*a)), THETA, TASKS, ALPHA)
+
+
+# defect: "'NoneType' object is not iterable"
+@pytest.mark.parametrize("answer", [None, 0.5])
+def test_a_meta_gradient_that_is_no_list_is_refused(answer):
+    with pytest.raises((TypeError, ValueError), match="meta_gradient returned"):
+        judged(lambda *_: answer)
 
 
 def test_a_gradient_of_other_shapes_is_refused():
