@@ -219,6 +219,31 @@ def test_once_the_tasks_are_said_to_be_averaged_their_sum_fails():
     assert found.kind == "convention" and "all else is right" in found.text
 
 
+# defect: the remark is made
+def test_that_the_tasks_are_averaged_is_no_news_once_it_is_declared():
+    assert "multiplied" not in judged(mean, tasks_are="mean").text
+
+
+# defect: it passes, "multiplied by tasks"
+@pytest.mark.parametrize("are", [None, "sum", "mean"])
+def test_a_sum_multiplied_by_the_number_of_tasks_is_neither_sum_nor_mean(are):
+    found = judged(
+        lambda theta, tasks, alpha: [len(tasks) * g for g in right("maml")(theta, tasks, alpha)], tasks_are=are
+    )
+    assert found.kind == "convention" and [str(e.scale) for e in found.explanations] == ["tasks"]
+
+
+# defect: "the vectors state theirs in case.conventions"; "The vectors that were answered cannot tell it from"
+def test_nothing_is_said_of_vectors():
+    once = TASKS[:1]
+    texts = [
+        judged(mean, tasks_are="sum").text,
+        judged(lambda *a: [0.7 * g for g in right("maml")(*a)]).text,
+        audit(LOSS, GRAD, wrong("stale_restart"), THETA, [([once[0][0][0]] * 2, once[0][1])], ALPHA).verdicts[0].text,
+    ]
+    assert "cannot tell it from" in texts[2] and not any("ectors" in text for text in texts)
+
+
 def test_a_mistake_under_the_mean_is_told_with_its_factor_where_the_sum_was_declared():
     first_order, summed = Explanation(("first_order",)), wrong("first_order")
     averaged = partial(mean, meta_gradient=summed)
@@ -407,6 +432,13 @@ def test_an_unknown_algorithm_is_refused():
 def test_a_meta_gradient_of_other_shapes_is_refused(spoil):
     with pytest.raises(ValueError, match="meta_gradient returned arrays of shapes"):
         audit(LOSS, GRAD, lambda *a: spoil(right("maml")(*a)), THETA, TASKS, ALPHA)
+
+
+# defect: "'NoneType' object is not iterable"
+@pytest.mark.parametrize("answer", [None, 0.5])
+def test_a_meta_gradient_that_is_no_list_is_refused(answer):
+    with pytest.raises((TypeError, ValueError), match="meta_gradient returned"):
+        judged(lambda *_: answer)
 
 
 def test_a_gradient_of_other_shapes_is_refused():
@@ -1150,6 +1182,26 @@ def test_a_number_of_steps_is_given_where_and_only_where_it_is_needed():
 def test_an_adapter_passes_on_what_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         adapted(never, **options)
+
+
+# defect: of a truth of NaN every answer is "wrong (16.0 digits)"
+@pytest.mark.parametrize("where", ["everywhere", "after a step"])
+def test_where_the_right_gradient_is_nan_no_answer_is_judged(where):
+    relu, (theta, _, _) = Relu(), on_kinks(black=0)
+
+    def gradient(phi, batch):
+        away = any((a != b).any() for a, b in zip(phi, theta, strict=True))
+        return [(np.nan if away or where == "everywhere" else 1) * g for g in relu.grad(phi, batch)]
+
+    found = adapted(derivatives=Derivatives(gradient, relu.hvp)).verdicts[0]
+    assert found.kind in ("imprecise", "grad", "unrepeatable", "form") and "16.0" not in found.text
+
+
+# defect: −1 is taken for 0, and 2.0 is "can't multiply sequence by non-int of type 'float'"
+@pytest.mark.parametrize("steps", [-1, 2.0, "2"])
+def test_steps_that_are_no_number_of_steps_are_refused(steps):
+    with pytest.raises((TypeError, ValueError), match="steps: expected"):
+        adapted(never, tasks=once(on_kinks(black=0)[1]), steps=steps)
 
 
 def test_an_adapter_s_loss_that_is_not_repeatable_is_said():
