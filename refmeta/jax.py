@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves, tree_map, tree_structure, tree_unflatten
 
-from refmeta.conformance.audit import examine
+from refmeta.conformance.audit import examine, like
 from refmeta.conformance.network import exact, to_settings, to_tasks
 from refmeta.conformance.report import Report
 from refmeta.conformance.rules import Derivatives
@@ -47,19 +47,19 @@ def audit(
             found = meta_gradient(_cast(params, dtype), _cast(tasks[:many], dtype))
         if tree_structure(found) != tree:
             raise ValueError(f"meta_gradient returned {tree_structure(found)}: expected {tree}")
-        return list(map(np.asarray, tree_leaves(found)))
+        return like(theta, "meta_gradient", tree_leaves(found))
 
+    theta = [np.asarray(leaf) for _, leaf in paths]
+    settings = to_settings(algorithm, theta, to_tasks(tree_map(np.asarray, tasks), steps), lr, adapts)
     with jax.enable_x64(True):
-        theta, arrays = [np.asarray(leaf) for _, leaf in paths], tree_map(np.asarray, tasks)
-        settings = to_settings(algorithm, theta, to_tasks(arrays, steps), lr, adapts)
         network = exact(Derivatives(_numpy(jax.grad(value)), _numpy(jax.grad(slope))), settings)
         return examine(network, ask, algorithm, ["float64", dtype], tasks_are)
 
 
-def _adapts(names: list[str], head: str | int) -> list[bool]:
+def _adapts(names: list[str], head: str | int) -> int | list[bool]:
     """Of each array, whether it is part of the head. ValueError: none is."""
     if isinstance(head, int):
-        return [i >= len(names) - head for i in range(len(names))]
+        return head
     found = [f"{name}/".startswith(f"{head}/") for name in names]
     if not any(found):
         raise ValueError(f"head: {head!r:.60} has none of the parameters {', '.join(names)}")

@@ -168,6 +168,8 @@ def _derivatives(net: Module, criterion: Any, names: list[str]) -> Derivatives:
 def _scalar(found: Any) -> torch.Tensor:
     if not isinstance(found, torch.Tensor):
         raise TypeError(f"criterion returned {type(found).__name__}: expected a tensor, still attached to its graph")
+    if not found.requires_grad:
+        raise TypeError("criterion returned a tensor without a graph: expected one that is still attached to its graph")
     if found.numel() != 1:
         raise ValueError(f"criterion returned a tensor of shape {tuple(found.shape)}: expected one number")
     return found.reshape(())
@@ -222,10 +224,10 @@ def _cast(kind: torch.dtype, leaf: Any) -> Any:
     return leaf.detach().clone().to(kind if leaf.is_floating_point() else leaf.dtype)
 
 
-def _adapts(net: Module, names: list[str], head: Module | str | int) -> list[bool]:
+def _adapts(net: Module, names: list[str], head: Module | str | int) -> int | list[bool]:
     """Of each parameter, whether it is part of the head. ValueError: none is."""
     if isinstance(head, int):
-        return [i >= len(names) - head for i in range(len(names))]
+        return head
     if isinstance(head, Module):
         inside = {id(p) for p in head.parameters()}
         found = [id(net.get_parameter(name)) in inside for name in names]

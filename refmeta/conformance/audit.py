@@ -4,7 +4,7 @@ The caller's `grad` and Hessian-vector products (or else differences of `grad`) 
 right meta-gradient, and what each known mistake would make of it, all in float64 where the caller's functions allow it.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from refmeta.trees import Batch, Loss, Tasks, Theta
 
 Ask = Callable[[int, str], Theta]  # (many, dtype): the caller's meta-gradient of the first so many tasks
 MEAN = Factor(1, "1/tasks")
-COARSEST = 1e-2  # if the truth itself is known no better than this, nothing passes
+COARSEST = 1e-2  # if the truth itself is known no better than this, nothing passes, and no mistake has a name
 SMALL = 20_000  # parameters: pairs of mistakes are tried on networks of up to so many
 
 
@@ -95,7 +95,9 @@ def _own(what: str, function: Callable[..., Theta], theta: Theta, dtype: str) ->
 
 
 def like(theta: Theta, what: str, tree: Any) -> Theta:
-    """The arrays that a function of the caller's returned. ValueError: they are not shaped like θ."""
+    """The arrays that a function of the caller's returned. TypeError, ValueError: they are not shaped like θ."""
+    if not isinstance(tree, Iterable):
+        raise TypeError(f"{what} returned {type(tree).__name__}: expected a list of arrays shaped like theta")
     leaves = [read_array(leaf) for leaf in tree]
     got, expected = [leaf.shape for leaf in leaves], [leaf.shape for leaf in theta]
     if got != expected:
@@ -145,7 +147,7 @@ def examine(
     if unknown := sorted(set(asked) - set(EPS)):
         raise ValueError(f"dtype: expected float64 or float32, got {unknown[0]!r}")
     known = network.factors(len(network.settings))
-    right = {f: c for f, c in known.items() if c > 0 and not (tasks_are and "tasks" in f.name)}
+    right = {f: c for f, c in known.items() if c > 0 and f.name != "tasks" and not (tasks_are and "tasks" in f.name)}
     doubt = _doubt(network, loss)
     if isinstance(doubt, Finding):
         return report(algorithm, {asked[-1]: doubt})
@@ -217,6 +219,8 @@ def _judge(network: Network, ask: Ask, right: dict[Factor, float], dtype: str) -
     if any(leaf.dtype.itemsize < 8 for leaf in leaves):
         dtype = "float32"
     got, truth, precision = sketch(flat(leaves)), network.under(many), network.precision(dtype)
+    if not np.isfinite(truth).all():
+        return Finding("imprecise", "cannot be judged: the right meta-gradient has NaN or infinity here.")
     if not np.isfinite(got).all():
         return Finding("form", "the meta-gradient has NaN or infinity.")
     off = {str(f): float(np.linalg.norm(got / c - truth.sum(0))) / size(truth) for f, c in right.items()}
@@ -231,7 +235,7 @@ def _judge(network: Network, ask: Ask, right: dict[Factor, float], dtype: str) -
         return Finding("imprecise", f"cannot be judged: {network.reason}. {precise}", digits)
     if not np.linalg.norm(sketch(flat(ask(many, dtype))) - got) <= precision * np.linalg.norm(got):
         return Finding("unrepeatable", AUDIT["kept"])
-    found = _explanations(network, ask, got, precision, dtype)
+    found = _explanations(network, ask, got, precision, dtype) if precision <= COARSEST else []
     if not found:
         untried = AUDIT["pairs"].format(SMALL) * (flat(network.settings[0].theta).size > SMALL)
         text = f"wrong ({digits:.1f} digits), and no known mistake explains it; no guess is made.{untried} {precise}"

@@ -225,7 +225,10 @@ def read_array(leaf: Any) -> Any:
 
 # Of other causes: fail.
 STATUS = {"skipped": "skip", "none": "error", "not finite": "error", "right": "pass", "nearly": "pass"}
-NEARLY = 1e-13  # relative: what float64 loses in a roundabout way, while no mistake that is known is so small
+NEARLY = {
+    "float64": 1e-13,
+    "float32": 1e-6,
+}  # relative: what float64 loses in a roundabout way, while no mistake that is known is so small
 
 
 class Judged(NamedTuple):
@@ -259,7 +262,7 @@ def outcome(vector: Vector, answer: Answer) -> tuple[str, float, str]:
     digits, worst = [correct_digits(error) for error in errors], max(errors)
     if worst <= vector.tolerance[answer.dtype]:
         return "right", min(digits), ""
-    if worst <= NEARLY and answer.dtype == "float64":
+    if worst <= NEARLY[answer.dtype]:
         return "nearly", min(digits), f"right to {min(digits):.1f} digits, not to the last bit"
     if worst <= max(vector.tolerance["float32"], 1e-6):
         return "rounded", min(digits), f"right to {min(digits):.1f} digits only"

@@ -110,7 +110,8 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
         found |= {(name, factor) for factor, c in known.items() if near(c * u)}
         c = (got @ u) / (u @ u) if u.any() else 0
         fitted = Factor(float(f"{c:.4g}"))
-        if c and not fitted.named and near(c * u):  # of four digits that are 1 the fifth is not
+        visible = abs(abs(c) - 1) * float(np.linalg.norm(u)) > 10 * limit  # within that any factor near 1 fits
+        if c and visible and not fitted.named and near(c * u):
             found.add((name, fitted))
     if not found and len(per_task) > 1 and len(got) > len(per_task) + 1:
         weights = np.linalg.lstsq(per_task.T, got, rcond=None)[0]

@@ -127,9 +127,9 @@ def to_tasks(tasks: Sequence[Any], steps: int | None) -> Tasks:
             raise TypeError(f"tasks[{i}]: expected ((x, y), (x, y)), support and query; got {task!r:.40}")
         support, query = task if len(task) == 2 else (task[:2], task[2:])
         alone = len(support) == 2 and all(hasattr(part, "shape") for part in support)
-        if alone == (steps is None):
+        if alone == (steps is None) or (alone and not (type(steps) is int and steps >= 0)):
             expected = "the number of inner steps" if alone else "None, as a task has a batch for each step"
-            raise ValueError(f"steps: expected {expected}; got {steps}")
+            raise ValueError(f"steps: expected {expected}; got {steps!r}")
         found.append(([support] * (steps or 0) if alone else list(support), query))
     return found
 

@@ -158,10 +158,7 @@ ZEROS = (
     "higher: copy_initial_weights=False. JAX, TensorFlow: the gradient is taken in other variables than θ."
 )
 OVERWRITTEN = "Cause: a loss or gradient is overwritten, or cleared, inside the loop over tasks."
-CONVENTION = (
-    "all else is right, but {}: a convention, not a mistake; vectors state theirs in case.conventions, an audit's is "
-    "`tasks_are`"
-)
+CONVENTION = "all else is right, but {}: a convention, not a mistake, but not the one that was asked for"
 INSIDE = {
     "phi": "φ_{k} is the first wrong value: look at inner step {k}",
     "inner_gradient": "φ_{k} is right and the inner gradient at it is the first wrong value",
@@ -189,7 +186,7 @@ def describe(found: Sequence[Explanation]) -> str:
         lines += [f"Cause: {m.cause}.", f"Seen in: {m.seen}." + f" Ledger: {m.ledger}." * bool(m.ledger)]
     others = [" and ".join(EVERY[name].title for name in o.suspects) or pattern(o.tasks) for o in found[1:3]]
     if others:
-        lines.append(f"The vectors that were answered cannot tell it from: {'; or '.join(dict.fromkeys(others))}.")
+        lines.append(f"The answers cannot tell it from: {'; or '.join(dict.fromkeys(others))}.")
     return "\n".join(lines)
 
 

@@ -1040,7 +1040,7 @@ def test_nothing_explains_answers_whose_squares_overflow():
 
 # --- Saying it ---
 
-CONVENTION = ": a convention, not a mistake; the vectors state theirs in case.conventions."
+CONVENTION = ": a convention, not a mistake, but not the one that was asked for."
 OVERWRITTEN = "\nCause: a loss or gradient is overwritten, or cleared, inside the loop over tasks."
 MEAN = Factor(1, "1/tasks")
 A, B = MISTAKES["first_order"], MISTAKES["product_reversed"]
@@ -1075,14 +1075,14 @@ ONLY_A = f"{A.title}.\n{OF_A}"
             f"only the first task counts (B4, B5); the result is multiplied by 1/tasks.{OVERWRITTEN}",
         ),
         ([((), (1.0, 2.0))], f"the tasks are weighted 1, 2.{OVERWRITTEN}"),
-        ([((A.id,),), ((B.id,),)], f"{ONLY_A}\nThe vectors that were answered cannot tell it from: {B.title}."),
+        ([((A.id,),), ((B.id,),)], f"{ONLY_A}\nThe answers cannot tell it from: {B.title}."),
         (
             [((A.id,),), ((B.id, A.id),), ((), "last"), ((B.id,),)],
-            f"{ONLY_A}\nThe vectors that were answered cannot tell it from: {B.title} and {A.title}; or last.",
+            f"{ONLY_A}\nThe answers cannot tell it from: {B.title} and {A.title}; or last.",
         ),
         (
             [((A.id,),), ((B.id,), "last"), ((B.id,), "first")],
-            f"{ONLY_A}\nThe vectors that were answered cannot tell it from: {B.title}.",
+            f"{ONLY_A}\nThe answers cannot tell it from: {B.title}.",
         ),
     ],
 )

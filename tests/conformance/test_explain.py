@@ -95,11 +95,18 @@ def test_weights_need_two_tasks_and_two_numbers_more_than_tasks():
 
 def test_an_explanation_may_be_off_by_the_limit_and_no_more():
     for task in ([[1.0, 0, 0, 0]], [[1.0, 0, 0, 0], [0, 1, 0, 0]]):
-        off = np.sum(task, 0) + [0, 0, 0, 0.5]
-        assert ("all", MEAN) in matches(off, np.array(task), {MEAN: 1.0}, 0.5)
-        assert ("all", Factor(3)) in matches(3 * off, np.array(task), {}, 1.5)
-        assert matches(off, np.array(task), {ONE: 1.0}, 0.499) == matches(3 * off, np.array(task), {}, 1.499) == set()
+        off = np.sum(task, 0) + [0, 0, 0, 0.0625]
+        assert ("all", MEAN) in matches(off, np.array(task), {MEAN: 1.0}, 0.0625)
+        assert ("all", Factor(3)) in matches(3 * off, np.array(task), {}, 0.1875)
+        assert matches(off, np.array(task), {ONE: 1.0}, 0.062) == matches(3 * off, np.array(task), {}, 0.187) == set()
     assert matches(np.array([2, 3, 0, 0.5]), np.array(task), {}, 0.5) == {((2.0, 3.0), ONE)}
+
+
+@pytest.mark.parametrize("c, found", [(1.0009, False), (1.0011, True), (0.9991, False), (-1.0009, False), (-1.0011, True)])
+def test_a_fitted_factor_is_off_1_by_more_than_ten_limits(c, found):
+    """Within that any gradient that points the same way is a multiple of the right one."""
+    u = np.array([[1.0, 0, 0, 0]])
+    assert bool(matches(c * u[0], u, {}, 1e-4)) is found
 
 
 def test_a_fitted_factor_that_prints_as_1_is_none():

@@ -11,6 +11,7 @@ jax = pytest.importorskip("jax", reason="JAX is not among refmeta's dependencies
 import jax.numpy as jnp  # noqa: E402
 from jax import Array  # noqa: E402
 
+from refmeta.conformance.explain import SEARCHES  # noqa: E402
 from refmeta.jax import audit  # noqa: E402
 
 LR, STEPS = 0.2, 2
@@ -106,7 +107,7 @@ def x64_is_off_before_and_after():
 @pytest.fixture
 def no_pairs(monkeypatch):
     """Where no mistake is found anyway, pairs are not tried: they take seconds."""
-    monkeypatch.setattr(sys.modules["refmeta.conformance.audit"], "pairs", lambda answers: [])
+    monkeypatch.setattr(sys.modules["refmeta.conformance.audit"], "SEARCHES", SEARCHES[:-1])
 
 
 # --- What is right, and what is wrong ---
@@ -305,7 +306,6 @@ def test_a_gradient_of_another_structure_is_refused(spoil):
         judged(lambda *a: spoil(maml()(*a)))
 
 
-# defect: shapes are not looked at, and the transposed gradient is "wrong, and no known mistake explains it"
 def test_a_gradient_of_other_shapes_is_refused(no_pairs):
     with pytest.raises(ValueError, match="shape"):
         judged(lambda *a: jax.tree.map(jnp.transpose, maml()(*a)))
@@ -382,9 +382,9 @@ def test_tasks_come_in_every_form():
 
 
 def test_a_number_of_steps_is_given_where_it_is_needed():
-    with pytest.raises(ValueError, match="steps: expected how often its one support batch is taken; got None"):
+    with pytest.raises(ValueError, match="steps: expected the number of inner steps; got None"):
         judged(steps=None)
-    with pytest.raises(ValueError, match="steps: expected None, for a task has a batch for each step; got 2"):
+    with pytest.raises(ValueError, match="steps: expected None, as a task has a batch for each step; got 2"):
         judged(tasks=[([s] * 2, q) for s, q in tasks_of()])
     with pytest.raises(ValueError, match=r"tasks\[0\]: expected .*got 3 things"):
         judged(tasks=[(*s, q) for s, q in tasks_of()])
@@ -476,5 +476,5 @@ def test_arguments_that_are_none_are_refused(options, message):
 def test_no_tasks_and_no_params_are_refused():
     with pytest.raises(ValueError, match="at least one task"):
         audit(cross_entropy, maml(), FLAT, [], **GIVEN)
-    with pytest.raises(ValueError, match="none of the parameters"):
+    with pytest.raises(ValueError, match="empty"):
         audit(cross_entropy, maml(), {}, tasks_of(), **GIVEN)
