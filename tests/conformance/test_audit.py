@@ -1189,6 +1189,26 @@ def test_an_adapter_passes_on_what_is_refused(options, message):
         adapted(never, **options)
 
 
+# defect: of a truth of NaN every answer is "wrong (16.0 digits)"
+@pytest.mark.parametrize("where", ["everywhere", "after a step"])
+def test_where_the_right_gradient_is_nan_no_answer_is_judged(where):
+    relu, (theta, _, _) = Relu(), on_kinks(black=0)
+
+    def gradient(phi, batch):
+        away = any((a != b).any() for a, b in zip(phi, theta, strict=True))
+        return [(np.nan if away or where == "everywhere" else 1) * g for g in relu.grad(phi, batch)]
+
+    found = adapted(derivatives=Derivatives(gradient, relu.hvp)).verdicts[0]
+    assert found.kind in ("imprecise", "grad", "unrepeatable", "form") and "16.0" not in found.text
+
+
+# defect: −1 is taken for 0, and 2.0 is "can't multiply sequence by non-int of type 'float'"
+@pytest.mark.parametrize("steps", [-1, 2.0, "2"])
+def test_steps_that_are_no_number_of_steps_are_refused(steps):
+    with pytest.raises((TypeError, ValueError), match="steps: expected"):
+        adapted(never, tasks=once(on_kinks(black=0)[1]), steps=steps)
+
+
 def test_an_adapter_s_loss_that_is_not_repeatable_is_said():
     relu = dropout()
     report = adapted(never, derivatives=Derivatives(relu.grad, relu.hvp), dtype="float32")

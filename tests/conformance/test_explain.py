@@ -237,12 +237,14 @@ def test_a_path_that_climbs_is_told_within_its_own_rounding(off, own, found):
     def under(mistakes=(), alpha=None):
         return np.array([U if mistakes else U[::-1]])
 
-    answer = Answered(U + [0, 0, off, 0], under, 0.1, {ONE: 1.0}, 1e-6, rounding)
-    assert (Explanation(("inner_ascent",)) in held([answer], ("inner_ascent",))) is found
-    assert set(asked) <= {(("inner_ascent",), None)}  # it is dear, and asked for where something is near alone
+    answer = Answered(U + [0, 0, off, 0], under, 0.1, {ONE: 1.0, MEAN: 0.5}, 1e-6, rounding)
+    explanations = held([answer], ("inner_ascent",))
+    assert (Explanation(("inner_ascent",)) in explanations) is found and all(e.scale != MEAN for e in explanations)
+    # It is dear, and asked for only where something is near, but beyond the limit.
+    assert asked == [(("inner_ascent",), None)] * (1e-6 < off < 5e-3)
 
 
-@pytest.mark.parametrize("apart, shown", [(9, False), (11, True)])
+@pytest.mark.parametrize("apart, shown", [(9.5, False), (10.5, True)])
 def test_what_changes_the_sum_by_less_than_ten_limits_is_no_explanation(apart, shown):
     def under(mistakes=(), alpha=None):
         return np.array([U, [1, 1, apart * 1e-6 if mistakes or alpha else 0, 1]])
@@ -252,6 +254,12 @@ def test_what_changes_the_sum_by_less_than_ten_limits_is_no_explanation(apart, s
     for answers in ([changed], [same, changed], [changed, same]):  # in one is enough
         assert held(answers, ("first_order",)) == [Explanation(("first_order",))] * shown
         assert held(answers, (), 0.2) == [Explanation(alpha=0.2)] * shown
+    turned = same._replace(
+        under=lambda mistakes=(), *_: np.array([U, U]) + np.array([[0, 0, 1, 0], [0, 0, -1, 0]]) * (1 + len(mistakes))
+    )
+    assert (
+        held([turned], ()) == [Explanation()] and held([turned], ("first_order",)) == []
+    )  # tasks change, their sum not
     assert held([same], ()) == [Explanation()] and held([same], ("first_order",)) == held([same], (), 0.2) == []
 
 

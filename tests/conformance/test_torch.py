@@ -396,6 +396,25 @@ def test_a_loss_that_is_cut_off_from_its_graph_is_refused():
         judged(criterion=lambda out, y: F.cross_entropy(out, y).detach())
 
 
+def test_whose_meta_gradient_was_never_written_is_told_that_it_is_zero():
+    assert suspects(judged(lambda *_: None)) == [("zero",)]
+
+
+def test_targets_that_broadcast_are_named():
+    """(n, 1) − (n,) is (n, n); PyTorch warns of it."""
+    net = network(lambda: nn.Linear(3, 4), nn.Tanh, lambda: nn.Linear(4, 1))
+
+    def broadcast(net, tasks):
+        return meta_loss(
+            net,
+            [((x, y[:, 0]), (xq, yq[:, 0])) for (x, y), (xq, yq) in tasks],
+            criterion=lambda out, y: ((out - y) ** 2).mean(),
+        )
+
+    tasks = tasks_of(labels=False, outputs=1)
+    assert suspects(judged(broadcast, net, F.mse_loss, tasks)) == [("mean_broadcast",)]
+
+
 def test_a_loss_of_shape_1_is_a_number():
     assert judged(criterion=lambda out, y: F.cross_entropy(out, y)[None]).kind == "pass"
 
@@ -484,6 +503,12 @@ def test_the_head_is_a_module_its_name_or_a_number_of_parameters(head):
 def test_a_head_without_parameters_is_refused(head):
     with pytest.raises(ValueError, match="head: .* has none of the parameters 0.weight, 0.bias, 2.weight, 2.bias"):
         judged(algorithm="anil", head=head)
+
+
+# defect: of four parameters the last nine adapt
+def test_a_head_of_more_parameters_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="head: "):
+        judged(algorithm="anil", head=9)
 
 
 def test_a_name_is_no_part_of_a_longer_one():
