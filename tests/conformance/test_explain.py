@@ -320,6 +320,16 @@ def test_a_step_size_is_not_fitted_to_two_numbers_nor_to_what_is_right_nor_witho
     assert list(step_sizes([of_vector(zero, [leaf + 1 for leaf in zero.gradient], "float64")])) == []
 
 
+def test_a_step_size_is_fitted_to_the_first_answer_that_is_wrong():
+    """One without steps is right under any."""
+    none, wrong = BY_ID["maml-edge-no-steps"], of_vector(*on_path(K3, 0.137))
+    assert list(step_sizes([of_vector(none, none.gradient, "float64"), wrong])) == [Explanation(alpha=0.137)]
+
+
+def test_a_step_size_under_a_flipped_sign_is_not_looked_for():
+    assert list(step_sizes(of_vectors([on_path(K3, 0.137, -1)]))) == []
+
+
 def test_the_step_size_of_reptile_is_told_from_its_scale():
     vector = BY_ID["reptile-quadratic-k2-t3"]
     case = dataclasses.replace(vector.case, alpha=0.0625)
