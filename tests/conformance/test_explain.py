@@ -1,6 +1,7 @@
 """Which explanations an answer has, and which of them is told."""
 
 import dataclasses
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -409,6 +410,34 @@ def test_what_no_vector_lists_is_looked_for_before_step_sizes_and_pairs():
         Explanation(("restarted",))
     ]
     assert asked == ["a", "b"]  # what says nothing does not end the search; what is found does
+
+
+def test_the_searches_are_in_the_order_of_their_cost():
+    assert signature(explain).parameters["searches"].default == (listed, others, step_sizes, pairs)
+
+
+def test_every_step_that_subtracts_from_theta_is_named_in_first_order_too():
+    vector = BY_ID["fomaml-quadratic-k3-t2"]
+    got = by_hand(vector.case, from_theta=True, cut={0, 1, 2})
+    assert np.allclose(by_hand(vector.case, cut={0, 1, 2}), vector.gradient[0])
+    assert explained([(vector, [got], "float64")]) == [Explanation(("restarted",))]
+
+
+@pytest.mark.parametrize(
+    "name, ids",
+    {
+        "swapped": ["reptile-quadratic-k2-t3", "joint-canary", "maml-edge-no-steps"],
+        "last_layer_alone": ["joint-canary", "anil-quadratic-k1-t2"],
+        "one_chain": ["fomaml-quadratic-k3-t2", "reptile-quadratic-k2-t3", "joint-canary", "maml-edge-no-steps"],
+        "restarted": ["maml-quadratic-k1-t3", "fomaml-canary", "reptile-quadratic-k2-t3", "maml-edge-no-steps"],
+        "odd_steps_cut": ["maml-quadratic-k1-t3", "fomaml-quadratic-k3-t2", "reptile-quadratic-k2-t3"],
+        "first_3_steps_cut": ["maml-quadratic-k3-t3"],
+        "step_4_cut": ["maml-quadratic-k3-t3"],
+    }.items(),
+)
+def test_where_a_mistake_cannot_be_made_it_is_not(name, ids):
+    assert all(OTHERS[name].change(s) is None for id in ids for s in BY_ID[id].case.settings)
+    assert all(OTHERS[name].change(s) is not None for s in K5.case.settings)
 
 
 def test_every_mistake_that_no_vector_lists_has_words_of_its_own():
