@@ -1179,6 +1179,13 @@ def test_an_adapter_asks_for_some_tasks_in_a_dtype():
     assert adapted(ask).passed and asked[2:] == [(2, "float64")]
 
 
+@pytest.mark.parametrize("alone, found", [(0.03, [0.03]), (0.1, [])])
+def test_what_explains_all_tasks_must_explain_the_first_alone(alone, found):
+    relu, (theta, tasks, _) = Relu(), on_kinks(black=0)
+    verdict = adapted(lambda many, _: relu.maml(theta, tasks[:many], alone if many == 1 else 0.03)).verdicts[0]
+    assert [e.alpha for e in verdict.explanations] == found
+
+
 def test_a_support_is_taken_for_each_step_in_every_form():
     relu, (theta, tasks, alpha) = Relu(), on_kinks(black=0)
     repeated = [([supports[0]] * 4, query) for supports, query in tasks]
