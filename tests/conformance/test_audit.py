@@ -759,6 +759,32 @@ def test_the_kinks_of_an_absolute_error_are_no_mistake():
     assert twice.kind == "grad"
 
 
+@pytest.mark.parametrize("slope, kind", [(1, "pass"), (-1, "pass"), (30, "grad")])
+def test_a_gradient_that_is_looked_at_on_a_kink_is_refused_only_if_it_is_no_slope_of_either_side(slope, kind):
+    """`grad` is looked at beside θ; here the loss bends exactly there, as it does somewhere by accident."""
+    theta, batch, seen = [np.array([0.3, -0.7, 0.5])], (np.zeros((1, 1)), np.zeros((1, 1))), []
+
+    def watching(phi, batch):
+        seen.append(phi[0])
+        return [0 * phi[0]]
+
+    audit(lambda *_: 0.0, watching, lambda phi, *_: [0 * phi[0]], theta, [([], batch)], 0.1)
+    beside = next(phi for phi in seen if (phi != theta[0]).any())
+
+    def loss(phi, batch):
+        return np.abs(phi[0] - beside).sum()
+
+    def gradient(phi, batch):
+        return [np.where(phi[0] == beside, float(slope), np.sign(phi[0] - beside))]
+
+    def meta_gradient(phi, tasks, alpha):
+        return gradient(phi, None)
+
+    found = audit(loss, gradient, meta_gradient, theta, [([], batch)], 0.1).verdicts[0]
+    assert found.kind == kind
+    assert ("could not be held against `loss` in array 0: a unit sits on its kink" in found.text) is (kind == "pass")
+
+
 # --- Losses and gradients of other kinds ---
 
 
@@ -873,6 +899,13 @@ def test_a_loss_in_float32_inside_vouches_for_a_right_gradient_and_refuses_a_wro
     for factor in (-1, 0, 2, 1.1):
         found = of_relu(loss=coarse, grad=lambda *a, c=factor: [c * g for g in Relu().grad(*a)], meta_gradient=never)
         assert found.verdicts[0].kind == "grad"
+
+
+def test_a_loss_too_coarse_for_differences_refuses_no_gradient_and_that_is_said():
+    """In float32, 1e9 and the loss is 1e9."""
+    found = of_relu(loss=lambda *a: float(np.float32(1e9 + Relu().loss(*a)))).verdicts[0]
+    assert found.kind == "pass"
+    assert "`grad` itself could not be held against `loss` in array 0: the loss is too coarse" in found.text
 
 
 def test_what_is_right_in_float64_is_not_accused_of_its_float32():
@@ -1139,6 +1172,13 @@ def test_an_adapter_asks_for_some_tasks_in_a_dtype():
     report = adapted(ask, dtype="float32")
     assert report.passed and asked == [(2, "float64"), (2, "float32")] and len(report.rows) == 2
     assert adapted(ask).passed and asked[2:] == [(2, "float64")]
+
+
+@pytest.mark.parametrize("alone, found", [(0.03, [0.03]), (0.1, [])])
+def test_what_explains_all_tasks_must_explain_the_first_alone(alone, found):
+    relu, (theta, tasks, _) = Relu(), on_kinks(black=0)
+    verdict = adapted(lambda many, _: relu.maml(theta, tasks[:many], alone if many == 1 else 0.03)).verdicts[0]
+    assert [e.alpha for e in verdict.explanations] == found
 
 
 def test_a_support_is_taken_for_each_step_in_every_form():

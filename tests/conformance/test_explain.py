@@ -1,6 +1,7 @@
 """Which explanations an answer has, and which of them is told."""
 
 import dataclasses
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -102,7 +103,9 @@ def test_an_explanation_may_be_off_by_the_limit_and_no_more():
     assert matches(np.array([2, 3, 0, 0.5]), np.array(task), {}, 0.5) == {((2.0, 3.0), ONE)}
 
 
-@pytest.mark.parametrize("c, found", [(1.0009, False), (1.0011, True), (0.9991, False), (-1.0009, False), (-1.0011, True)])
+@pytest.mark.parametrize(
+    "c, found", [(1.0009, False), (1.0011, True), (0.9991, False), (-1.0009, False), (-1.0011, True)]
+)
 def test_a_fitted_factor_is_off_1_by_more_than_ten_limits(c, found):
     """Within that any gradient that points the same way is a multiple of the right one."""
     u = np.array([[1.0, 0, 0, 0]])
@@ -260,7 +263,7 @@ def test_what_changes_the_sum_by_less_than_ten_limits_is_no_explanation(apart, s
         assert held(answers, ("first_order",)) == [Explanation(("first_order",))] * shown
         assert held(answers, (), 0.2) == [Explanation(alpha=0.2)] * shown
     turned = same._replace(
-        under=lambda mistakes=(), *_: np.array([U, U]) + np.array([[0, 0, 1, 0], [0, 0, -1, 0]]) * len(mistakes)
+        under=lambda mistakes=(), *_: np.array([U, U]) + np.array([[0, 0, 1, 0], [0, 0, -1, 0]]) * (1 + len(mistakes))
     )
     assert (
         held([turned], ()) == [Explanation()] and held([turned], ("first_order",)) == []
@@ -323,6 +326,16 @@ def test_a_step_size_is_not_fitted_to_two_numbers_nor_to_what_is_right_nor_witho
     assert list(step_sizes(of_vectors([on_path(K3, 0.25)]))) == []
     zero = BY_ID["maml-edge-alpha-zero"]
     assert list(step_sizes([of_vector(zero, [leaf + 1 for leaf in zero.gradient], "float64")])) == []
+
+
+def test_a_step_size_is_fitted_to_the_first_answer_that_is_wrong():
+    """One without steps is right under any."""
+    none, wrong = BY_ID["maml-edge-no-steps"], of_vector(*on_path(K3, 0.137))
+    assert list(step_sizes([of_vector(none, none.gradient, "float64"), wrong])) == [Explanation(alpha=0.137)]
+
+
+def test_a_step_size_under_a_flipped_sign_is_not_looked_for():
+    assert list(step_sizes(of_vectors([on_path(K3, 0.137, -1)]))) == []
 
 
 def test_the_step_size_of_reptile_is_told_from_its_scale():
@@ -404,6 +417,34 @@ def test_what_no_vector_lists_is_looked_for_before_step_sizes_and_pairs():
         Explanation(("restarted",))
     ]
     assert asked == ["a", "b"]  # what says nothing does not end the search; what is found does
+
+
+def test_the_searches_are_in_the_order_of_their_cost():
+    assert signature(explain).parameters["searches"].default == (listed, others, step_sizes, pairs)
+
+
+def test_every_step_that_subtracts_from_theta_is_named_in_first_order_too():
+    vector = BY_ID["fomaml-quadratic-k3-t2"]
+    got = by_hand(vector.case, from_theta=True, cut={0, 1, 2})
+    assert np.allclose(by_hand(vector.case, cut={0, 1, 2}), vector.gradient[0])
+    assert explained([(vector, [got], "float64")]) == [Explanation(("restarted",))]
+
+
+@pytest.mark.parametrize(
+    "name, ids",
+    {
+        "swapped": ["reptile-quadratic-k2-t3", "joint-canary", "maml-edge-no-steps"],
+        "last_layer_alone": ["joint-canary", "anil-quadratic-k1-t2"],
+        "one_chain": ["fomaml-quadratic-k3-t2", "reptile-quadratic-k2-t3", "joint-canary", "maml-edge-no-steps"],
+        "restarted": ["maml-quadratic-k1-t3", "fomaml-canary", "reptile-quadratic-k2-t3", "maml-edge-no-steps"],
+        "odd_steps_cut": ["maml-quadratic-k1-t3", "fomaml-quadratic-k3-t2", "reptile-quadratic-k2-t3"],
+        "first_3_steps_cut": ["maml-quadratic-k3-t3"],
+        "step_4_cut": ["maml-quadratic-k3-t3"],
+    }.items(),
+)
+def test_where_a_mistake_cannot_be_made_it_is_not(name, ids):
+    assert all(OTHERS[name].change(s) is None for id in ids for s in BY_ID[id].case.settings)
+    assert all(OTHERS[name].change(s) is not None for s in K5.case.settings)
 
 
 def test_every_mistake_that_no_vector_lists_has_words_of_its_own():
