@@ -859,7 +859,7 @@ NO_GUESS = "wrong, and no known mistake or pair of mistakes explains all of it; 
         ([answer([3, 4]), answer([3, 4 + 2**-44]), SKIPPED], "pass", NEARLY),
         ([answer([3, 4 + 2**-44]), NEAR, answer([3, 4])], "precision", ROUNDABOUT),
         ([FAR, answer([3, 4 + 2**-44])], "unexplained", NO_GUESS),
-        ([answer([3, 4 + 2**-44], dtype="float32")], "precision", ROUNDABOUT),
+        ([answer([3, 4 + 2**-44], dtype="float32")], "pass", NEARLY),
         ([answer([3, 4]), answer([3, 4 + 2**-50])], "pass", "pass; exact on 1, at least 15.8 digits on the rest"),
         ([FAR, answer([0, 0])], "wiring", WIRING.format("0 times as long, correct digits: W 0.0")),
         ([FAR, Answer(problem="no")], "wiring", WIRING.format("no")),
