@@ -91,6 +91,8 @@ def check_step(
     def answer(case: Case) -> Theta:
         net, criterion = _module(case)
         tensors = mapped(lambda leaf: None if leaf is None else torch.as_tensor(leaf), case.tasks)
+        if algorithm == "anil" and not case.head:
+            raise Skip("ANIL without a head, of which PyTorch takes no gradient")
         names = [name for name, _ in net.named_parameters()]
         head = {"head": names[len(names) - (case.head or 0) :]} if algorithm == "anil" else {}
         found = meta_gradient(net, criterion, tensors, case.alpha, **head)
@@ -191,7 +193,10 @@ def _gradients(found: Any, parameters: dict[str, torch.nn.Parameter], names: lis
         wanted = [parameters[name] for name in names]
         found = torch.autograd.grad(found.reshape(()), wanted, allow_unused=True)
     if not isinstance(found, Mapping):
-        found = list(found) if isinstance(found, Iterable) and not isinstance(found, torch.Tensor) else [found]
+        if not isinstance(found, Iterable) or isinstance(found, torch.Tensor):
+            got = f"{tuple(found.shape)} without a graph" if isinstance(found, torch.Tensor) else type(found).__name__
+            raise TypeError(f"meta_gradient returned {got}: expected gradients, the meta-loss with its graph, or None")
+        found = list(found)
         order = names if len(found) == len(names) else list(parameters)
         if len(found) != len(order):
             raise ValueError(

@@ -124,7 +124,8 @@ def to_tasks(tasks: Sequence[Any], steps: int | None) -> Tasks:
     found: list[Any] = []
     for i, task in enumerate(tasks):
         if not isinstance(task, Sequence) or len(task) not in (2, 4):
-            raise TypeError(f"tasks[{i}]: expected ((x, y), (x, y)), support and query; got {task!r:.40}")
+            got = f"{len(task)} things" if isinstance(task, Sequence) else type(task).__name__
+            raise TypeError(f"tasks[{i}]: expected ((x, y), (x, y)), support and query; got {got}")
         support, query = task if len(task) == 2 else (task[:2], task[2:])
         alone = len(support) == 2 and all(hasattr(part, "shape") for part in support)
         if alone == (steps is None) or (alone and not (type(steps) is int and steps >= 0)):

@@ -1204,7 +1204,7 @@ def test_a_number_of_steps_is_given_where_and_only_where_it_is_needed():
     with pytest.raises(ValueError, match="steps: expected None, as a task has a batch for each step; got 3"):
         adapted(never, tasks=tasks, steps=3)
     with pytest.raises(
-        TypeError, match=r"tasks\[1\]: expected \(\(x, y\), \(x, y\)\), support and query; got \(1, 2, 3\)"
+        TypeError, match=r"tasks\[1\]: expected \(\(x, y\), \(x, y\)\), support and query; got 3 things"
     ):
         adapted(never, tasks=[once(tasks)[0], (1, 2, 3)], steps=1)
 

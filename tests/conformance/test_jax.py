@@ -388,7 +388,7 @@ def test_a_number_of_steps_is_given_where_it_is_needed():
         judged(steps=None)
     with pytest.raises(ValueError, match="steps: expected None, as a task has a batch for each step; got 2"):
         judged(tasks=[([s] * 2, q) for s, q in tasks_of()])
-    with pytest.raises(ValueError, match=r"tasks\[0\]: expected .*got 3 things"):
+    with pytest.raises(TypeError, match=r"tasks\[0\]: expected .*got 3 things"):
         judged(tasks=[(*s, q) for s, q in tasks_of()])
     assert suspects(judged(steps=STEPS + 1)) == [("one_step_short",)]
 

@@ -175,8 +175,8 @@ def test_a_wrong_answer_is_refused_in_every_form(form):
         (lambda *a: {"net.0.weight": gradients(*a)[0]}, ValueError, "returned a gradient of 'net.0.weight'"),
         (
             lambda *a: torch.cat([g.reshape(-1) for g in gradients(*a)]),
-            ValueError,
-            "meta_gradient returned 1 gradients",
+            TypeError,
+            r"meta_gradient returned \(31,\) without a graph",
         ),
         (lambda *a: [g.numpy() for g in gradients(*a)], TypeError, "returned ndarray for 0.weight: expected a tensor"),
         (lambda *a: [float(g.sum()) for g in gradients(*a)], TypeError, "returned float for 0.weight"),
@@ -469,7 +469,7 @@ def test_a_number_of_steps_is_given_where_it_is_needed():
         judged(steps=None)
     with pytest.raises(ValueError, match="steps: expected None, as a task has a batch for each step; got 2"):
         judged(tasks=[([s] * 2, q) for s, q in tasks_of()])
-    with pytest.raises(ValueError, match=r"tasks\[0\]: expected .*got 3 things"):
+    with pytest.raises(TypeError, match=r"tasks\[0\]: expected .*got 3 things"):
         judged(tasks=[(*s, q) for s, q in tasks_of()])
     assert suspects(judged(steps=STEPS + 1)) == [("one_step_short",)]
     assert suspects(judged(steps=STEPS - 1)) == [("one_step_extra",)]
@@ -751,7 +751,7 @@ def test_right_steps_pass_the_vectors(algorithm, dtype):
     assert report.passed and report.title == "refmeta.torch.check_step", str(report)
     assert {row.algorithm for row in report.rows} == {algorithm} and len(report.rows) >= 5
     statuses = [row.status for row in report.rows]
-    assert statuses.count("skip") <= (algorithm == "reptile"), str(report)
+    assert statuses.count("skip") <= (algorithm in ("anil", "reptile")), str(report)
 
 
 def test_a_sum_over_tasks_is_declared():
