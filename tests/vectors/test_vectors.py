@@ -19,7 +19,7 @@ import refmeta
 from refmeta import adjoint
 from refmeta.algorithms import trajectory
 from refmeta.conformance import check, rules
-from refmeta.conformance.cases import FOLDER, VectorError, load, parse
+from refmeta.conformance.cases import FOLDER, VectorError, load, number, parse
 from refmeta.conformance.mistakes import MISTAKES
 from refmeta.trees import holding, split
 from tests.vectors import make
@@ -51,7 +51,7 @@ def without_scales(data):
     """A file's content, and its scales: they are BLAS's norms, whose last bit is the processor's; so is a checksum."""
     content, scales = json.loads(data), []
     for vector in content.get("vectors", []):
-        scales += map(float.fromhex, vector.pop("scale"))
+        scales += map(number, vector.pop("scale"))
     for entry in content.get("files", {}).values():
         del entry["sha256"]
     return content, scales
