@@ -294,7 +294,7 @@ def verdict(algorithm: str, every: list[Judged]) -> Verdict:
 
     asked = [j for j in every if j.cause != "skipped"]
     wrong = [j for j in asked if STATUS.get(j.cause) != "pass"]
-    canaries = [j for j in wrong if j.row.tier == "canary" and j.cause != "rounded"]
+    canaries = [j for j in wrong if j.row.tier == "canary" and unwired(j)]
     if not wrong:
         return Verdict(algorithm, *(passed(asked) if asked else ("none", f"not checked: {every[0].row.message}")))
     came = [(j.vector, j.answer.gradient or [], j.answer.dtype) for j in of("right", "nearly", "rounded", "wrong")]
@@ -314,6 +314,11 @@ def verdict(algorithm: str, every: list[Judged]) -> Verdict:
     first = next((text for j in wrong for text in wrong_inside(j)), "")
     text = words.describe(found) if found else alone(*of("wrong")) if len(came) == 1 else words.UNEXPLAINED
     return Verdict(algorithm, kind, first + text, tuple(found))
+
+
+def unwired(j: Judged) -> bool:
+    """Whether an answer is none that a wrong algorithm gives: an error, another form, NaN, zeros."""
+    return j.cause in ("none", "form", "not finite") or (j.cause == "wrong" and not flat(j.answer.gradient or []).any())
 
 
 def alone(j: Judged) -> str:

@@ -475,7 +475,12 @@ def swapped(s: Setting) -> Setting | None:
 def last_layer_alone(s: Setting) -> Setting | None:
     if s.rule is joint or not all(s.moves):
         return None
-    return s._replace(moves=moves(len(s.theta), 1 + (np.ndim(s.theta[-1]) == 1)))
+    return s._replace(moves=last_layer(s))
+
+
+def last_layer(s: Setting) -> tuple[bool, ...]:
+    """Weights and biases, or the last array if it is no vector."""
+    return moves(len(s.theta), 1 + (np.ndim(s.theta[-1]) == 1))
 
 
 def first_batch(s: Setting) -> Setting | None:
@@ -504,6 +509,25 @@ def restarted(s: Setting) -> Setting | None:
     return s._replace(rule=rule) if s.rule in (maml, fomaml) and len(s.supports) > 1 else None
 
 
+def updated(**changed: float) -> Change:
+    """Another update in the inner loop."""
+    return lambda s: s._replace(update=s.update._replace(**changed)) if s.rule is not joint and s.supports else None
+
+
+def support_added(s: Setting) -> Setting | None:
+    def rule(d: Derivatives, s: Setting, of: Callable[[Derivatives, Setting], Theta] = s.rule) -> Theta:
+        return add([of(d, s), of(d, s._replace(query=s.supports[-1]))])
+
+    return s._replace(rule=rule) if s.rule in (maml, fomaml) and s.supports else None
+
+
+def body_frozen(s: Setting) -> Setting | None:
+    def rule(d: Derivatives, s: Setting, of: Callable[[Derivatives, Setting], Theta] = s.rule) -> Theta:
+        return kept(of(d, s), last_layer(s))
+
+    return s._replace(rule=rule)
+
+
 def differentiated(steps: Callable[[int], bool]) -> Change:
     """MAML through these inner steps alone."""
 
@@ -530,6 +554,24 @@ other(
 )
 again = "the iterator over the batches is made anew at every step"
 other("first_batch", "every inner step takes the first support batch", again, first_batch)
+added = "the meta-loss has the support's loss at the adapted parameters too"
+other("support_added", "the support loss after adaptation is added to the query loss", added, support_added)
+outer = "the outer gradient is taken, or kept, of the last layer alone"
+other("body_frozen", "only the last layer gets an outer gradient", outer, body_frozen)
+for mu in (0.9, 0.5, 0.99):
+    cause = "the inner optimiser has a momentum"
+    other(f"momentum_{mu}", f"the inner loop has momentum {mu}", cause, updated(momentum=mu))
+kept_on = "the inner gradients are not cleared between steps: zero_grad is missing"
+other("added_up", "each inner step takes the sum of all gradients until then", kept_on, updated(momentum=1))
+for decay in (1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.1):
+    cause = "the inner optimiser has a weight decay"
+    other(f"decay_{decay}", f"the inner loop has weight decay {decay:g}", cause, updated(decay=decay))
+for cool in (0.99, 0.95, 0.9, 0.8, 0.7, 0.5, 0.1):
+    cause = "a scheduler lowers the inner rate"
+    other(f"cool_{cool}", f"the inner step size is multiplied by {cool} at every step", cause, updated(cool=cool))
+for clamp in (0.1, 0.5, 1, 5, 10, 40):
+    cause = "a clip meant for the outer gradients, or for reinforcement learning"
+    other(f"clamp_{clamp}", f"the inner gradients are clipped to ±{clamp}", cause, updated(clamp=clamp))
 other("odd_steps_cut", "every second inner step is not differentiated", CUT, differentiated(lambda k: k % 2 == 0))
 other("even_steps_cut", "every second inner step is not differentiated", CUT, differentiated(lambda k: k % 2 == 1))
 for n in range(1, TOLD + 1):

@@ -20,6 +20,18 @@ class Derivatives(NamedTuple):
     hvp: Callable[[Theta, Batch, Theta], Theta]
 
 
+class Update(NamedTuple):
+    """How an inner step is made of a gradient: plainly, unless a mistake says otherwise.
+
+    m ← momentum m + clip(∇L + decay φ, ±clamp), φ ← φ − α coolᵏ m
+    """
+
+    momentum: float = 0
+    decay: float = 0
+    cool: float = 1
+    clamp: float = float("inf")
+
+
 class Setting(NamedTuple):
     """All that determines one task's gradient. A mistake is a change of one thing in it."""
 
@@ -31,6 +43,7 @@ class Setting(NamedTuple):
     moves: tuple[bool, ...]  # which arrays of θ the inner loop adapts
     n: int | None = None  # examples of a support batch; None where a batch has no examples
     outputs: int | None = None  # of a network under squared error
+    update: Update = Update()
     leaks: bool = False  # the next task starts where this one ended
     together: bool = False  # the next task takes its steps after this one's, and all are differentiated
 
@@ -50,16 +63,33 @@ def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
 
 def path(d: Derivatives, s: Setting) -> list[Theta]:
     """φ_0 … φ_K: φ ← φ − α P ∇L(φ; S), P zero on the arrays that do not move."""
-    phis = [s.theta]
-    for support in s.supports:
-        phis.append(axpy(-s.alpha, kept(d.grad(phis[-1], support), s.moves), phis[-1]))
+    phis, m = [s.theta], list[Any]()
+    for k, support in enumerate(s.supports):
+        g = d.grad(phis[-1], support)
+        if s.update != Update():
+            g = [np.clip(leaf, -s.update.clamp, s.update.clamp) for leaf in axpy(s.update.decay, phis[-1], g)]
+        m = axpy(s.update.momentum, m, g) if m and s.update.momentum else g
+        phis.append(axpy(-s.alpha * s.update.cool**k, kept(m, s.moves), phis[-1]))
     return phis
 
 
 def pull_back(d: Derivatives, s: Setting, v: Theta, points: Sequence[tuple[Theta, Batch]]) -> Theta:
     """v ← (I − α ∇²L(φ; S) P) v for every point (φ, S), the last first."""
+    if s.update != Update():
+        return pull_back_update(d, s, v, points)
     for phi, support in reversed(points):
         v = axpy(-s.alpha, d.hvp(phi, support, kept(v, s.moves)), v)
+    return v
+
+
+def pull_back_update(d: Derivatives, s: Setting, v: Theta, points: Sequence[tuple[Theta, Batch]]) -> Theta:
+    """The same for other updates: w ← momentum w − α coolᵏ P v is the derivative in m, v ← v + (∇²L + decay) w."""
+    w = [0 * leaf for leaf in v]
+    for k, (phi, support) in reversed(list(enumerate(points))):
+        w = axpy(s.update.momentum, w, [-s.alpha * s.update.cool**k * leaf for leaf in kept(v, s.moves)])
+        g = axpy(s.update.decay, phi, d.grad(phi, support))
+        free = [leaf * (abs(gi) < s.update.clamp) for leaf, gi in zip(w, g, strict=True)]
+        v = axpy(s.update.decay, free, axpy(1, d.hvp(phi, support, free), v))
     return v
 
 

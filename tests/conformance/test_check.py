@@ -900,7 +900,7 @@ FIRST_ORDER = Explanation(("first_order",))
         ([answer([5, 3]), answer([5, 3]), answer([3])], "form"),
         ([answer([5, 3]), answer([5, 3]), answer([5, np.nan])], "form"),
         ([answer([5, 3]), answer([3, 4])], "unexplained"),
-        ([answer([5, 3]), FAR], "wiring"),
+        ([answer([5, 3]), FAR], "unexplained"),
         ([answer([3, 4]), answer([3])], "wiring"),
         ([answer([3, 4]), Answer(problem="no")], "wiring"),
         ([answer([5, 3], dtype="float32"), answer([5 + 2**-20, 3], dtype="float32")], "bug"),
@@ -1034,8 +1034,7 @@ def test_nothing_explains_answers_whose_squares_overflow():
     def harness(case):
         return [1e160 * rng.normal(size=leaf.shape) for leaf in case.theta]
 
-    assert {v.kind for v in check(harness).verdicts} == {"wiring"}
-    assert {v.kind for v in check(harness, tiers=["tanh"]).verdicts} == {"unexplained"}
+    assert {v.kind for v in check(harness).verdicts} == {"unexplained"}
 
 
 # --- Saying it ---

@@ -206,9 +206,19 @@ def test_a_mistake_in_one_algorithm_leaves_the_others_right():
 # --- Form, wiring, precision ---
 
 
-def test_a_failing_canary_means_the_harness_is_not_wired_up():
-    found = verdict(lambda case: [np.cos(leaf) for leaf in case.theta])
+@pytest.mark.parametrize("answer", [lambda leaf: leaf[None], lambda leaf: leaf * np.nan, lambda leaf: 0 * leaf])
+def test_a_canary_that_is_no_answer_means_the_harness_is_not_wired_up(answer):
+    """Where the others are right."""
+
+    def harness(case):
+        return [answer(leaf) if case.tier == "canary" else leaf for leaf in right(case)]
+
+    found = verdict(harness)
     assert found.kind == "wiring" and "maml-canary" in found.text and "nothing else is judged" in found.text
+
+
+def test_a_canary_that_is_wrong_says_nothing_of_the_wiring():
+    assert verdict(lambda case: [np.cos(leaf) for leaf in case.theta]).kind == "unexplained"
 
 
 def test_float32_where_float64_was_asked_for_is_said():

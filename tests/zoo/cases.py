@@ -12,7 +12,7 @@ import numpy as np
 MAIN = {
     "first order": ("first-order",),
     "one step short": ("one inner step is missing",),
-    "wrong inner rate": ("the inner step size is", "divided by the number of examples"),
+    "wrong inner rate": ("the inner step size is", "divided by the number of examples"),  # at every step, too
     "ascent": ("the inner loop climbs",),
     "swapped data": ("support and query are swapped",),
     "query used for both": ("adapts to the query",),
@@ -21,6 +21,13 @@ MAIN = {
     "cut in the middle": ("not differentiated", "only the last inner step is differentiated"),
 }
 FURTHER = {  # a family that is in neither is refused, but has no name
+    "momentum inside": ("the inner loop has momentum",),
+    "weight decay inside": ("the inner loop has weight decay",),
+    "gradients clipped": ("the inner gradients are clipped",),
+    "support loss added": ("the support loss after adaptation is added",),
+    "body frozen": ("only the last layer gets an outer gradient",),
+    "first-order: .grad not zeroed": ("the sum of all gradients until then",),
+    "first batch at every step": ("takes the first support batch",),
     "no adaptation": ("the adapted parameters are ignored",),
     "restart from theta": ("from θ, not from the φ",),
     "gradient computed once": ("computed once",),
