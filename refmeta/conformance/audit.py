@@ -13,7 +13,7 @@ import numpy as np
 from refmeta.conformance import differences
 from refmeta.conformance.check import correct_digits, read_array
 from refmeta.conformance.explain import SEARCHES, Answered, Explanation, Factor, explain
-from refmeta.conformance.network import EPS, UNSTABLE, Network, cast, size, sketch, to_settings
+from refmeta.conformance.network import EPS, FLOOR, UNSTABLE, Network, cast, size, sketch, to_settings
 from refmeta.conformance.report import AUDIT, Report, Row, Verdict, describe
 from refmeta.conformance.rules import Derivatives, flat
 from refmeta.trees import Batch, Loss, Tasks, Theta
@@ -21,6 +21,7 @@ from refmeta.trees import Batch, Loss, Tasks, Theta
 Ask = Callable[[int, str], Theta]  # (many, dtype): the caller's meta-gradient of the first so many tasks
 MEAN = Factor(1, "1/tasks")
 COARSEST = 1e-2  # if the truth itself is known no better than this, nothing passes, and no mistake has a name
+ROUNDED = 1e-5  # an error that float32 or differences make, if nothing else explains it
 SMALL = 20_000  # parameters: pairs of mistakes are tried on networks of up to so many
 
 
@@ -226,22 +227,27 @@ def _judge(network: Network, ask: Ask, right: dict[Factor, float], dtype: str) -
     off = {str(f): float(np.linalg.norm(got / c - truth.sum(0))) / size(truth) for f, c in right.items()}
     error, factor = min((error, name) for name, error in off.items())
     digits, precise = correct_digits(error), f"This verdict is precise to {precision:.0e} of the gradient's size."
+    rounded = Finding("precision", f"{AUDIT['rounded'].format(digits)} {precise}", digits)
     if error <= precision <= COARSEST:
         taken = {"1": "the sum over the tasks", str(MEAN): "the mean over the tasks"}.get(factor, f"times {factor}")
-        return Finding(
-            "pass", f"pass; {digits:.1f} digits" + f", {taken}" * (MEAN in right and many > 1) + f". {precise}", digits
-        )
+        text = f"pass; {digits:.1f} digits" + f", {taken}" * (MEAN in right and many > 1)
+        return Finding("pass", f"{text}. {precise}", digits)
     if error <= 10 * precision:
-        return Finding("imprecise", f"cannot be judged: {network.reason}. {precise}", digits)
+        unclear = Finding("imprecise", f"cannot be judged: {network.reason}. {precise}", digits)
+        return unclear if precision > 10 * FLOOR[dtype] else rounded
     if not np.linalg.norm(sketch(flat(ask(many, dtype))) - got) <= precision * np.linalg.norm(got):
         return Finding("unrepeatable", AUDIT["kept"])
     found = _explanations(network, ask, got, precision, dtype) if precision <= COARSEST else []
     if not found:
-        untried = AUDIT["pairs"].format(SMALL) * (flat(network.settings[0].theta).size > SMALL)
-        text = f"wrong ({digits:.1f} digits), and no known mistake explains it; no guess is made.{untried} {precise}"
-        return Finding("unexplained", text, digits)
+        return rounded if error <= ROUNDED else _unexplained(network, digits, precise)
     found = [e._replace(scale=Factor()) if e.scale in right and not e.convention else e for e in found]
     return Finding("convention" if found[0].convention else "bug", f"{describe(found)}\n{precise}", digits, found)
+
+
+def _unexplained(network: Network, digits: float, precise: str) -> Finding:
+    untried = AUDIT["pairs"].format(SMALL) * (flat(network.settings[0].theta).size > SMALL)
+    text = f"wrong ({digits:.1f} digits), and no known mistake explains it; no guess is made.{untried} {precise}"
+    return Finding("unexplained", text, digits)
 
 
 def _explanations(network: Network, ask: Ask, got: np.ndarray, precision: float, dtype: str) -> list[Explanation]:

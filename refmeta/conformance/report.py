@@ -147,6 +147,7 @@ AUDIT = {
     "grad": "grad is not the gradient of loss: they differ in array {} by {:.0%}; the meta-gradient is not judged.",
     "beside": "It was asked beside θ, for at θ differences of `grad` say too little (a unit on its kink?): give `hvp`.",
     "unheld": "`grad` itself could not be held against `loss` in array {}: {}.",
+    "rounded": "right to {:.1f} digits only: something on the way is in float32, or is computed by differences.",
     "pairs": " Pairs of mistakes are not tried on more than {} parameters.",
     "float32": "right in float64. In float32 it has {:.1f} correct digits, fewer than rounding explains, and cannot be "
     "judged: a unit may sit near its kink, or the inner loop be unstable.",
