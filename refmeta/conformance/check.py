@@ -17,6 +17,7 @@ import numpy as np
 
 from refmeta.conformance import report as words
 from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
+from refmeta.conformance.evidence import rule
 from refmeta.conformance.explain import ZERO, explain, of_vector, of_vectors
 from refmeta.conformance.report import Report, Row, Verdict
 from refmeta.conformance.rules import flat
@@ -312,8 +313,12 @@ def verdict(algorithm: str, every: list[Judged]) -> Verdict:
         return Verdict(algorithm, "precision", words.SINGLE if single else words.ROUNDABOUT)
     kind = "unexplained" if not found else "convention" if found[0].convention else "bug"
     first = next((text for j in wrong for text in wrong_inside(j)), "")
-    text = words.describe(found) if found else alone(*of("wrong")) if len(came) == 1 else words.UNEXPLAINED
-    return Verdict(algorithm, kind, first + text, tuple(found))
+    if found or len(came) == 1:
+        text = words.describe(found) if found else alone(*of("wrong"))
+        return Verdict(algorithm, kind, first + text, tuple(found))
+    where = rule([j.vector.case for j in of("wrong")], [j.vector.case for j in of("right", "nearly")])
+    text = words.UNEXPLAINED + words.WHERE.format(where, len(of("wrong")), len(came)) * bool(where)
+    return Verdict(algorithm, kind, first + text, evidence=where)
 
 
 def unwired(j: Judged) -> bool:

@@ -39,6 +39,7 @@ class Verdict(NamedTuple):
     kind: str
     text: str
     explanations: tuple[Explanation, ...] = ()
+    evidence: str = ""  # where no mistake explains it: what the vectors that are wrong, and no others, have in common
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ AUDIT = {
     "judged: a unit may sit near its kink, or the inner loop be unstable.",
 }
 UNEXPLAINED = "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made."
+WHERE = "\nIt is wrong exactly on the vectors with {}: on {} of {}."
 ALONE = "one vector, no diagnosis: {}"
 ZEROS = (
     "every gradient is zero: it went to a copy (B13, B14). PyTorch: deepcopy, load_state_dict and .data cut θ off; "

@@ -170,7 +170,8 @@ JSON = """{
      "scale": "1/tasks",
      "alpha": null
     }
-   ]
+   ],
+   "evidence": ""
   }
  ],
  "rows": [
