@@ -155,6 +155,7 @@ AUDIT = {
 }
 UNEXPLAINED = "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made."
 WHERE = "\nIt is wrong exactly on the vectors with {}: on {} of {}."
+OWN = "\nThis is under a convention of its own, whatever a vector asks for: {}."
 ALONE = "one vector, no diagnosis: {}"
 ZEROS = (
     "every gradient is zero: it went to a copy (B13, B14). PyTorch: deepcopy, load_state_dict and .data cut θ off; "

@@ -926,7 +926,7 @@ def times(factor, vectors=QUADRATICS):
 
 @pytest.mark.parametrize(
     "factor, kind, name",
-    [(lambda n: 1 / n, "convention", "1/tasks"), (lambda n: -1 / n, "bug", "1/tasks"), (lambda n: -1, "bug", "")],
+    [(lambda n: n, "convention", "tasks"), (lambda n: -1 / n, "bug", "1/tasks"), (lambda n: -1, "bug", "")],
 )
 def test_a_factor_alone_is_a_convention_unless_it_is_negative(factor, kind, name):
     verdict = times(factor)
@@ -1000,8 +1000,8 @@ def test_the_first_of_two_failing_canaries_is_named():
 
 def test_what_may_be_a_convention_is_no_bug():
     v = QUADRATICS[0]
-    halves = [[leaf / 2 for leaf in task["gradient"]] for task in v.per_task]
-    pair = dataclasses.replace(v, suspects={"first_order": halves}), answer(*(leaf / 2 for leaf in v.gradient))
+    parts = [[0.3 * leaf for leaf in task["gradient"]] for task in v.per_task]
+    pair = dataclasses.replace(v, suspects={"first_order": parts}), answer(*(0.3 * leaf for leaf in v.gradient))
     verdict = verdict_of(pair, pair)
     assert verdict.kind == "convention" and verdict.explanations[1:] == (FIRST_ORDER,)
 

@@ -179,6 +179,46 @@ def test_the_mean_over_tasks_is_a_convention_and_no_accusation():
     assert found.kind == "convention" and "1/alpha" in found.text
 
 
+def in_its_own_way(case, algorithm, tasks="sum", reptile="displacement", first_order=False):
+    """As somebody does who never looks at case.conventions."""
+    if case.algorithm != algorithm:
+        raise Skip("another algorithm")
+    own = dataclasses.replace(case, conventions={**case.conventions, "tasks": tasks, "reptile": reptile})
+    if not first_order:
+        return right(own)
+    return own.combine([refmeta.fomaml(own.loss_fn, own.theta, [task], own.alpha) for task in own.tasks])
+
+
+@pytest.mark.parametrize("tasks", ["sum", "mean"])
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "anil", "joint", "reptile"])
+def test_who_always_sums_or_always_takes_the_mean_is_right_and_told_so(algorithm, tasks):
+    report = check(lambda case: in_its_own_way(case, algorithm, tasks), algorithms=[algorithm])
+    assert report.passed and report.verdicts[0].kind == "pass"
+    asked = {v.case.conventions["tasks"] for v in VECTORS if v.case.algorithm == algorithm}
+    assert (f"a convention of its own, whatever a vector asks for: the {tasks}" in report.verdicts[0].text) is (
+        asked != {tasks} or algorithm == "reptile"
+    )
+
+
+@pytest.mark.parametrize("reptile", ["displacement", "over_alpha"])
+def test_who_always_returns_the_same_displacement_is_right(reptile):
+    report = check(lambda case: in_its_own_way(case, "reptile", "mean", reptile), algorithms=["reptile"])
+    assert report.passed and f"the mean over the tasks, {reptile}" in report.verdicts[0].text
+
+
+@pytest.mark.parametrize("tasks", ["sum", "mean"])
+def test_a_mistake_is_named_under_its_own_convention(tasks):
+    report = check(lambda case: in_its_own_way(case, "maml", tasks, first_order=True), algorithms=["maml"])
+    assert not report.passed and [e.suspects for e in report.verdicts[0].explanations] == [("first_order",)]
+    assert f"the {tasks} over the tasks" in report.verdicts[0].text
+
+
+def test_one_vector_alone_has_no_convention_of_its_own():
+    case = next(v.case for v in VECTORS if v.case.id == "maml-quadratic-k1-t3")
+    with pytest.raises(AssertionError, match="one vector, no diagnosis: it is 1/tasks times the answer"):
+        assert_case(lambda case: in_its_own_way(case, "maml", "mean"), case)
+
+
 def test_an_unknown_mistake_gets_no_name():
     def harness(case):
         return [leaf + 0.1 * np.sin(np.arange(leaf.size)).reshape(leaf.shape) + 0.1 for leaf in right(case)]
