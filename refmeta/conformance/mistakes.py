@@ -528,6 +528,14 @@ def body_frozen(s: Setting) -> Setting | None:
     return s._replace(rule=rule)
 
 
+def mean_of_gradients(s: Setting) -> Setting | None:
+    def rule(d: Derivatives, s: Setting) -> Theta:
+        points = zip(path(d, s), [*s.supports, s.supports[-1]], strict=True)
+        return [leaf / (len(s.supports) + 1) for leaf in add(d.grad(*point) for point in points)]
+
+    return s._replace(rule=rule) if s.rule is reptile and s.supports else None
+
+
 def differentiated(steps: Callable[[int], bool]) -> Change:
     """MAML through these inner steps alone."""
 
@@ -558,6 +566,8 @@ added = "the meta-loss has the support's loss at the adapted parameters too"
 other("support_added", "the support loss after adaptation is added to the query loss", added, support_added)
 outer = "the outer gradient is taken, or kept, of the last layer alone"
 other("body_frozen", "only the last layer gets an outer gradient", outer, body_frozen)
+reptile_mean = "the gradients are averaged, with one at φ_K, where θ − φ_K is their sum times α without it; B55"
+other("mean_of_gradients", "Reptile that averages K + 1 gradients", reptile_mean, mean_of_gradients)
 for mu in (0.9, 0.5, 0.99):
     cause = "the inner optimiser has a momentum"
     other(f"momentum_{mu}", f"the inner loop has momentum {mu}", cause, updated(momentum=mu))

@@ -69,6 +69,28 @@ def test_a_plain_update_passes():
     assert said(lambda case: maml(case, with_momentum(0, case.alpha))).kind == "pass"
 
 
+@pytest.mark.parametrize("scale", [lambda alpha: 1, lambda alpha: 1 / (alpha or 1)], ids=["mean", "over alpha"])
+def test_a_mean_of_gradients_for_the_displacement_is_named(scale):
+    """As in ivy's reptile_step."""
+
+    def harness(case):
+        if case.algorithm != "reptile":
+            raise Skip("another algorithm")
+        total = [0 * leaf for leaf in case.theta]
+        for supports, _ in case.tasks:
+            phi, gradients = list(case.theta), []
+            for batch in supports:
+                gradients.append(grad(case.loss_fn)(phi, batch))
+                phi = [p - case.alpha * g for p, g in zip(phi, gradients[-1], strict=True)]
+            if supports:
+                gradients.append(grad(case.loss_fn)(phi, supports[-1]))
+                mean = [sum(leaves) / len(gradients) for leaves in zip(*gradients, strict=True)]
+                total = [t + scale(case.alpha) * g for t, g in zip(total, mean, strict=True)]
+        return total
+
+    assert "Reptile that averages K + 1 gradients" in said(harness, "reptile").text.splitlines()[0]
+
+
 def test_the_support_loss_in_the_meta_loss_is_named():
     def harness(case):
         def both(phi, supports, query):
