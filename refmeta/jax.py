@@ -8,7 +8,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from refmeta.conformance.audit import examine, like
-from refmeta.conformance.network import exact, to_settings, to_tasks
+from refmeta.conformance.network import adapting, exact, to_settings, to_tasks
 from refmeta.conformance.report import Report
 from refmeta.conformance.rules import Derivatives
 from refmeta.trees import Theta
@@ -31,10 +31,11 @@ def audit(
 
     `params` is any pytree of floating-point arrays, and so is the gradient. Both functions get it, and the tasks, in
     float64; with dtype="float32" `meta_gradient` is asked in float32 too. All else is as in `refmeta.torch.audit`;
-    head: a key of `params`, as "dense_2" or "layers/2" , or how many of the last arrays.
+    head: a key of `params`, as "dense_2" or "layers/2", or how many of the last arrays.
     """
     tasks, (paths, tree) = list(tasks), tree_flatten_with_path(params)
-    adapts = _adapts([keystr(path, simple=True, separator="/") for path, _ in paths], head)
+    names, theta = [keystr(p, simple=True, separator="/") for p, _ in paths], [np.asarray(leaf) for _, leaf in paths]
+    adapts = adapting(names, head, lambda name: f"{name}/".startswith(f"{head}/"))
 
     def value(phi: Theta, batch: Any) -> Any:
         return loss(tree_unflatten(tree, phi), batch)
@@ -49,21 +50,10 @@ def audit(
             raise ValueError(f"meta_gradient returned {tree_structure(found)}: expected {tree}")
         return like(theta, "meta_gradient", tree_leaves(found))
 
-    theta = [np.asarray(leaf) for _, leaf in paths]
     settings = to_settings(algorithm, theta, to_tasks(tree_map(np.asarray, tasks), steps), lr, adapts)
     with jax.enable_x64(True):
         network = exact(Derivatives(_numpy(jax.grad(value)), _numpy(jax.grad(slope))), settings)
         return examine(network, ask, algorithm, ["float64", dtype], tasks_are)
-
-
-def _adapts(names: list[str], head: str | int) -> int | list[bool]:
-    """Of each array, whether it is part of the head. ValueError: none is."""
-    if isinstance(head, int):
-        return head
-    found = [f"{name}/".startswith(f"{head}/") for name in names]
-    if not any(found):
-        raise ValueError(f"head: {head!r:.60} has none of the parameters {', '.join(names)}")
-    return found
 
 
 def _numpy(function: Callable[..., Any]) -> Callable[..., Theta]:

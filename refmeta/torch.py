@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from refmeta.conformance.audit import examine
 from refmeta.conformance.cases import Case
 from refmeta.conformance.check import Skip, check
-from refmeta.conformance.network import exact, to_settings, to_tasks
+from refmeta.conformance.network import adapting, exact, to_settings, to_tasks
 from refmeta.conformance.report import Report
 from refmeta.conformance.rules import Derivatives, Setting
 from refmeta.trees import Array, Batch, Theta
@@ -231,13 +231,7 @@ def _cast(kind: torch.dtype, leaf: Any) -> Any:
 
 def _adapts(net: Module, names: list[str], head: Module | str | int) -> int | list[bool]:
     """Of each parameter, whether it is part of the head. ValueError: none is."""
-    if isinstance(head, int):
-        return head
     if isinstance(head, Module):
         inside = {id(p) for p in head.parameters()}
-        found = [id(net.get_parameter(name)) in inside for name in names]
-    else:
-        found = [f"{name}.".startswith(f"{head}.") for name in names]
-    if not any(found):
-        raise ValueError(f"head: {head!r:.60} has none of the parameters {', '.join(names)}")
-    return found
+        return adapting(names, head, lambda name: id(net.get_parameter(name)) in inside)
+    return adapting(names, head, lambda name: f"{name}.".startswith(f"{head}."))

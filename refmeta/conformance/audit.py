@@ -19,6 +19,7 @@ from refmeta.conformance.rules import Derivatives, flat
 from refmeta.trees import Batch, Loss, Tasks, Theta
 
 Ask = Callable[[int, str], Theta]  # (many, dtype): the caller's meta-gradient of the first so many tasks
+Rows = Callable[..., np.ndarray]  # (many, mistakes, alpha): `Network.under`
 MEAN = Factor(1, "1/tasks")
 COARSEST = 1e-2  # if the truth itself is known no better than this, nothing passes, and no mistake has a name
 ROUNDED = 1e-5  # an error that float32 or differences make, if nothing else explains it
@@ -219,7 +220,9 @@ def _judge(network: Network, ask: Ask, right: dict[Factor, float], dtype: str) -
     leaves = ask(many, dtype)
     if any(leaf.dtype.itemsize < 8 for leaf in leaves):
         dtype = "float32"
-    got, truth, precision = sketch(flat(leaves)), network.under(many), network.precision(dtype)
+    under = cache(network.under)
+    got, truth = sketch(flat(leaves)), under(many, (), None)
+    precision = network.precision(dtype, truth)
     if not np.isfinite(truth).all():
         return Finding("imprecise", "cannot be judged: the right meta-gradient has NaN or infinity here.")
     if not np.isfinite(got).all():
@@ -237,7 +240,7 @@ def _judge(network: Network, ask: Ask, right: dict[Factor, float], dtype: str) -
         return unclear if precision > 10 * FLOOR[dtype] else rounded
     if not np.linalg.norm(sketch(flat(ask(many, dtype))) - got) <= precision * np.linalg.norm(got):
         return Finding("unrepeatable", AUDIT["kept"])
-    found = _explanations(network, ask, got, precision, dtype) if precision <= COARSEST else []
+    found = _name(network, under, ask, got, precision, dtype) if precision <= COARSEST else []
     if not found:
         return rounded if error <= ROUNDED else _unexplained(network, digits, precise)
     found = [e._replace(scale=Factor()) if e.scale in right and not e.convention else e for e in found]
@@ -250,19 +253,24 @@ def _unexplained(network: Network, digits: float, precise: str) -> Finding:
     return Finding("unexplained", text, digits)
 
 
-def _explanations(network: Network, ask: Ask, got: np.ndarray, precision: float, dtype: str) -> list[Explanation]:
-    """The simplest mistakes that give this answer, and that to the first task alone where it can be had."""
+def _name(network: Network, under: Rows, ask: Ask, got: np.ndarray, precision: float, dtype: str) -> list[Explanation]:
+    """The simplest mistakes that give this answer, and that to the first task alone where it can be had.
+
+    under: as of the network, but nothing is computed twice.
+    """
     start, many = network.settings[0], len(network.settings)
 
     def answered(got: np.ndarray, many: int) -> Answered:
         unit = float(np.abs(got).max()) or 1.0  # of an answer of 1e200 the square is infinite
-        under = cache(lambda *how: network.under(many, *how) / unit)
-        limit = 3 * precision * max(size(under()), float(np.linalg.norm(got / unit)))
 
-        def rounding(*how: Any) -> float:
-            return network.rounding(dtype, many, *how) / unit
+        def scaled(mistakes: tuple[str, ...] = (), alpha: float | None = None) -> np.ndarray:
+            return under(many, mistakes, alpha) / unit
 
-        return Answered(got / unit, under, start.alpha, network.factors(many), limit, rounding)
+        def rounding(mistakes: tuple[str, ...], alpha: float | None) -> float:
+            return network.rounding(dtype, under(many, mistakes, alpha), network.changed(many, mistakes, alpha)) / unit
+
+        limit = 3 * precision * max(size(scaled()), float(np.linalg.norm(got / unit)))
+        return Answered(got / unit, scaled, start.alpha, network.factors(many), limit, rounding)
 
     every, small = answered(got, many), flat(start.theta).size <= SMALL
     searches = SEARCHES if small else SEARCHES[:-1]  # without pairs

@@ -40,6 +40,7 @@ class Mistake(NamedTuple):
     change: Change
 
 
+UNSEEN = "no public case known"
 MISTAKES: dict[str, Mistake] = {}  # those that the vectors list
 OTHERS: dict[str, Mistake] = {}  # those that are computed where they are asked for
 
@@ -49,14 +50,14 @@ def mistake(change: Change) -> Change:
     name = change.__name__
     title, *said = re.split(" (Cause|Seen in|Ledger): ", " ".join((change.__doc__ or name).split()))
     notes = dict(zip(said[::2], said[1::2], strict=True))
-    seen = notes.get("Seen in", "no public case known")
-    MISTAKES[name] = Mistake(name, title, notes.get("Cause", "unknown"), seen, notes.get("Ledger", ""), change)
+    seen, ledger = notes.get("Seen in", UNSEEN), notes.get("Ledger", "")
+    MISTAKES[name] = Mistake(name, title, notes.get("Cause", "unknown"), seen, ledger, change)
     return change
 
 
-def other(id: str, title: str, cause: str, change: Change) -> None:
+def other(id: str, title: str, cause: str, change: Change, seen: str = UNSEEN, ledger: str = "") -> None:
     """Register a mistake that no vector lists."""
-    OTHERS[id] = Mistake(id, title, cause, "no public case known", "", change)
+    OTHERS[id] = Mistake(id, title, cause, seen, ledger, change)
 
 
 # --- The second-order term ---
@@ -484,9 +485,9 @@ def last_layer(s: Setting) -> tuple[bool, ...]:
 
 
 def first_batch(s: Setting) -> Setting | None:
-    return (
-        s._replace(supports=s.supports[:1] * len(s.supports)) if s.rule is not joint and len(s.supports) > 1 else None
-    )
+    if s.rule is joint or len(s.supports) < 2:
+        return None
+    return s._replace(supports=s.supports[:1] * len(s.supports))
 
 
 def one_chain(s: Setting) -> Setting | None:
@@ -566,8 +567,8 @@ added = "the meta-loss has the support's loss at the adapted parameters too"
 other("support_added", "the support loss after adaptation is added to the query loss", added, support_added)
 outer = "the outer gradient is taken, or kept, of the last layer alone"
 other("body_frozen", "only the last layer gets an outer gradient", outer, body_frozen)
-reptile_mean = "the gradients are averaged, with one at φ_K, where θ − φ_K is their sum times α without it; B55"
-other("mean_of_gradients", "Reptile that averages K + 1 gradients", reptile_mean, mean_of_gradients)
+averaged, ivy = "Reptile returns θ − φ_K, which is α times the sum of the first K gradients", "ivy-llc/ivy meta.py"
+other("mean_of_gradients", "Reptile that averages K + 1 gradients", averaged, mean_of_gradients, ivy, "B55")
 for mu in (0.9, 0.5, 0.99):
     cause = "the inner optimiser has a momentum"
     other(f"momentum_{mu}", f"the inner loop has momentum {mu}", cause, updated(momentum=mu))

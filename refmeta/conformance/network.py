@@ -76,12 +76,18 @@ class Network(NamedTuple):
 
     def under(self, many: int, mistakes: tuple[str, ...] = (), alpha: float | None = None) -> np.ndarray:
         """The gradient of each of the first so many tasks, a row each, with these mistakes in it."""
-        return rows(self.derivatives, with_mistakes(mistakes, reset(self.settings[:many], alpha)))
+        return rows(self.derivatives, self.changed(many, mistakes, alpha))
 
-    def rounding(self, dtype: str, many: int, mistakes: tuple[str, ...] = (), alpha: float | None = None) -> float:
-        """How far their sum may be off in this dtype: ten times what it moves by with θ, itself by a few roundings."""
-        settings, random = with_mistakes(mistakes, reset(self.settings[:many], alpha)), np.random.default_rng(0)
-        at, theta, eps = rows(self.derivatives, settings), settings[0].theta, max(EPS[dtype], EPS[self.arithmetic])
+    def changed(self, many: int, mistakes: tuple[str, ...], alpha: float | None) -> list[Setting]:
+        """The settings of the first so many tasks with these mistakes in them."""
+        return with_mistakes(mistakes, reset(self.settings[:many], alpha))
+
+    def rounding(self, dtype: str, at: np.ndarray, settings: list[Setting]) -> float:
+        """How far the sum over the tasks, whose gradients are `at`, may be off in this dtype.
+
+        It is ten times what the sum moves by with θ, itself by a few roundings.
+        """
+        random, theta, eps = np.random.default_rng(0), settings[0].theta, max(EPS[dtype], EPS[self.arithmetic])
         # A displacement θ − φ keeps the rounding of θ, however short it is.
         off = [4 * eps * (self.settings[0].rule is reptile) * float(np.linalg.norm(flat(theta)))]
         for _ in range(2):
@@ -91,10 +97,10 @@ class Network(NamedTuple):
             off.append(4 * total(rows(self.coarse, settings) - at))
         return max(off)
 
-    def precision(self, dtype: str) -> float:
+    def precision(self, dtype: str, truth: np.ndarray) -> float:
         """How far an answer computed in this dtype may be off the truth, relative to the size of the gradients."""
-        many = len(self.settings)
-        found = max(FLOOR[dtype], FLOOR[self.arithmetic], self.rounding(dtype, many) / size(self.under(many)))
+        rounding = self.rounding(dtype, truth, self.settings) / size(truth)
+        found = max(FLOOR[dtype], FLOOR[self.arithmetic], rounding)
         return found if np.isfinite(found) else np.inf
 
 
@@ -117,6 +123,16 @@ def remembered(function: Callable[..., Theta], numbers: int) -> Callable[..., Th
 def exact(derivatives: Derivatives, settings: list[Setting]) -> Network:
     """A network whose derivatives are a framework's own, in float64."""
     return Network(derivatives, derivatives, settings, "float64", UNSTABLE)
+
+
+def adapting(names: list[str], head: Any, chosen: Callable[[str], bool]) -> int | list[bool]:
+    """A head that is a number, or of each parameter whether it is chosen. ValueError: none is."""
+    if isinstance(head, int):
+        return head
+    found = list(map(chosen, names))
+    if not any(found):
+        raise ValueError(f"head: {head!r:.60} has none of the parameters {', '.join(names)}")
+    return found
 
 
 def to_tasks(tasks: Sequence[Any], steps: int | None) -> Tasks:
