@@ -623,15 +623,21 @@ def flat_batches(tasks):
 # --- Other algorithms, and what is wrong ---
 
 
+def adapted(net, x, y):
+    """deepcopy and SGD."""
+    fast = copy.deepcopy(net)
+    optimiser = torch.optim.SGD(fast.parameters(), LR)
+    for _ in range(STEPS):
+        optimiser.zero_grad()
+        F.cross_entropy(fast(x), y).backward()
+        optimiser.step()
+    return fast
+
+
 def fomaml(net, tasks):
-    """deepcopy and SGD; the gradients of the copies are added up."""
+    """The gradients of the copies are added up."""
     for (x, y), (xq, yq) in tasks:
-        fast = copy.deepcopy(net)
-        optimiser = torch.optim.SGD(fast.parameters(), LR)
-        for _ in range(STEPS):
-            optimiser.zero_grad()
-            F.cross_entropy(fast(x), y).backward()
-            optimiser.step()
+        fast = adapted(net, x, y)
         found = torch.autograd.grad(F.cross_entropy(fast(xq), yq), list(fast.parameters()))
         for p, g in zip(net.parameters(), found, strict=True):
             p.grad = g if p.grad is None else p.grad + g
@@ -640,12 +646,7 @@ def fomaml(net, tasks):
 def reptile(net, tasks):
     total = [torch.zeros_like(p) for p in net.parameters()]
     for (x, y), _ in tasks:
-        fast = copy.deepcopy(net)
-        optimiser = torch.optim.SGD(fast.parameters(), LR)
-        for _ in range(STEPS):
-            optimiser.zero_grad()
-            F.cross_entropy(fast(x), y).backward()
-            optimiser.step()
+        fast = adapted(net, x, y)
         total = [t + (p - q) for t, p, q in zip(total, net.parameters(), fast.parameters(), strict=True)]
     return total
 
