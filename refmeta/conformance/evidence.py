@@ -1,13 +1,95 @@
-"""What the answers prove where no mistake explains them: on which vectors they are wrong."""
+"""What the answers prove where no program explains all of them: where they are wrong, of what, and what comes near."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
 from refmeta.conformance.cases import Case
+from refmeta.conformance.explain import Answered, Fit, Program, usual
+from refmeta.conformance.programs import EVERY
 
-MOST = 3  # conditions of a rule
+MOST = 3  # conditions of a rule, and pieces of a combination
+NEXT = 1e-2  # a factor that is so near to 1 goes for none, on first sight
+SHARE = 0.75  # of the answers that a program explains, to be called near
+
+
+class Evidence(NamedTuple):
+    """where: what the wrong vectors, and no others, have in common; so many of those asked are wrong.
+
+    pieces: the answer, as multiples of these. nearest: the program that explains most, and the ids of the vectors that
+    it does not explain. digits: how many are correct everywhere, where that is all that is wrong; factor: what the
+    right answer is multiplied by.
+    """
+
+    where: str = ""
+    wrong: int = 0
+    asked: int = 0
+    pieces: dict[str, float] = {}  # noqa: RUF012 - nobody writes into it
+    nearest: Program = ()
+    missing: tuple[str, ...] = ()
+    digits: float = 0
+    factor: float = 1
+
+
+# Of the right gradient and what is near it: a program, less another.
+PIECES: dict[str, tuple[Program, Program | None]] = {
+    "the query gradient at φ_K": (("first_order", "reptile_by_query"), None),
+    "the second-order term": ((), ("first_order",)),
+    "the displacement θ − φ_K": (("second_order",), None),
+    "the query gradient at θ": (("reptile_by_query", "no_adaptation"), None),
+    "the support gradient at θ": (("support_gradient_at_theta",), None),
+    "the sum of the inner gradients": (("inner_gradients_alone",), None),
+    "the support gradient at φ_K": (("reptile_by_query", "first_order", "support_as_query"), None),
+    "θ": (("penalty=1",), ()),
+}
+
+
+def combination(answers: Sequence[Answered]) -> dict[str, float]:
+    """The fewest pieces of which every answer is the same combination, and their coefficients; {} if none are."""
+    pieces: dict[str, list[np.ndarray]] = {}
+    for name, (program, less) in PIECES.items():
+        rows = [a.under(program).sum(0) - (0 if less is None else a.under(less).sum(0)) for a in answers]
+        if name == "the displacement θ − φ_K" and not answers[0].settings[0].displaced:
+            continue
+        known = [np.concatenate(other) for other in pieces.values()]
+        if any(np.any(row) for row in rows) and not any(
+            np.allclose(np.concatenate(rows), other, 1e-9) for other in known
+        ):
+            pieces[name] = rows
+    weights, got = np.concatenate([np.full(a.got.size, 1 / a.limit) for a in answers]), [a.got for a in answers]
+    for many in range(1, MOST + 1):
+        for names in combinations(pieces, many):
+            columns = np.array([np.concatenate(pieces[name]) for name in names]).T
+            found = np.linalg.lstsq(columns * weights[:, None], np.concatenate(got) * weights, rcond=None)[0]
+            off = (
+                sum(c * pieces[name][i] for c, name in zip(found, names, strict=True)) - g for i, g in enumerate(got)
+            )
+            if all(np.linalg.norm(rest) <= a.limit for rest, a in zip(off, answers, strict=True)):
+                return {name: float(f"{c:.4g}") for name, c in zip(names, found, strict=True)}
+    return {}
+
+
+def nearest(answers: Sequence[Answered]) -> tuple[Program, tuple[int, ...]]:
+    """The program of one mistake that explains most answers, if it is enough, and the places of those it does not."""
+    allowed = int(len(answers) * (1 - SHARE))
+    best: tuple[Program, tuple[int, ...]] = (), ()
+    for program in [(name,) for name in (*EVERY, *usual())]:
+        fits: list[set[Fit]] = []
+        for a in answers:
+            fits.append(a.fits(program))
+            if sum(not fit for fit in fits) > allowed:
+                break
+        else:
+            counts = Counter(fit for found in fits for fit in found)
+            how, many = counts.most_common(1)[0]
+            missing = tuple(i for i, found in enumerate(fits) if how not in found)
+            wrong = sum(a.wrong() for i, a in enumerate(answers) if i not in missing)
+            if many >= len(answers) - allowed and wrong > len(missing) and (not best[0] or len(missing) < len(best[1])):
+                best, allowed = (program, missing), len(missing)
+    return best
 
 
 def conditions(case: Case) -> dict[str, bool]:
@@ -44,3 +126,11 @@ def rule(wrong: Sequence[Case], right: Sequence[Case]) -> str:
             if not any(all(so[name] for name in names) for so in of_right):
                 return " and ".join(names)
     return ""
+
+
+def factor(answers: Sequence[Answered]) -> float:
+    """What all answers are the right ones multiplied by, next to 1 and to ten digits; else 1."""
+    right = [a.under(()).sum(0) for a in answers]
+    found = [float(g @ a.got / (g @ g)) for g, a in zip(right, answers, strict=True) if np.any(g)]
+    off = max(np.linalg.norm(a.got - found[0] * g) / np.linalg.norm(a.got) for g, a in zip(right, answers, strict=True))
+    return found[0] if off < 1e-10 and abs(found[0] - 1) < NEXT else 1.0
