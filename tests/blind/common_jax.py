@@ -72,9 +72,15 @@ def stacked(trees):
     return tree_map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+def one_size(case):
+    """Whether all tasks' supports, and their queries, could be stacked."""
+    supports, queries = [b[0].shape for S, _ in case.tasks for b in S], [Q[0].shape for _, Q in case.tasks if Q]
+    return len(set(supports)) <= 1 and len(set(queries)) <= 1
+
+
 def same_steps(case):
-    """Whether all tasks have one number of steps, above 0, so that their batches can be stacked."""
-    return len({len(S) for S, _ in case.tasks}) == 1 and len(case.tasks[0][0]) > 0
+    """Whether whole tasks could be stacked, with one step at least."""
+    return one_size(case) and len({len(S) for S, _ in case.tasks}) == 1 and len(case.tasks[0][0]) > 0
 
 
 def unit(case, supports):

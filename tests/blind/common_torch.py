@@ -93,6 +93,14 @@ def maml_of(case, of_task):
     return outer(theta, mean_or_sum(case, [of_task(loss, theta, S, Q) for S, Q in tasks_of(case)]))
 
 
+def one_size(case):
+    """Whether all tasks' supports, and their queries, could be stacked."""
+    return all(
+        len(set(sizes)) <= 1
+        for sizes in ([b[0].shape for S, _ in case.tasks for b in S], [Q[0].shape for _, Q in case.tasks])
+    )
+
+
 def unit(case, supports):
     alpha, k = case.alpha, len(supports)
     return {"displacement": 1, "over_alpha": alpha, "over_alpha_k": alpha * k}[case.conventions["reptile"]]

@@ -14,6 +14,7 @@ from tests.blind.common_jax import (
     maml_of,
     mean_or_sum,
     mlp,
+    one_size,
     same_steps,
     sgd,
     stacked,
@@ -187,8 +188,11 @@ def vmap_shares_supports(case):
     supports = tasks[0][0]
 
     def objective(theta):
-        values = jax.vmap(lambda S, Q: loss(adapt(loss, theta, S, case.alpha), Q), (None, 0))
-        found = values(supports, stacked([Q for _, Q in tasks]))
+        of_task = lambda S, Q: loss(adapt(loss, theta, S, case.alpha), Q)  # noqa: E731
+        if one_size(case):
+            found = jax.vmap(of_task, (None, 0))(supports, stacked([Q for _, Q in tasks]))
+        else:
+            found = jnp.stack([of_task(supports, Q) for _, Q in tasks])
         return found.mean() if case.conventions["tasks"] == "mean" else found.sum()
 
     return jax.grad(objective)(theta_of(case))
