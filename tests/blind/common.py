@@ -3,6 +3,8 @@
 import autograd.numpy as np
 from autograd import grad
 
+from refmeta.models import tanh  # autograd's own overflows to NaN where an inner loop runs away
+
 
 def flat(theta):
     return np.concatenate([np.reshape(t, (-1,)) for t in theta])
@@ -19,7 +21,7 @@ def unflat(vector, theta):
 
 def mlp(theta, x):
     for i in range(0, len(theta), 2):
-        x = (np.tanh(x) if i else x) @ theta[i] + theta[i + 1]
+        x = (tanh(x) if i else x) @ theta[i] + theta[i + 1]
     return x
 
 

@@ -35,7 +35,7 @@ def _register(algorithm: str, words: str, mistakes: int, **more: Any) -> Callabl
         name = f"{framework}/{algorithm}/{function.__name__}"
         if name in ENTRIES:
             raise ValueError(f"{name} is there already")
-        ENTRIES[name] = Entry(answer, algorithm, words, mistakes, **more)
+        ENTRIES[name] = Entry(answer, algorithm, words or function.__doc__ or "", mistakes, **more)
         return function
 
     return decorate

@@ -45,6 +45,12 @@ def textbook(case):
     return maml_of(case, lambda loss, t, S, Q: loss(adapt(loss, t, S, case.alpha), Q))
 
 
+@right("maml", "it takes the sum over the tasks, whatever is asked for", tasks="sum")
+def always_the_sum(case):
+    theta, loss = theta_of(case), make_loss(case)
+    return outer(theta, sum(loss(adapt(loss, theta, S, case.alpha), Q) for S, Q in tasks_of(case)))
+
+
 @right("maml")
 def functional_calls(case):
     model = Model(case)
@@ -66,10 +72,10 @@ def nested_func_grad(case):
     def objective(theta):
         values = []
         for supports, query in tasks_of(case):
+            phi = theta
             for batch in supports:
-                theta_k = theta if batch is supports[0] else theta_k  # noqa: F821
-                theta_k = sgd(theta_k, grad(loss)(theta_k, batch), case.alpha)
-            values.append(loss(theta_k if supports else theta, query))
+                phi = sgd(phi, grad(loss)(phi, batch), case.alpha)
+            values.append(loss(phi, query))
         return mean_or_sum(case, values)
 
     return grad(objective)(plain(case))

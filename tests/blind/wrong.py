@@ -860,3 +860,287 @@ def elementwise_jacobian(case):
         phi = path(loss, case.theta, S, case.alpha)[-1]
         out.append(unflat(elementwise_grad(last)(flat(case.theta)) * flat(grad(loss)(phi, Q)), case.theta))
     return combine(case, out)
+
+
+# --- State, scales and conventions ---
+
+_calls = 0
+
+
+@wrong("maml", "the learning rate decays with a counter of all calls ever made")
+def global_counter(case):
+    global _calls
+    _calls += 1
+    rate = case.alpha * 0.999**_calls
+    return differentiate(case, lambda loss, t, S, Q: loss(path(loss, t, S, rate)[-1], Q))
+
+
+@wrong("maml", "the support batches are shuffled by NumPy's global generator")
+def shuffled_batches(case):
+    def of_task(loss, t, S, Q):
+        S = [S[i] for i in numpy.random.permutation(len(S))]
+        return loss(path(loss, t, S, case.alpha)[-1], Q)
+
+    return differentiate(case, of_task)
+
+
+@wrong("maml", "the support batches are drawn with replacement, from one seed")
+def resampled_batches(case):
+    rng = numpy.random.default_rng(0)
+
+    def of_task(loss, t, S, Q):
+        return loss(path(loss, t, [S[i] for i in rng.integers(0, len(S), len(S))] if S else [], case.alpha)[-1], Q)
+
+    return differentiate(case, of_task)
+
+
+@wrong("maml", "the loss was scaled by 1024 for half precision, and the gradient is not unscaled")
+def never_unscaled(case):
+    return differentiate(case, lambda loss, t, S, Q: 1024 * loss(path(loss, t, S, case.alpha)[-1], Q))
+
+
+@wrong("maml", "the outer step, 0.001 times the gradient, is returned")
+def step_returned(case):
+    return times(1e-3, differentiate(case, lambda loss, t, S, Q: loss(path(loss, t, S, case.alpha)[-1], Q)))
+
+
+@wrong("maml", "the learning rate went through float16")
+def rate_in_half_precision(case):
+    rate = float(numpy.float16(case.alpha))
+    return differentiate(case, lambda loss, t, S, Q: loss(path(loss, t, S, rate)[-1], Q))
+
+
+@wrong("maml", "the examples are always averaged over, also where their sum is asked for")
+def always_mean_over_examples(case):
+    loss = make_loss(case, reduction="mean")
+    return combine(
+        case, [grad(lambda t: loss(path(loss, list(t), S, case.alpha)[-1], Q))(case.theta) for S, Q in case.tasks]
+    )
+
+
+@wrong("maml", "the examples are always summed, inside and outside")
+def always_sum_over_examples(case):
+    loss = make_loss(case, reduction="sum")
+    return combine(
+        case, [grad(lambda t: loss(path(loss, list(t), S, case.alpha)[-1], Q))(case.theta) for S, Q in case.tasks]
+    )
+
+
+@wrong("maml", "the inner rate is divided by the number of examples in the support batch")
+def rate_over_examples(case):
+    def of_task(loss, phi, supports, query):
+        for batch in supports:
+            phi = descend(phi, grad(loss)(phi, batch), case.alpha / len(batch[1]))
+        return loss(phi, query)
+
+    return differentiate(case, of_task)
+
+
+@wrong("maml", "inputs are standardised by the support batch, the query's by its own")
+def standardised_inputs(case):
+    def net(theta, x):
+        return mlp(theta, (x - x.mean(0)) / (x.std(0) + 1e-8))
+
+    loss = make_loss(case, net)
+    return combine(
+        case, [grad(lambda t: loss(path(loss, list(t), S, case.alpha)[-1], Q))(case.theta) for S, Q in case.tasks]
+    )
+
+
+@wrong("maml", "the mean over the tasks is by T - 1, and by one for a single task", tasks="mean")
+def mean_by_t_minus_one(case):
+    loss = make_loss(case)
+    parts = [grad(lambda t: loss(path(loss, list(t), S, case.alpha)[-1], Q))(case.theta) for S, Q in case.tasks]
+    return times(1 / max(1, len(parts) - 1), add(parts))
+
+
+@wrong("maml", "the tasks' meta-gradients are scaled to length one before they are added")
+def unit_meta_gradients(case):
+    loss = make_loss(case)
+    parts = [grad(lambda t: loss(path(loss, list(t), S, case.alpha)[-1], Q))(case.theta) for S, Q in case.tasks]
+    return combine(case, [times(1 / np.sqrt(dot(g, g)), g) for g in parts])
+
+
+@wrong("maml", "the improvement is differentiated: the query loss after minus before")
+def improvement(case):
+    return differentiate(case, lambda loss, t, S, Q: loss(path(loss, t, S, case.alpha)[-1], Q) - loss(t, Q))
+
+
+@wrong("maml", "Nesterov's look-ahead: each gradient is taken a step of alpha ahead")
+def extragradient(case):
+    def of_task(loss, phi, supports, query):
+        for batch in supports:
+            ahead = descend(phi, grad(loss)(phi, batch), case.alpha)
+            phi = descend(phi, grad(loss)(ahead, batch), case.alpha)
+        return loss(phi, query)
+
+    return differentiate(case, of_task)
+
+
+# --- More of the other algorithms ---
+
+
+@wrong("fomaml", "the adapted parameters are averaged over the tasks before the query gradients")
+def fomaml_averaged(case):
+    loss = make_loss(case)
+    ends = [path(loss, case.theta, S, case.alpha)[-1] for S, _ in case.tasks]
+    phi = times(1 / len(ends), add(ends))
+    return combine(case, [grad(loss)(phi, Q) for _, Q in case.tasks])
+
+
+@wrong("fomaml", "all query gradients are taken at the last task's adapted parameters")
+def fomaml_last_phi(case):
+    loss = make_loss(case)
+    for S, _ in case.tasks:
+        phi = path(loss, case.theta, S, case.alpha)[-1]
+    return combine(case, [grad(loss)(phi, Q) for _, Q in case.tasks])
+
+
+@wrong("fomaml", "the query gradient is divided by alpha, as Reptile's displacement is")
+def fomaml_over_alpha(case):
+    return times(
+        1 / case.alpha, first_order(case, lambda loss, S, Q: grad(loss)(path(loss, case.theta, S, case.alpha)[-1], Q))
+    )
+
+
+@wrong("fomaml", "the gradient of the last support batch is taken at phi")
+def fomaml_on_support(case):
+    return first_order(case, lambda loss, S, Q: grad(loss)(path(loss, case.theta, S, case.alpha)[-1], S[-1]))
+
+
+@wrong("fomaml", "the diagonal of I - alpha H of the last step is kept")
+def fomaml_with_a_diagonal(case):
+    def of_task(loss, S, Q):
+        *_, before, after = path(loss, case.theta, S, case.alpha)
+        H = hessian(lambda p: loss(unflat(p, case.theta), S[-1]))(flat(before))
+        return unflat(flat(grad(loss)(after, Q)) * (1 - case.alpha * numpy.diag(H)), case.theta)
+
+    return first_order(case, of_task)
+
+
+@wrong("anil", "the head is carried over from task to task")
+def anil_head_carried_over(case):
+    loss, cut = make_loss(case), len(case.theta) - case.head
+
+    def objective(theta):
+        body, head, total = list(theta)[:cut], list(theta)[cut:], 0
+        for S, Q in case.tasks:
+            head = path(lambda h, b: loss([*body, *h], b), head, S, case.alpha)[-1]
+            total = total + loss([*body, *head], Q)
+        return total / case.divisor
+
+    return grad(objective)(case.theta)
+
+
+@wrong("anil", "the head is taken from the front: the first arrays adapt")
+def anil_head_in_front(case):
+    loss, n = make_loss(case), case.head
+
+    def of_task(theta, S, Q):
+        head, body = list(theta)[:n], list(theta)[n:]
+        return loss([*path(lambda h, b: loss([*h, *body], b), head, S, case.alpha)[-1], *body], Q)
+
+    return combine(case, [grad(of_task)(case.theta, S, Q) for S, Q in case.tasks])
+
+
+@wrong("anil", "one inner step too many: the last batch is used twice")
+def anil_a_step_too_many(case):
+    def adapt(loss, body, head, S):
+        return adapt_head(case)(loss, body, head, [*S, *S[-1:]])
+
+    return anil_by(case, adapt, len(case.theta) - case.head)
+
+
+@wrong("anil", "the head's meta-gradient is dropped, as it adapts anyway: zeros")
+def anil_head_without_gradient(case):
+    cut = len(case.theta) - case.head
+    g = anil_by(case, adapt_head(case), cut)
+    return [*g[:cut], *(0 * d for d in g[cut:])]
+
+
+@wrong("anil", "the body's gradient is taken before the head adapts")
+def anil_body_before_adaptation(case):
+    cut, loss = len(case.theta) - case.head, make_loss(case)
+    g = anil_by(case, adapt_head(case), cut)
+    before = combine(case, [grad(loss)(case.theta, Q) for _, Q in case.tasks])
+    return [*before[:cut], *g[cut:]]
+
+
+@wrong("reptile", "the query batch is one more step")
+def reptile_query_as_a_step(case):
+    return moved(case, lambda loss, S, Q: path(loss, case.theta, [*S, *([] if Q is None else [Q])], case.alpha)[-1])
+
+
+@wrong("reptile", "the displacement is always divided by alpha")
+def reptile_over_alpha(case):
+    loss = make_loss(case)
+    ends = [path(loss, case.theta, S, case.alpha)[-1] for S, _ in case.tasks]
+    return combine(case, [times(1 / case.alpha, descend(case.theta, phi, 1)) for phi in ends])
+
+
+@wrong("reptile", "phi is theta itself, changed in place, so the displacement is zero")
+def reptile_aliased(case):
+    loss, out = make_loss(case), []
+    for S, _ in case.tasks:
+        theta = [t.copy() for t in case.theta]
+        phi = list(theta)
+        for batch in S:
+            for p, d in zip(phi, grad(loss)(phi, batch), strict=True):
+                p -= case.alpha * d
+        out.append(times(1 / unit(case, S), descend(theta, phi, 1)))
+    return combine(case, out)
+
+
+@wrong("reptile", "only the last task's displacement is returned")
+def reptile_last_task(case):
+    loss, (S, _) = make_loss(case), case.tasks[-1]
+    return times(1 / unit(case, S), descend(case.theta, path(loss, case.theta, S, case.alpha)[-1], 1))
+
+
+@wrong("reptile", "every step uses the task's first batch")
+def reptile_first_batch(case):
+    return moved(case, lambda loss, S, Q: path(loss, case.theta, [S[0]] * len(S), case.alpha)[-1])
+
+
+@wrong("reptile", "the new theta is returned: theta + 0.1 (phi - theta)")
+def reptile_new_theta(case):
+    g = moved(case, lambda loss, S, Q: path(loss, case.theta, S, case.alpha)[-1])
+    return descend(case.theta, g, 0.1)
+
+
+@wrong("reptile", "the inner rate decays linearly to zero over the steps")
+def reptile_linear_decay(case):
+    def end(loss, S, Q):
+        phi = case.theta
+        for k, batch in enumerate(S):
+            phi = descend(phi, grad(loss)(phi, batch), case.alpha * (1 - k / len(S)))
+        return phi
+
+    return moved(case, end)
+
+
+@wrong("joint", "theta moves after each task by alpha, as in an epoch of SGD")
+def joint_sgd_epoch(case):
+    loss, theta, out = make_loss(case), case.theta, []
+    for _, Q in case.tasks:
+        out.append(grad(loss)(theta, Q))
+        theta = descend(theta, out[-1], case.alpha)
+    return combine(case, out)
+
+
+@wrong("joint", "the gradient is multiplied by the inner learning rate")
+def joint_times_alpha(case):
+    loss = make_loss(case)
+    return times(case.alpha, combine(case, [grad(loss)(case.theta, Q) for _, Q in case.tasks]))
+
+
+@wrong("joint", "the support losses are added to the query losses")
+def joint_all_losses(case):
+    loss = make_loss(case)
+    return combine(case, [add(grad(loss)(case.theta, b) for b in [*S, Q]) for S, Q in case.tasks])
+
+
+@wrong("joint", "the last task is left out")
+def joint_without_the_last(case):
+    loss = make_loss(case)
+    return combine(case, [grad(loss)(case.theta, Q) for _, Q in case.tasks[: max(1, len(case.tasks) - 1)]])

@@ -1336,3 +1336,219 @@ def vmap_shares_the_query(case):
         stacked = [tuple(torch.stack([S[k][i] for S, _ in tasks]) for i in range(2)) for k in range(len(tasks[0][0]))]
         values = lambda theta: mean_or_sum(case, list(vmap(of_task, (None, 0))(theta, stacked)))  # noqa: E731
     return list(grad(values)([batch_of((t, 0))[0] for t in case.theta]))
+
+
+# --- State between calls, and more of the other algorithms ---
+
+_velocity = {}
+
+
+@wrong("maml", "the outer optimiser's momentum buffer is returned, which remembers the calls before")
+def outer_momentum(case):
+    gs = maml_of(case, plain(case))
+    key = tuple(g.shape for g in gs)
+    old = _velocity.get(key, [torch.zeros_like(g) for g in gs])
+    _velocity[key] = [0.9 * v + g.detach() for v, g in zip(old, gs, strict=True)]
+    return _velocity[key]
+
+
+@wrong("maml", "the query losses of all steps, theta's too, are averaged with weights that double from step to step")
+def annealed_query_losses(case):
+    def of_task(loss, fast, supports, query):
+        values = [loss(fast, query)]
+        for batch in supports:
+            fast = sgd(fast, inner_grad(loss(fast, batch), fast), case.alpha)
+            values.append(loss(fast, query))
+        weights = [0.5 ** (len(values) - k) for k in range(len(values))]
+        return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+    return maml_of(case, of_task)
+
+
+@wrong("maml", "the inner gradients get Gaussian noise of 0.01")
+def noisy_gradients(case):
+    return with_update(case, lambda k, p, g, state: p - case.alpha * (g + 0.01 * torch.randn_like(g)))
+
+
+@wrong("maml", "early stopping: a step whose support loss is below 0.5 is left out")
+def early_stopping(case):
+    def of_task(loss, fast, supports, query):
+        for batch in supports:
+            value = loss(fast, batch)
+            if value.item() < 0.5:
+                continue
+            fast = sgd(fast, inner_grad(value, fast), case.alpha)
+        return loss(fast, query)
+
+    return maml_of(case, of_task)
+
+
+@wrong("maml", "weight normalisation: the weights are divided by their norm in the forward pass")
+def weight_normalised(case):
+    def net(theta, x):
+        return mlp([p / p.norm() if p.dim() == 2 else p for p in theta], x)
+
+    return with_losses(case, make_loss(case, net=net))
+
+
+@wrong("maml", "the head is set to zero in each task before it adapts, as in few-shot code with new classes")
+def zeroed_head(case):
+    def of_task(loss, theta, supports, query):
+        fast = (
+            [*theta[:-2], *(torch.zeros_like(p, requires_grad=True) for p in theta[-2:])] if len(theta) > 2 else theta
+        )
+        for batch in supports:
+            fast = sgd(fast, inner_grad(loss(fast, batch), fast), case.alpha)
+        return loss(fast, query)
+
+    return maml_of(case, of_task)
+
+
+@wrong("maml", "evolution strategies: 50 antithetic perturbations of 0.05, from one seed")
+def evolution(case):
+    generator, loss = torch.Generator().manual_seed(0), make_loss(case)
+    theta, tasks = theta_of(case), tasks_of(case)
+
+    def value(point):
+        return mean_or_sum(case, [loss(plain_adapt(loss, point, S, case.alpha), Q) for S, Q in tasks]).item()
+
+    total = [torch.zeros_like(p) for p in theta]
+    for _ in range(50):
+        noise = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in theta]
+        ends = [
+            value([(p + s * 0.05 * e).detach().requires_grad_() for p, e in zip(theta, noise, strict=True)])
+            for s in (1, -1)
+        ]
+        total = [a + (ends[0] - ends[1]) / 0.1 / 50 * e for a, e in zip(total, noise, strict=True)]
+    return total
+
+
+@wrong("fomaml", "Adam in the inner loop, one for each task")
+def fomaml_adam(case):
+    return fomaml_by(case, lambda parameters: torch.optim.Adam(parameters, lr=case.alpha))
+
+
+@wrong("fomaml", "RMSprop in the inner loop")
+def fomaml_rmsprop(case):
+    return fomaml_by(case, lambda parameters: torch.optim.RMSprop(parameters, lr=case.alpha))
+
+
+@wrong("fomaml", "Adagrad in the inner loop")
+def fomaml_adagrad(case):
+    return fomaml_by(case, lambda parameters: torch.optim.Adagrad(parameters, lr=case.alpha))
+
+
+@wrong("fomaml", "weight_decay=1e-3 in the inner SGD")
+def fomaml_decay(case):
+    return fomaml_by(case, lambda parameters: torch.optim.SGD(parameters, lr=case.alpha, weight_decay=1e-3))
+
+
+@wrong("fomaml", "nesterov=True, momentum=0.9 in the inner SGD")
+def fomaml_nesterov(case):
+    return fomaml_by(case, lambda p: torch.optim.SGD(p, lr=case.alpha, momentum=0.9, nesterov=True))
+
+
+@wrong("fomaml", "maximize=True in the inner SGD")
+def fomaml_maximize(case):
+    return fomaml_by(case, lambda parameters: torch.optim.SGD(parameters, lr=case.alpha, maximize=True))
+
+
+def fomaml_by(case, optimiser):
+    model, total = Model(case), [0] * len(case.theta)
+    for supports, query in tasks_of(case):
+        net = copy.deepcopy(model)
+        inner = optimiser(net.parameters())
+        for batch in supports:
+            inner.zero_grad()
+            net(batch).backward()
+            inner.step()
+        gs = torch.autograd.grad(net(query), list(net.parameters()))
+        total = [a + g for a, g in zip(total, gs, strict=True)]
+    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+
+
+@wrong("fomaml", "parameters are swapped by p.data = q.data, which shares memory: theta moves with the first task")
+def shared_memory(case):
+    model, total = Model(case), [0] * len(case.theta)
+    for supports, query in tasks_of(case):
+        net = Model(case)
+        for q, p in zip(net.parameters(), model.parameters(), strict=True):
+            q.data = p.data
+        inner = torch.optim.SGD(net.parameters(), lr=case.alpha)
+        for batch in supports:
+            inner.zero_grad()
+            net(batch).backward()
+            inner.step()
+        gs = torch.autograd.grad(net(query), list(net.parameters()))
+        total = [a + g for a, g in zip(total, gs, strict=True)]
+    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+
+
+@wrong("anil", "the features are computed under torch.no_grad in the query pass, not in the support pass")
+def query_features_detached(case):
+    cut = len(case.theta) - case.head
+
+    def of_task(loss, theta, supports, query):
+        head = theta[cut:]
+        for batch in supports if head else []:
+            head = sgd(head, inner_grad(loss([*theta[:cut], *head], batch), head), case.alpha)
+        return loss([*(p.detach() for p in theta[:cut]), *head], query)
+
+    return maml_of(case, of_task)
+
+
+@wrong("anil", "the head adapts with momentum 0.9")
+def anil_momentum(case):
+    cut = len(case.theta) - case.head
+
+    def of_task(loss, theta, supports, query):
+        head, velocity = theta[cut:], [torch.zeros_like(p) for p in theta[cut:]]
+        for batch in supports if head else []:
+            gs = inner_grad(loss([*theta[:cut], *head], batch), head)
+            velocity = [0.9 * v + g for v, g in zip(velocity, gs, strict=True)]
+            head = sgd(head, velocity, case.alpha)
+        return loss([*theta[:cut], *head], query)
+
+    return maml_of(case, of_task)
+
+
+@wrong("anil", "the head is cloned and detached in each task: it gets no meta-gradient, and nor does the way it starts")
+def anil_detached_head(case):
+    cut = len(case.theta) - case.head
+
+    def of_task(loss, theta, supports, query):
+        head = [p.detach().clone().requires_grad_() for p in theta[cut:]]
+        for batch in supports if head else []:
+            head = sgd(head, inner_grad(loss([*theta[:cut], *head], batch), head), case.alpha)
+        return loss([*theta[:cut], *head], query)
+
+    return maml_of(case, of_task)
+
+
+@wrong("reptile", "the batches of all tasks are trained on in one loop over the steps, tasks inside")
+def reptile_interleaved(case):
+    model, tasks = Model(case), tasks_of(case)
+    start = [p.detach().clone() for p in model.parameters()]
+    optimiser = torch.optim.SGD(model.parameters(), lr=case.alpha)
+    for k in range(max(len(S) for S, _ in tasks)):
+        optimiser.zero_grad()
+        sum(model(S[k]) for S, _ in tasks if k < len(S)).backward()
+        optimiser.step()
+    n = len(tasks) if case.conventions["tasks"] == "mean" else 1
+    return [(t - p.detach()) / unit(case, tasks[0][0]) / n for t, p in zip(start, model.parameters(), strict=True)]
+
+
+@wrong("joint", "nn.CrossEntropyLoss after a softmax layer, or the error of tanh outputs")
+def joint_squashed(case):
+    def net(theta, x):
+        out = mlp(theta, x)
+        return out.softmax(1) if case.loss["kind"] == "cross_entropy" else out.tanh()
+
+    loss = make_loss(case, net=net)
+    return maml_of(case, lambda _, theta, S, Q: loss(theta, Q))
+
+
+@wrong("joint", "dropout is on in the hidden layer")
+def joint_dropout(case):
+    loss = make_loss(case, net=lambda t, x: mlp(t, x, lambda z: F.dropout(torch.tanh(z), 0.2)))
+    return maml_of(case, lambda _, theta, S, Q: loss(theta, Q))
