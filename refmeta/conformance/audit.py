@@ -17,11 +17,12 @@ from refmeta.conformance.explain import (
     Explanation,
     Factor,
     Program,
+    Search,
     explain,
-    fitted,
     listed,
     listed_pairs,
     others,
+    step_sizes,
 )
 from refmeta.conformance.network import EPS, FLOOR, UNSTABLE, Network, cast, size, sketch, to_settings
 from refmeta.conformance.report import AUDIT, Report, Row, Verdict, describe
@@ -283,7 +284,7 @@ def _name(network: Network, under: Rows, ask: Ask, got: np.ndarray, precision: f
         return Answered(got / unit, scaled, network.factors(many), limit, rounding, network.settings[:many], small)
 
     small = flat(start.theta).size <= SMALL
-    searches = (listed, others, fitted, listed_pairs) if small else (listed, others, fitted)
+    searches: tuple[Search, ...] = (listed, others, step_sizes, listed_pairs)[: 4 if small else 3]
     every = answered(got, many)
     try:
         alone = answered(sketch(flat(ask(1, dtype))), 1)  # where every mistake costs less

@@ -29,7 +29,7 @@ T = TypeVar("T")
 Program = tuple[str, ...]  # the ids of its mistakes, in the order in which they are made
 HEAVIEST = 1e3  # weight of a task: it counts a few times, or not at all
 NEAR = 1e-3  # of an answer: nothing farther off explains it
-STEPS = 12  # of Gauss–Newton
+STEPS, SOON = 12, 5  # of Gauss–Newton, and those after which it must be near
 BEAM = 8  # programs that another mistake is added to
 
 
@@ -141,12 +141,12 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
     best = (sums @ got) / np.where(squares > 0, squares, 1)
     rest = np.linalg.norm(got - best[:, None] * sums, axis=1)
     for i in np.flatnonzero(rest <= limit):  # no other factor is nearer than the best
-        u, c = sums[i], float(best[i])
-        fitting = {f for f, value in known.items() if np.linalg.norm(got - value * u) <= limit}
-        found |= {(names[i], f) for f in fitting}
+        c, length = float(best[i]), float(np.sqrt(squares[i]))
+        most = float(np.sqrt(limit**2 - rest[i] ** 2)) / (length or 1)  # how far a factor may be from the best
+        found |= {(names[i], factor) for factor, value in known.items() if abs(value - c) <= most}
         fitted = Factor(float(f"{c:.4g}"))
-        visible = abs(abs(c) - 1) * float(np.linalg.norm(u)) > 10 * limit  # within that any factor near 1 fits
-        if c and visible and not fitted.named and np.linalg.norm(got - c * u) <= limit:
+        visible = abs(abs(c) - 1) * length > 10 * limit  # within that any factor near 1 fits
+        if c and visible and not fitted.named:
             found.add((names[i], fitted))
     if not found and len(per_task) > 1 and len(got) > len(per_task) + 1:
         free = np.linalg.lstsq(per_task.T, got, rcond=None)[0]
@@ -233,8 +233,7 @@ def of_vectors(answers: Iterable[tuple[Vector, Theta, str]]) -> list[Answered]:
         work = sum(1 + len(supports) for supports, _ in case.tasks)
         return case.model["kind"] != "quadratic", len(flat(a[1])) < 3 or work < 6, work
 
-    found = [of_vector(*a) for a in sorted(answers, key=cost)]
-    return sorted(found, key=lambda a: not a.wrong())
+    return [of_vector(*a) for a in sorted(answers, key=cost)]
 
 
 # --- Searches: each yields what explains all answers ---
@@ -275,10 +274,21 @@ def fitted(answers: Sequence[Answered]) -> Iterator[Explanation]:
     return beside(answers, [()])
 
 
-def beside(answers: Sequence[Answered], programs: Iterable[Program]) -> Iterator[Explanation]:
+def step_sizes(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """Another α, fitted."""
+    return beside(answers, [()], ["alpha"])
+
+
+def beside(
+    answers: Sequence[Answered], programs: Iterable[Program], families: Iterable[str] = tuple(FAMILIES)
+) -> Iterator[Explanation]:
     """A mistake with a number in it beside those of a program."""
     wrong = [a for a in answers if a.got.size > 2 and a.wrong()]
-    shown = {name: next((a for a in wrong if a.shows((f"{name}={f.usual[0]}",))), None) for name, f in FAMILIES.items()}
+    shown = {
+        name: next((a for a in wrong if a.shows((f"{name}={f.usual[0]}",))), None)
+        for name, f in FAMILIES.items()
+        if name in families
+    }
     for program in programs:
         for name, a in shown.items():
             whole = FAMILIES[name].whole
@@ -298,8 +308,10 @@ def fit(a: Answered, program: Program, family: str) -> float | None:
 
     best = min(FAMILIES[family].usual, key=lambda value: float(np.linalg.norm(off(value))))
     other, best = best, best * (1 + 1e-4)
-    for _ in range(STEPS):
+    for steps in range(STEPS):
         r = off(best)
+        if steps > SOON and np.linalg.norm(r) > NEAR * np.linalg.norm(a.got):
+            return None
         slope = (r - off(other)) / (best - other)
         other, best = best, max(float(best - (slope @ r) / (slope @ slope or 1)), best / 4)
         if abs(best - other) < 1e-9 * best:
@@ -337,7 +349,8 @@ def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """Three listed mistakes, or two of them that come near and any other."""
     names = [name for name in MISTAKES if touches(name, answers)]
     yield from trying(answers, combinations(names, 3), "triples of mistakes")
-    near = sorted(combinations(names, 2), key=lambda pair: float(np.linalg.norm(answers[0].off(pair))))[:BEAM]
+    wrong = next(a for a in answers if a.wrong())
+    near = sorted(combinations(names, 2), key=lambda pair: float(np.linalg.norm(wrong.off(pair))))[:BEAM]
     more = [(*pair, name) for pair in near for name in (*OTHERS, *usual()) if name not in pair]
     yield from trying(answers, more, "triples of mistakes")
 

@@ -23,11 +23,12 @@ from refmeta.conformance.mistakes import (
     weights,
 )
 from refmeta.conformance.rules import Derivatives, Outer, Setting, Term, at_the_end, kept
-from refmeta.trees import Batch, Theta
+from refmeta.trees import Batch, Theta, dot
 
 Fields = dict[str, Any]
 Group = Callable[[Setting, Any], dict[str, Fields]]
 Arrays = Callable[[Setting], Sequence[Any]]  # the share of each array
+DEAREST = 200  # parameters: a Hessian's diagonal takes as many products
 
 
 class Family(NamedTuple):
@@ -102,6 +103,12 @@ def with_mistakes(ids: Iterable[str], settings: list[Setting]) -> list[Setting]:
 # --- Which data, and how many steps ---
 
 
+def joined(s: Setting, batches: list[Batch]) -> Batch:
+    """One batch of all examples; of quadratics the mean."""
+    xs, ys = zip(*batches, strict=True)
+    return (np.concatenate(xs), np.concatenate(ys)) if network(s) else (sum(xs) / len(xs), sum(ys) / len(ys))
+
+
 @choice()
 def supports(s: Setting, _: None) -> dict[str, Fields]:
     """The batches of the inner steps.
@@ -120,6 +127,10 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
     steps_twice: all inner steps are taken twice
     Cause: an off-by-one in the inner loop, or a batch that is drawn in another place
 
+    all_together: every inner step takes all support batches together
+    query_among_them: the query data are in every support batch
+    Cause: batches are joined that should be apart
+
     first_supports: every task adapts to the first task's support data
     Cause: the tasks' data are indexed by another counter
     """
@@ -137,6 +148,8 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
         "first_twice": [*S[:1], *S],
         "first_again": [*S, *S[:1]],
         "steps_twice": S * 2,
+        "all_together": [joined(s, S)] * len(S),
+        "query_among_them": [joined(s, [b, Q]) for b in S] if Q else None,
         "first_supports": s.tasks[0][0][: len(S)] if s.tasks else None,
     }
     many = len(S) > 1
@@ -272,11 +285,23 @@ def gauss_newton(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting)
     return (d.gauss or d.hvp)(phi, batch, v)
 
 
+def outer_product(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
+    g = d.grad(phi, batch)
+    return [leaf * dot(g, v) for leaf in g]
+
+
+def on_support_gradient(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
+    return d.hvp(phi, batch, kept(d.grad(phi, batch), s.rates))
+
+
 @choice()
 def curvature(s: Setting, _: None) -> dict[str, Fields]:
     """What the Hessian is, and where it is taken.
 
     diagonal: only the diagonal of the Hessian is used
+    one_hessian: the product of the factors (I − αH_k) is cut after the terms of one Hessian
+    outer_product: the outer product of the gradient with itself is used in the place of the Hessian
+    on_support_gradient: the Hessian is applied to the support gradient
     arrays_apart: the Hessian between different arrays is left out
     gauss_newton: the Gauss–Newton matrix is used in the place of the Hessian
     query_hessian: the Hessians are those of the query loss
@@ -300,9 +325,12 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
         return {}
     K = len(s.supports)
     return {
-        "diagonal": {"curvature": diagonal},
-        "arrays_apart": {"curvature": arrays_apart},
-        "gauss_newton": {"curvature": gauss_newton},
+        "diagonal": {"curvature": diagonal} if sum(map(np.size, s.theta)) < DEAREST else {},
+        "arrays_apart": {"curvature": arrays_apart} if len(s.theta) > 1 else {},
+        "gauss_newton": {"curvature": gauss_newton} if s.summed is not None else {},
+        "one_hessian": {"linear": True} if K > 1 else {},
+        "outer_product": {"curvature": outer_product},
+        "on_support_gradient": {"curvature": on_support_gradient},
         "query_hessian": {"curved": lambda s, k: (k, s.query)},
         "query_hessian_at_theta": {"curved": lambda s, k: (0, s.query)},
         "query_hessian_at_the_end": {"curved": lambda s, k: (K, s.query)},
@@ -509,7 +537,7 @@ def loss(s: Setting, _: None) -> dict[str, Fields]:
     Cause: a convention of its own
     """
 
-    if not network(s):
+    if not network(s) or s.summed is None:
         return {}
     entries = COUNTS["entries"][1]
     (over, under), (times, above) = scaled(s, entries, -1), scaled(s, entries, 1)

@@ -86,6 +86,7 @@ class Setting(NamedTuple):
     through: Callable[[int, int], bool] = lambda k, steps: True
     back: Any = 1  # times α in (I − αH)
     alpha_back: Any = None  # in the place of α in (I − αH)
+    linear: bool = False  # every step's curvature meets v_K, not v_{k+1}
     keeps: tuple[Any, ...] | None = None  # of each array, the share of its gradient that is returned
     adds: Any = 0  # times θ
     leaks: bool = False  # the next task starts where this one ended
@@ -192,7 +193,7 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
             s.through(k, len(s.supports)),
         )
         if s.update == Update():
-            v, w = v, kept(v, s.rates)
+            w = kept(vs[last] if s.linear else v, s.rates)
         else:
             v, w, memory = step_back(s, k, made[k], v, memory)
             factor, memory = s.back, memory if through else 0 * memory

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from time import perf_counter
 
 from refmeta.conformance import check
+from tests.blind.judge import true
 from tests.blind.registry import FRAMEWORKS, load
 
 
@@ -25,8 +26,17 @@ def main() -> None:
             (verdict,) = check(entry.function, dtype=entry.dtype, algorithms=[entry.algorithm]).verdicts
             seconds = round(perf_counter() - start, 1)
             first = verdict.text.partition("\n")[0]
-            kinds["wrong" if entry.mistakes else "right"][verdict.kind] += 1
-            print(f"{name}  {verdict.kind}  {first}  {seconds} s", flush=True)
+            kind, told = verdict.kind, ""
+            if entry.mistakes and verdict.explanations and kind in ("bug", "convention"):
+                good, asked = true(entry.function, verdict.explanations[0], entry.algorithm)
+                kind = "named" if len(verdict.explanations) <= 3 else "several"
+                kind = "FALSE" if kind == "named" and good < asked else kind
+                told = f"[{good} of {asked} fresh cases] "
+            elif kind == "unexplained":
+                evidence = verdict.evidence
+                kind += " with where or what" * bool(evidence.where or evidence.pieces)
+            kinds["wrong" if entry.mistakes else "right"][kind] += 1
+            print(f"{name}  {kind}  {told}{first}  {seconds} s  ({entry.words})", flush=True)
             if out:
                 line = {"name": name, "words": entry.words, "mistakes": entry.mistakes, "kind": verdict.kind}
                 line |= {"first": first, "text": verdict.text, "seconds": seconds}

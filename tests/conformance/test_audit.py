@@ -17,7 +17,8 @@ from refmeta.conformance.explain import SEARCHES, Explanation, Factor
 from refmeta.conformance.mistakes import MISTAKES
 from refmeta.conformance.programs import with_mistakes
 from refmeta.conformance.network import SKETCH, exact, remembered, sketch, to_settings, to_tasks
-from refmeta.conformance.rules import ALGORITHMS, Derivatives, Setting, gradients, moves
+from refmeta.conformance.rules import ALGORITHMS as CHOICES
+from refmeta.conformance.rules import Derivatives, Setting, gradients, moves
 from refmeta.models import MLP, cross_entropy, squared_error
 from refmeta.trees import add
 
@@ -58,7 +59,7 @@ def wrong(name, algorithm="maml", loss=LOSS, outputs=None):
 
     def meta_gradient(theta, tasks, alpha):
         moving = moves(len(theta), 2 if algorithm == "anil" else None)
-        of = ALGORITHMS[algorithm]
+        of = CHOICES[algorithm]
         settings = [Setting(theta, s, q, alpha, moving, len(q[0]) - 2, outputs, **of) for s, q in tasks]
         return add(gradients(tools, with_mistakes([name], settings)))
 
