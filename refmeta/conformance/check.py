@@ -382,7 +382,7 @@ def unwired(j: Judged) -> bool:
 def alone(j: Judged) -> str:
     """What is certain of one wrong answer: one vector tells hardly one mistake from another."""
     found = of_vector(j.vector, j.answer.gradient or [], j.answer.dtype).fits()
-    factors = sorted(str(factor) for tasks, factor in found if tasks == "all" and factor.named)
+    factors = sorted(str(factor) for tasks, factor in found if tasks == "all" and factor.named and not factor.own)
     return words.ALONE.format(f"it is {' or '.join(factors)} times the answer" if factors else j.row.message)
 
 

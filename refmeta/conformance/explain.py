@@ -321,7 +321,7 @@ def fit(a: Answered, program: Program, family: str) -> float | None:
 
 def pairs(answers: Sequence[Answered], names: Sequence[str] = tuple(EVERY)) -> Iterator[Explanation]:
     """Two mistakes at once; in both orders only where they change the same choice."""
-    touched = {name: touched for name in names if (touched := touches(name, answers))}
+    touched = {name: touches(name, answers) for name in possible(answers, names)}
     # An optimiser's derivative takes its time, so it is tried beside the listed mistakes alone.
     both = [(a, b) for a, b in combinations(touched, 2) if a in MISTAKES or "update" not in touched[a] | touched[b]]
     turned = [(b, a) for a, b in both if touched[a] & touched[b]]
@@ -335,7 +335,7 @@ def listed_pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
 
 def with_a_number(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """A listed mistake, and another with a number in it."""
-    return beside(answers, [(name,) for name in MISTAKES if touches(name, answers)])
+    return beside(answers, [(name,) for name in possible(answers, MISTAKES)])
 
 
 def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
@@ -345,13 +345,19 @@ def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
     return frozenset(f for a, b in changed for f in Setting._fields if getattr(a, f) is not getattr(b, f))
 
 
+def possible(answers: Sequence[Answered], names: Iterable[str]) -> list[str]:
+    """The mistakes that change a choice, and show in no answer that is right: two that cancel there are not looked for."""
+    right = [a for a in answers if not a.wrong()]
+    return [name for name in names if touches(name, answers) and not any(a.shows((name,)) for a in right)]
+
+
 def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """Three listed mistakes, or two of them that come near and any other."""
-    names = [name for name in MISTAKES if touches(name, answers)]
+    names = possible(answers, MISTAKES)
     yield from trying(answers, combinations(names, 3), "triples of mistakes")
     wrong = next(a for a in answers if a.wrong())
     near = sorted(combinations(names, 2), key=lambda pair: float(np.linalg.norm(wrong.off(pair))))[:BEAM]
-    more = [(*pair, name) for pair in near for name in (*OTHERS, *usual()) if name not in pair]
+    more = [(*pair, name) for pair in near for name in possible(answers, [*OTHERS, *usual()])]
     yield from trying(answers, more, "triples of mistakes")
 
 
