@@ -1,4 +1,7 @@
-"""python -m tests.blind [--only SUBSTRING] [--framework numpy|torch|jax] [--out FILE]: what `check` says of each."""
+"""python -m tests.blind [--only SUBSTRING] [--framework numpy|torch|jax] [--out FILE]: what `check` says of each.
+
+A SUBSTRING is looked for in right/framework/algorithm/function or wrong/….
+"""
 
 import argparse
 import json
@@ -19,13 +22,14 @@ def main() -> None:
     kinds: dict[str, Counter[str]] = {"right": Counter(), "wrong": Counter()}
     with open(arguments.out, "w") if arguments.out else nullcontext() as out:
         for name, entry in load(arguments.framework).items():
-            if arguments.only not in name:
+            truth = "wrong" if entry.mistakes else "right"
+            if arguments.only not in f"{truth}/{name}":
                 continue
             start = perf_counter()
             (verdict,) = check(entry.function, dtype=entry.dtype, algorithms=[entry.algorithm]).verdicts
             seconds = round(perf_counter() - start, 1)
             first = verdict.text.partition("\n")[0]
-            kinds["wrong" if entry.mistakes else "right"][verdict.kind] += 1
+            kinds[truth][verdict.kind] += 1
             print(f"{name}  {verdict.kind}  {first}  {seconds} s", flush=True)
             if out:
                 line = {"name": name, "words": entry.words, "mistakes": entry.mistakes, "kind": verdict.kind}
