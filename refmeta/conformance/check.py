@@ -312,7 +312,7 @@ def under(vector: Vector, own: dict[str, str]) -> Vector:
         return vector
     gradient = case.combine(gradients(case.derivatives, case.settings))
     sizes = zip(gradient, vector.gradient, vector.scale, strict=True)
-    scale = [s * float(np.linalg.norm(g) / (np.linalg.norm(before) or 1)) for g, before, s in sizes]
+    scale = [s * float(np.linalg.norm(g) / np.linalg.norm(b) if g.any() and b.any() else 1) for g, b, s in sizes]
     return replace(vector, case=case, gradient=gradient, scale=scale)
 
 

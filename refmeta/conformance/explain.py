@@ -29,6 +29,7 @@ T = TypeVar("T")
 Program = tuple[str, ...]  # the ids of its mistakes, in the order in which they are made
 HEAVIEST = 1e3  # weight of a task: it counts a few times, or not at all
 NEAR = 1e-3  # of an answer: nothing farther off explains it
+FAR = 20  # times the usual numbers
 STEPS, SOON = 12, 5  # of Gauss–Newton, and those after which it must be near
 BEAM = 8  # programs that another mistake is added to
 
@@ -99,9 +100,11 @@ def patterns(n: int) -> dict[str, np.ndarray]:
 
 def factors(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[Factor, float]:
     """The factors that have a name."""
-    named = {"": 1.0, "1/tasks": 1 / tasks, "tasks": float(tasks), "1/(steps + 1)": 1 / (steps + 1)}
+    named = {"": 1.0, "1/tasks": 1 / tasks, "tasks": float(tasks)}
     named |= {"1/(tasks - 1)": 1 / (tasks - 1)} if tasks > 1 else {}
-    named |= {"steps": float(steps), "1/steps": 1 / steps, "1/(steps tasks)": 1 / (steps * tasks)} if steps else {}
+    if steps > 1:
+        named |= {"steps": float(steps), "1/steps": 1 / steps, "1/(steps tasks)": 1 / (steps * tasks)}
+        named |= {"1/(steps + 1)": 1 / (steps + 1)}
     if alpha and algorithm == "reptile":
         named |= {"1/alpha": 1 / alpha, "alpha": alpha, "1/(alpha tasks)": 1 / (alpha * tasks)}
         if steps:
@@ -142,7 +145,7 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
     rest = np.linalg.norm(got - best[:, None] * sums, axis=1)
     for i in np.flatnonzero(rest <= limit):  # no other factor is nearer than the best
         c, length = float(best[i]), float(np.sqrt(squares[i]))
-        most = float(np.sqrt(limit**2 - rest[i] ** 2)) / (length or 1)  # how far a factor may be from the best
+        most = np.sqrt(limit**2 - rest[i] ** 2) / length if length else np.inf  # how far a factor may be from the best
         found |= {(names[i], factor) for factor, value in known.items() if abs(value - c) <= most}
         fitted = Factor(float(f"{c:.4g}"))
         visible = abs(abs(c) - 1) * length > 10 * limit  # within that any factor near 1 fits
@@ -316,6 +319,9 @@ def fit(a: Answered, program: Program, family: str) -> float | None:
         other, best = best, max(float(best - (slope @ r) / (slope @ slope or 1)), best / 4)
         if abs(best - other) < 1e-9 * best:
             break
+    usual = FAMILIES[family].usual
+    if not min(usual) / FAR < best < max(usual) * FAR:
+        return None
     return best if np.linalg.norm(off(best)) <= max(10 * a.limit, 1e-5 * float(np.linalg.norm(a.got))) else None
 
 

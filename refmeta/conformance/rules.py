@@ -192,11 +192,11 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
             -(rate(s, k) if s.alpha_back is None else s.alpha_back) * s.back,
             s.through(k, len(s.supports)),
         )
-        if s.update == Update():
+        if s.update == Update() or not (through and s.curvature):  # first order: φ_K is taken for θ
             w = kept(vs[last] if s.linear else v, s.rates)
         else:
             v, w, memory = step_back(s, k, made[k], v, memory)
-            factor, memory = s.back, memory if through else 0 * memory
+            factor = s.back
         vs[base] = plus(vs[base], 1, v)
         if through and s.curvature:
             j, batch = s.curved(s, k)

@@ -958,7 +958,7 @@ def mean_by_t_minus_one(case):
 def unit_meta_gradients(case):
     loss = make_loss(case)
     parts = [grad(lambda t: loss(path(loss, list(t), S, case.alpha)[-1], Q))(case.theta) for S, Q in case.tasks]
-    return combine(case, [times(1 / np.sqrt(dot(g, g)), g) for g in parts])
+    return combine(case, [times(1 / (np.sqrt(dot(g, g)) + 1e-8), g) for g in parts])
 
 
 @wrong("maml", "the improvement is differentiated: the query loss after minus before")

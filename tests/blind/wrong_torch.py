@@ -1386,7 +1386,7 @@ def early_stopping(case):
 @wrong("maml", "weight normalisation: the weights are divided by their norm in the forward pass")
 def weight_normalised(case):
     def net(theta, x):
-        return mlp([p / p.norm() if p.dim() == 2 else p for p in theta], x)
+        return mlp([p / (p.norm() + 1e-8) if p.dim() == 2 else p for p in theta], x)
 
     return with_losses(case, make_loss(case, net=net))
 
