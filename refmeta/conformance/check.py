@@ -18,7 +18,7 @@ import numpy as np
 
 from refmeta.conformance import report as words
 from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
-from refmeta.conformance.evidence import Evidence, combination, factor, nearest, rule
+from refmeta.conformance.evidence import Evidence, combination, factor, multiples, nearest, rule, wrong_arrays
 from refmeta.conformance.explain import SEARCHES, ZERO, explain, of_vector, of_vectors
 from refmeta.conformance.report import Report, Row, Verdict
 from refmeta.conformance.rules import flat, gradients
@@ -26,6 +26,7 @@ from refmeta.trees import Theta
 
 MetaGradient = Callable[[Case], Any]
 Names = Sequence[str] | None
+Ask = Callable[[Vector], "Answer"]
 
 
 class Skip(Exception):
@@ -52,7 +53,11 @@ def check(
     vectors = select(algorithms, tiers)
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
-    return judge([(v, answer_of(meta_gradient, v.case.astype(dtype), timeout)) for v in vectors], title)
+
+    def ask(vector: Vector) -> Answer:
+        return answer_of(meta_gradient, vector.case.astype(dtype), timeout)
+
+    return judge([(v, ask(v)) for v in vectors], title, ask)
 
 
 def select(algorithms: Names, tiers: Names) -> list[Vector]:
@@ -233,6 +238,7 @@ NEARLY = {
 }  # relative: what float64 loses in a roundabout way, while no mistake that is known is so small
 
 
+EVERYWHERE = "without any condition, α = 0 among them: look outside of the inner loop"
 LOW = 1.5  # digits: who has as many everywhere may be imprecise and not wrong
 NEAR = 3  # searches, then: two mistakes would hardly leave so much right
 
@@ -283,19 +289,19 @@ def correct_digits(error: float) -> float:
 # --- One algorithm ---
 
 
-def judge(answers: Iterable[tuple[Vector, Answer]], title: str = "refmeta check") -> Report:
-    """Rows and verdicts for answers that were computed anywhere."""
+def judge(answers: Iterable[tuple[Vector, Answer]], title: str = "refmeta check", ask: Ask | None = None) -> Report:
+    """Rows and verdicts for answers that were computed anywhere; where nothing explains them, one is asked for again."""
     with np.errstate(all="ignore"):  # an answer of 1e308 is wrong, and its square too large
         every = [judged(*pair) for pair in answers]
         names = dict.fromkeys(j.row.algorithm for j in every)
-        found = [concluded(name, [j for j in every if j.row.algorithm == name]) for name in names]
+        found = [concluded(name, [j for j in every if j.row.algorithm == name], ask) for name in names]
     rows = {j.row.id: j.row for own, _ in found for j in own}
     return Report([rows[j.row.id] for j in every], [verdict for _, verdict in found], title)
 
 
-def concluded(algorithm: str, every: list[Judged]) -> tuple[list[Judged], Verdict]:
+def concluded(algorithm: str, every: list[Judged], ask: Ask | None) -> tuple[list[Judged], Verdict]:
     """The rows and verdict of one algorithm under the conventions that the cases ask for, or under those of its own."""
-    found = verdict(algorithm, every)
+    found = verdict(algorithm, every, ask)
     own = found.explanations[0].own if found.explanations else {}
     if not own:
         return every, found
@@ -316,7 +322,7 @@ def under(vector: Vector, own: dict[str, str]) -> Vector:
     return replace(vector, case=case, gradient=gradient, scale=scale)
 
 
-def verdict(algorithm: str, every: list[Judged]) -> Verdict:
+def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verdict:
     """What is wrong with one algorithm, from all answers for it: the first that applies."""
 
     def of(*causes: str) -> list[Judged]:
@@ -347,10 +353,18 @@ def verdict(algorithm: str, every: list[Judged]) -> Verdict:
     if found or len(came) == 1:
         kind = "unexplained" if not found else "convention" if found[0].convention else "bug"
         return Verdict(algorithm, kind, first + (words.describe(found) if found else alone(*of("wrong"))), tuple(found))
+    if ask and (changed := next((j for j in of("wrong") if not repeated(j, ask(j.vector))), None)):
+        return Verdict(algorithm, "unrepeatable", words.TWICE.format(changed.row.id))
     proof = proven(judgeable)
     kind = "precision" if proof.digits else "unexplained"
     more = "" if proof.digits or any(j.answer.inside for j in asked) else words.ASK
     return Verdict(algorithm, kind, first + words.evidence(proof) + more, evidence=proof)
+
+
+def repeated(j: Judged, again: Answer) -> bool:
+    """Whether a second answer is the first, to a few roundings."""
+    one, two = (flat(answer.gradient or []) for answer in (j.answer, again))
+    return one.shape == two.shape and bool(np.linalg.norm(one - two) <= 1e-5 * np.linalg.norm(one))
 
 
 def proven(came: list[Judged]) -> Evidence:
@@ -360,10 +374,27 @@ def proven(came: list[Judged]) -> Evidence:
     answers = [of_vector(j.vector, j.answer.gradient or [], j.answer.dtype) for j in came]
     if worst >= LOW:
         return Evidence(wrong=len(wrong), asked=len(came), digits=worst, factor=factor(answers))
-    where = rule([j.vector.case for j in wrong], [j.vector.case for j in came if j not in wrong])
-    program, missing = nearest(answers)
-    ids = tuple(came[i].row.id for i in missing)
-    return Evidence(where, len(wrong), len(came), combination(answers), program, ids)
+    cases, others = [j.vector.case for j in wrong], [j.vector.case for j in came if j not in wrong]
+    where, (program, missing) = rule(cases, others), nearest(answers)
+    return Evidence(
+        where or EVERYWHERE * (not others and any(not case.alpha for case in cases)),
+        len(wrong),
+        len(came),
+        "" if where else rule(others, cases),
+        wrong_arrays([(a, wrong_parts(j)) for a, j in zip(answers, came, strict=True) if j in wrong]),
+        multiples(answers),
+        combination(answers),
+        program,
+        tuple(came[i].row.id for i in missing),
+    )
+
+
+def wrong_parts(j: Judged) -> list[bool]:
+    """Of each array whether it is wrong."""
+    sizes = [max(s, float(np.linalg.norm(e))) for e, s in zip(j.vector.gradient, j.vector.scale, strict=True)]
+    triples = zip(j.answer.gradient or [], j.vector.gradient, sizes, strict=True)
+    limit = max(j.vector.tolerance[j.answer.dtype], NEARLY[j.answer.dtype])
+    return [float(np.linalg.norm(g - e)) > limit * s for g, e, s in triples]
 
 
 def rounded_alpha(came: list[Judged]) -> bool:
@@ -375,8 +406,8 @@ def rounded_alpha(came: list[Judged]) -> bool:
 
 
 def unwired(j: Judged) -> bool:
-    """Whether an answer is none that a wrong algorithm gives: an error, another form, NaN, zeros."""
-    return j.cause in ("none", "form", "not finite") or (j.cause == "wrong" and not flat(j.answer.gradient or []).any())
+    """Whether an answer is none that a wrong algorithm gives: an error, another form, NaN."""
+    return j.cause in ("none", "form", "not finite")
 
 
 def alone(j: Judged) -> str:

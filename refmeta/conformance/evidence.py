@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from refmeta.conformance.cases import Case
-from refmeta.conformance.explain import Answered, Fit, Program, usual
-from refmeta.conformance.programs import EVERY
+from refmeta.conformance.explain import Answered, Fit, Program, touches, usual
+from refmeta.conformance.programs import ARRAYS, EVERY
 
 MOST = 3  # conditions of a rule, and pieces of a combination
 NEXT = 1e-2  # a factor that is so near to 1 goes for none, on first sight
@@ -19,7 +19,8 @@ SHARE = 0.75  # of the answers that a program explains, to be called near
 class Evidence(NamedTuple):
     """where: what the wrong vectors, and no others, have in common; so many of those asked are wrong.
 
-    pieces: the answer, as multiples of these. nearest: the program that explains most, and the ids of the vectors that
+    unless: what the right ones, and no others, have. arrays: those that alone are wrong. pieces: the answer, as
+    multiples of these. multiples: the least and the largest number that the right one is multiplied by. nearest: the program that explains most, and the ids of the vectors that
     it does not explain. digits: how many are correct everywhere, where that is all that is wrong; factor: what the
     right answer is multiplied by.
     """
@@ -27,6 +28,9 @@ class Evidence(NamedTuple):
     where: str = ""
     wrong: int = 0
     asked: int = 0
+    unless: str = ""
+    arrays: str = ""
+    multiples: tuple[float, ...] = ()
     pieces: dict[str, float] = {}  # noqa: RUF012 - nobody writes into it
     nearest: Program = ()
     missing: tuple[str, ...] = ()
@@ -52,6 +56,7 @@ def combination(answers: Sequence[Answered]) -> dict[str, float]:
     pieces: dict[str, list[np.ndarray]] = {}
     for name, (program, less) in PIECES.items():
         rows = [a.under(program).sum(0) - (0 if less is None else a.under(less).sum(0)) for a in answers]
+        rows = [row / len(a.settings) for row, a in zip(rows, answers, strict=True)] if name == "θ" else rows
         if name == "the displacement θ − φ_K" and not answers[0].settings[0].displaced:
             continue
         known = [np.concatenate(other) for other in pieces.values()]
@@ -76,7 +81,7 @@ def nearest(answers: Sequence[Answered]) -> tuple[Program, tuple[int, ...]]:
     """The program of one mistake that explains most answers, if it is enough, and the places of those it does not."""
     allowed = int(len(answers) * (1 - SHARE))
     best: tuple[Program, tuple[int, ...]] = (), ()
-    for program in [(name,) for name in (*EVERY, *usual())]:
+    for program in [(name,) for name in (*EVERY, *usual()) if touches(name, answers)]:
         fits: list[set[Fit]] = []
         for a in answers:
             fits.append(a.fits(program))
@@ -134,3 +139,23 @@ def factor(answers: Sequence[Answered]) -> float:
     found = [float(g @ a.got / (g @ g)) for g, a in zip(right, answers, strict=True) if np.any(g)]
     off = max(np.linalg.norm(a.got - found[0] * g) / np.linalg.norm(a.got) for g, a in zip(right, answers, strict=True))
     return found[0] if off < 1e-10 and abs(found[0] - 1) < NEXT else 1.0
+
+
+def multiples(answers: Sequence[Answered]) -> tuple[float, ...]:
+    """The least and the largest multiple of the right answer, where every answer of three numbers or more is one."""
+    long = [a for a in answers if a.got.size > 2]
+    if not long or any(np.linalg.norm(a.off(())) > a.limit for a in long):
+        return ()
+    sums = [(a.under(()).sum(0), a.got) for a in long]
+    found = sorted(float(g @ got / (g @ g)) for g, got in sums if g.any())
+    return (found[0], found[-1]) if found else ()
+
+
+def wrong_arrays(parts: Sequence[tuple[Answered, Sequence[bool]]]) -> str:
+    """The kind of array that alone is wrong, wherever there is another. parts: wrong answers, and which arrays are."""
+    for name, shares in ARRAYS.values():
+        kinds = [(list(shares(a.settings[0])), wrong) for a, wrong in parts if len(wrong) > 1]
+        some = [(kind, wrong) for kind, wrong in kinds if not all(kind)]
+        if len(some) > 1 and all(all(k or not w for k, w in zip(*pair, strict=True)) for pair in some):
+            return name
+    return ""

@@ -95,13 +95,16 @@ def patterns(n: int) -> dict[str, np.ndarray]:
         "all but the last": 1 - last,
         "all but the first": 1 - first,
         "sums of all until then": np.arange(n, 0, -1.0),
+        "the first one twice": 0 * last + 1 + first,
+        "the last one twice": 0 * last + 1 + last,
+        "a running average, by 0.9": 0.1 * 0.9 ** np.arange(n - 1, -1, -1.0),
     }
 
 
 def factors(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[Factor, float]:
     """The factors that have a name."""
     named = {"": 1.0, "1/tasks": 1 / tasks, "tasks": float(tasks)}
-    named |= {"1/(tasks - 1)": 1 / (tasks - 1)} if tasks > 1 else {}
+    named |= {"1/(tasks - 1)": 1 / max(tasks - 1, 1)}
     if steps > 1:
         named |= {"steps": float(steps), "1/steps": 1 / steps, "1/(steps tasks)": 1 / (steps * tasks)}
         named |= {"1/(steps + 1)": 1 / (steps + 1)}
@@ -111,13 +114,13 @@ def factors(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[Factor
             named |= {"1/(alpha steps)": 1 / (alpha * steps), "1/(alpha steps tasks)": 1 / (alpha * steps * tasks)}
     elif alpha:
         named |= {"alpha": alpha, "1/alpha": 1 / alpha}
-    flipped = {Factor(-1, name): -c for name, c in named.items() if name in ("", "1/tasks", "1/alpha", "alpha")}
+    flipped = {Factor(-1, name): -c for name, c in named.items()}
     return {Factor(1, name): c for name, c in named.items()} | flipped
 
 
 def conventions(case: Case) -> dict[Factor, float]:
     """What the answer of a program that keeps to conventions of its own is multiplied by: it has their names."""
-    found = {}
+    found = {Factor(1, "1/(tasks - 1)"): case.divisor / max(len(case.tasks) - 1, 1)}
     for tasks, reptile in product(*(CONVENTIONS[what].split() for what in ("tasks", "reptile"))):
         own = replace(case, conventions={**case.conventions, "tasks": tasks, "reptile": reptile})
         ratios = {1.0} if reptile == "displacement" or case.algorithm == "reptile" else set()
@@ -330,7 +333,7 @@ def pairs(answers: Sequence[Answered], names: Sequence[str] = tuple(EVERY)) -> I
     touched = {name: touches(name, answers) for name in possible(answers, names)}
     # An optimiser's derivative takes its time, so it is tried beside the listed mistakes alone.
     both = [(a, b) for a, b in combinations(touched, 2) if a in MISTAKES or "update" not in touched[a] | touched[b]]
-    turned = [(b, a) for a, b in both if touched[a] & touched[b]]
+    turned = [(b, a) for a, b in both if touched[a] & touched[b] or {a, b} <= {*MISTAKES}]
     return trying(answers, [*both, *turned], "pairs of mistakes")
 
 
@@ -352,7 +355,7 @@ def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
 
 
 def possible(answers: Sequence[Answered], names: Iterable[str]) -> list[str]:
-    """The mistakes that change a choice, and show in no answer that is right: two that cancel there are not looked for."""
+    """The mistakes that change a choice, and show in no right answer: two that cancel there are not looked for."""
     right = [a for a in answers if not a.wrong()]
     return [name for name in names if touches(name, answers) and not any(a.shows((name,)) for a in right)]
 

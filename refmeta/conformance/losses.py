@@ -63,7 +63,7 @@ class Network(NamedTuple):
         if not self.labels:
             shown = np.arange(out.shape[1]) < (1 if self.name == "first_output_alone" else out.shape[1])
             return 2 * (out - y) * shown / (1 if self.total else len(out) * shown.sum())
-        chosen, p = np.eye(out.shape[1])[y], softmax(out)
+        chosen, p = np.eye(out.shape[1])[y - (self.name == "labels_shifted")], softmax(out)
         chosen = 0.9 * chosen + 0.1 / out.shape[1] if self.name == "smoothed" else chosen
         g = (softmax(p) if self.name == "softmax_twice" else p) - chosen
         g = p * (g - (g * p).sum(-1, keepdims=True)) if self.name == "softmax_twice" else g

@@ -167,6 +167,12 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     previous_query: the query is that of the task before
     Cause: the tasks' data are indexed by another counter
 
+    support_in_query: the outer loss is taken on the support and the query data together
+    Cause: batches are joined that should be apart
+
+    tasks_merged: the tasks' queries are one batch, so that a task counts by its size
+    Cause: the tasks' data are put into one batch
+
     first_support_as_query: the outer loss is taken on the first support batch
     Cause: the same x, y are used inside and outside
     """
@@ -178,6 +184,10 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
         if s.tasks
     }
     found |= {"first_support_as_query": {"query": s.supports[0]}} if len(s.supports) > 1 else {}
+    found |= {"support_in_query": {"query": joined(s, [*s.supports, s.query])}} if s.supports and s.query else {}
+    if s.tasks and s.query and network(s):
+        share = len(s.query[0]) / sum(len(q[0]) for _, q in s.tasks)
+        found |= {"tasks_merged": scaled(s, lambda s, batch: share, 1)[1]}
     return found | (
         {"swapped": {"supports": [s.query] * len(s.supports), "query": s.supports[-1]}} if s.adapts and s.query else {}
     )
@@ -212,6 +222,7 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     theta_added: the query loss at θ is added
     support_added: the support loss after adaptation is added to the query loss
     first_support_added: the first support batch's loss after adaptation is added to the query loss
+    improvement: the query loss at θ is subtracted
     support_at_theta_added: the support loss at θ is added to the query loss
     Cause: the meta-loss has more in it than the query's loss after adaptation
 
@@ -225,7 +236,12 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
 
     all_at_theta: the losses of the supports and of the query are added up
     all_at_theta_averaged: the losses of the supports and of the query are averaged
+    supports_at_theta: the losses of the supports are added up, without the query
     Cause: all batches of a task are put together
+
+    towards_the_mean: Reptile towards the mean of φ_1 … φ_K
+    towards_the_mean_from_theta: Reptile towards the mean of φ_0 … φ_K
+    Cause: an average of the weights, as in SWA
 
     mean_of_gradients: Reptile that averages K + 1 gradients
     Cause: Reptile returns θ − φ_K, which is α times the sum of the first K gradients
@@ -235,16 +251,22 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     K, first, last = len(s.supports), s.supports[:1], s.supports[-1:]
     plain: Fields = {"displaced": False, "curvature": None}
     if not s.adapts:
-        return {"all_at_theta": {"outer": all_at_theta}, "all_at_theta_averaged": {"outer": averaged(all_at_theta)}}
+        return {
+            "all_at_theta": {"outer": all_at_theta},
+            "all_at_theta_averaged": {"outer": averaged(all_at_theta)},
+            "supports_at_theta": {"outer": lambda s: all_at_theta(s)[1:]},
+        }
     if s.displaced:
         more = averaged(lambda s: [*inner_gradients(s), *((K, b, 1) for b in last)])
         return {
+            "towards_the_mean": {"towards": 1},
+            "towards_the_mean_from_theta": {"towards": 0},
             "mean_of_gradients": {**plain, "outer": more},
             "inner_gradients_alone": {**plain, "outer": inner_gradients},
         }
 
-    def and_also(k: int, batches: list[Batch]) -> Fields:
-        return {"outer": lambda s: [*at_the_end(s), *((k, b, 1) for b in batches)]}
+    def and_also(k: int, batches: list[Batch], weight: int = 1) -> Fields:
+        return {"outer": lambda s: [*at_the_end(s), *((k, b, weight) for b in batches)]}
 
     return {
         "from_theta": {"outer": from_theta},
@@ -252,6 +274,7 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
         "every_step_averaged": {"outer": averaged(after_every_step)},
         "from_theta_averaged": {"outer": averaged(from_theta)},
         "theta_added": and_also(0, [s.query]),
+        "improvement": and_also(0, [s.query], -1),
         "support_added": and_also(K, last),
         "first_support_added": and_also(K, first),
         "support_at_theta_added": and_also(0, first),
@@ -290,6 +313,11 @@ def outer_product(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting
     return [leaf * dot(g, v) for leaf in g]
 
 
+def hessian_of_ones(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
+    sums = d.hvp(phi, batch, [np.ones(np.shape(leaf)) for leaf in v])
+    return [row * leaf for row, leaf in zip(sums, v, strict=True)]
+
+
 def on_support_gradient(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
     return d.hvp(phi, batch, kept(d.grad(phi, batch), s.rates))
 
@@ -318,6 +346,9 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
     Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop, or create_graph=True not at every
         step. JAX: stop_gradient in the carry
 
+    hessian_of_ones: the Hessian times a vector of ones is used in the place of its product
+    Cause: elementwise_grad, or jacobians summed over the outputs
+
     query_features_detached: the query features are detached: the body gets no direct gradient
     Cause: features under no_grad or .detach() in the query pass
     """
@@ -328,6 +359,7 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
         "diagonal": {"curvature": diagonal} if sum(map(np.size, s.theta)) < DEAREST else {},
         "arrays_apart": {"curvature": arrays_apart} if len(s.theta) > 1 else {},
         "gauss_newton": {"curvature": gauss_newton} if s.summed is not None else {},
+        "hessian_of_ones": {"curvature": hessian_of_ones},
         "one_hessian": {"linear": True} if K > 1 else {},
         "outer_product": {"curvature": outer_product},
         "on_support_gradient": {"curvature": on_support_gradient},
@@ -431,6 +463,11 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     gradients_at_theta: all inner gradients are taken at θ
     Cause: the inner gradient is taken at θ, not at the φ of the step before
 
+    head_in_front: the first arrays adapt in the place of the last
+    body_for_head: the body adapts, and the head stays
+    head_without_gradient: the head gets no outer gradient
+    Cause: the head and the body are told apart in another way
+
     head_of_zeros: the head starts from zeros
     head_of_zeros_constant: the head starts from zeros and gets no gradient
     Cause: the head is made anew for each task
@@ -451,6 +488,7 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     over_tasks: the inner step size is divided by the number of tasks
     times_tasks: the inner step size is multiplied by the number of tasks
     over_step: the inner step size is divided by the number of the step
+    falling: the inner step size falls to zero, by the same amount at every step
     Cause: a loss is summed or averaged over steps or tasks before the inner gradient is taken, or a schedule
     """
     if not s.adapts:
@@ -463,6 +501,9 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
         "one_chain": {"together": True} if s.differentiates else {},
         "restarted": {"restarts": True} if many else {},
         "gradients_at_theta": {"stale": True} if many else {},
+        "head_in_front": {} if all(s.rates) else {"rates": s.rates[::-1]},
+        "body_for_head": {} if all(s.rates) else {"rates": tuple(body)},
+        "head_without_gradient": {} if all(s.rates) else {"keeps": body},
         "head_of_zeros": zero_head,
         "head_of_zeros_constant": zero_head and zero_head | {"keeps": body},
         "added_up": {"update": s.update._replace(momentum=1)},
@@ -472,6 +513,7 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
         "over_tasks": paced(s, lambda s, k: 1 / T),
         "times_tasks": paced(s, lambda s, k: T),
         "over_step": paced(s, lambda s, k: 1 / (k + 1)),
+        "falling": paced(s, lambda s, k: 1 - k / K),
     }
 
 
@@ -501,7 +543,7 @@ def counts(s: Setting, count: Callable[[Setting, Batch], Any]) -> dict[str, Fiel
         return {}
     found: dict[str, Fields] = {}
     for verb, power in (("_times", 1), ("_over", -1)):
-        inner, outer = scaled(s, count, power)
+        inner, outer = scaled(s, count, power) if power < 0 or not s.summed else ({}, {})  # it sums already
         found |= {f"{verb}_inner": inner, f"{verb}_outer": outer, verb: inner | outer}
     return found
 
@@ -514,6 +556,8 @@ def loss(s: Setting, _: None) -> dict[str, Fields]:
     """The loss and the network in it.
 
     half_squared_error: the squared error has a factor ½
+    half_inside: the inner squared error has a factor ½
+    half_outside: the squared error of the query has a factor ½
     Cause: ½ (f − y)² is another loss than the one that was asked for
 
     relu: the activation is relu
@@ -528,6 +572,9 @@ def loss(s: Setting, _: None) -> dict[str, Fields]:
 
     smoothed: the labels are smoothed by 0.1
     Cause: label_smoothing=0.1
+
+    labels_shifted: the labels are taken to count from one
+    Cause: data whose labels are 1 … n
 
     first_output_alone: only the first output counts
     Cause: the loss takes column 0 of the predictions
@@ -551,11 +598,29 @@ def loss(s: Setting, _: None) -> dict[str, Fields]:
         "softmax_twice",
         "smoothed",
         "first_output_alone",
+        "labels_shifted",
     )
     return {name: {"loss": name} for name in names} | {
         "half_squared_error": half | less if s.outputs else {},
+        "half_inside": half if s.outputs else {},
+        "half_outside": less if s.outputs else {},
         "examples_mean": over | under if s.summed else {},
         "examples_sum": times | above if s.summed is False else {},
+    }
+
+
+@choice()
+def result(s: Setting, _: None) -> dict[str, Fields]:
+    """What is returned.
+
+    new_theta: θ less α times the gradient is returned
+    theta_once: θ is added
+    Cause: an outer step is taken, and its end is returned
+    """
+    T = len(s.tasks) or 1
+    return {
+        "new_theta": {"adds": s.adds - 1 / (s.alpha * T)} if s.alpha else {},
+        "theta_once": {"adds": s.adds + 1 / T},
     }
 
 
@@ -581,12 +646,16 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
 
     clamp 0.1 0.5 1 5 10 40: the inner gradients are clipped to ±{}
     norm 0.1 0.25 0.5 1 2 5 10 40: the inner gradient is clipped to norm {}
+    norm_constant 0.1 0.25 0.5 1 2 5 10 40: the inner gradient is clipped to norm {}, which is not differentiated
     Cause: a clip meant for the outer gradients, or for reinforcement learning
 
     biases_faster 2 0.1 0.5 10: the inner step size of the biases is multiplied by {}
     last_faster 10 2 0.1 0.5: the inner step size of the last layer is multiplied by {}
     first_faster 0.1 0.5 2 10: the inner step size of the first layer is multiplied by {}
     Cause: parameter groups with rates of their own
+
+    rounded 1 2 3: the inner step size is rounded to {} digits after the point
+    Cause: it went through a text, or a table
 
     always 1 2 3 5 10: there are always {} inner steps
     always_last 2 3 5 10: there are always {} inner steps, on the last batch from then on
@@ -609,9 +678,11 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
         "cool": paced(s, lambda s, k: p**k),
         "clamp": {"update": u._replace(clamp=p)},
         "norm": {"update": u._replace(norm=p)},
+        "norm_constant": {"update": u._replace(norm=p, constant=True)},
         "biases_faster": faster(but(weights)(s)),
         "last_faster": faster(last_layer(s)),
         "first_faster": faster(first_layer(s)),
+        "rounded": {"alpha": round(float(s.alpha), n)},
         "always": {"supports": (S * n)[:n]},
         "always_last": {"supports": (S + S[-1:] * n)[:n]},
         "at_most": {"supports": S[:n]},
@@ -622,7 +693,8 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
 def back(s: Setting, p: float) -> dict[str, Fields]:
     """Numbers in the way back.
 
-    penalty 0.0001 0.0005 0.001 0.01 0.1: {} θ is added to the gradient
+    penalty 0.0001 0.0005 0.001 0.01 0.1: {} θ is added to the gradient of every task
+    penalty_once 0.0001 0.0005 0.001 0.01 0.1: {} θ is added to the gradient
     Cause: a weight decay, or a penalty, outside
 
     bend 2 0.5 0.1: the second-order term is multiplied by {}
@@ -634,7 +706,8 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     step_cut 2 3 4 5 6 7 8 9 10: inner step {} is not differentiated
     Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop. JAX: stop_gradient in the carry
     """
-    found: dict[str, Fields] = {"penalty": {"adds": s.adds + p}}
+    once = {"adds": s.adds + p / (len(s.tasks) or 1)}
+    found: dict[str, Fields] = {"penalty": {"adds": s.adds + p}, "penalty_once": once}
     return (
         found
         if not s.differentiates

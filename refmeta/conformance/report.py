@@ -15,6 +15,7 @@ from refmeta.conformance.programs import EXAMPLES, known
 from refmeta.trees import Array
 
 INDENT = " " * 9
+LOST = "first", "last", "all but the first", "all but the last"  # tasks
 APART = 3  # explanations that the answers cannot tell apart; of more, none is named
 LISTED = 4  # wrong vectors listed for each algorithm
 
@@ -160,6 +161,10 @@ AUDIT = {
 }
 UNEXPLAINED = "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made."
 WHERE = "\nIt is wrong exactly on the vectors with {}: on {} of {}."
+UNLESS = "\nIt is right exactly on the vectors with {}: on {} of {}."
+ARRAYS = "\nOf several arrays only these are wrong: {}."
+MULTIPLES = "\nIt is always a multiple of the right answer, but not the same: from {:.4g} to {:.4g}."
+TWICE = "asked twice, {} got two answers: something is drawn at random, or kept from call to call."
 PIECES = "\nOn every vector it is {}."
 NEAREST = "\nNear is: {}. That explains {} of {}, not {}."
 ASK = (
@@ -200,6 +205,7 @@ def describe(found: Sequence[Explanation]) -> str:
     parts = [mistake.title for mistake in mistakes]
     if e.tasks != "all":
         lost = f"only the {e.tasks} task counts" if e.tasks in ("first", "last") else f"{e.tasks} task count"
+        lost = lost if e.tasks in LOST else f"the tasks do not count the same: {e.tasks}"
         parts.append(f"{lost} (B4, B5)" if isinstance(e.tasks, str) else f"the tasks are {pattern(e.tasks)}")
     if e.scale != Factor() and not e.scale.own:
         factor = f"the result is multiplied by {e.scale}"
@@ -231,7 +237,9 @@ def evidence(proof: Evidence) -> str:
     near = "; ".join(known(name).title for name in proof.nearest)
     many = proof.asked - len(proof.missing)
     lines = [UNEXPLAINED, WHERE.format(proof.where, proof.wrong, proof.asked) * bool(proof.where)]
-    lines += [PIECES.format(pieces) * bool(pieces)]
+    lines += [UNLESS.format(proof.unless, proof.asked - proof.wrong, proof.asked) * bool(proof.unless)]
+    lines += [ARRAYS.format(proof.arrays) * bool(proof.arrays), PIECES.format(pieces) * bool(pieces)]
+    lines += [MULTIPLES.format(*proof.multiples)] if proof.multiples else []
     return "".join([*lines, NEAREST.format(near, many, proof.asked, ", ".join(proof.missing)) * bool(near)])
 
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import autograd.numpy as anp
 import numpy as np
 from autograd import make_vjp
+from autograd.tracer import getval
 
-from refmeta.trees import Batch, Supports, Tasks, Theta, axpy
+from refmeta.trees import Batch, Supports, Tasks, Theta, add, axpy
 
 
 class Derivatives(NamedTuple):
@@ -36,6 +37,7 @@ class Update(NamedTuple):
     decay: float = 0
     clamp: float = float("inf")
     norm: float = float("inf")
+    constant: bool = False  # a norm is not differentiated
 
 
 Term = tuple[int, Batch, Any]  # (k, batch, weight): weight L(φ_k; batch)
@@ -79,6 +81,7 @@ class Setting(NamedTuple):
     stale: bool = False  # a step's gradient is taken at θ, not at φ_k
     displaced: bool = False
     origin: int = 0
+    towards: int | None = None  # a displacement is towards the mean of φ_towards … φ_K
     outer: Outer = at_the_end
     direct: tuple[Any, ...] | None = None  # of each array, the share of the outer loss's own gradient
     curvature: Callable[..., Theta] | None = hessian
@@ -140,7 +143,9 @@ def gradient(d: Derivatives, s: Setting) -> Theta:
     """Of one task: v_0 of the way back, or the displacement."""
     if s.displaced:
         phis = path(d, s)
-        found = axpy(-1, phis[-1], phis[s.origin])
+        some = phis[s.towards :] or phis
+        end = phis[-1] if s.towards is None else [leaf / len(some) for leaf in add(some)]
+        found = axpy(-1, end, phis[s.origin])
     else:
         found = adjoints(d, s)[0]
     found = axpy(s.adds, s.theta, found) if s.adds else found
@@ -227,7 +232,7 @@ def step(s: Setting, k: int, phi: Any, g: Any, memory: Any) -> tuple[Any, Any]:
     u = s.update
     g = g + u.decay * phi
     g = anp.clip(g, -u.clamp, u.clamp) if u.clamp < np.inf else g
-    size = anp.sqrt(anp.sum(g * g))
+    size = anp.sqrt(anp.sum((getval(g) if u.constant else g) ** 2))
     g = g * (u.norm / size) if u.norm < size else g
     m, squares = memory[0], memory[1]
     if u.kind in ("adam", "rmsprop", "adagrad"):

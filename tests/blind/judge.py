@@ -1,4 +1,4 @@
-"""Is a name true? The program that it stands for must give the implementation's answers to cases that nobody has seen."""
+"""Is a name true? Its program must give the implementation's answers to cases that nobody has seen."""
 
 import numpy as np
 
