@@ -19,7 +19,7 @@ import numpy as np
 from refmeta.conformance import report as words
 from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
 from refmeta.conformance.evidence import Evidence, combination, factor, multiples, nearest, rule, wrong_arrays
-from refmeta.conformance.explain import SEARCHES, ZERO, explain, of_vector, of_vectors
+from refmeta.conformance.explain import SEARCHES, ZERO, explain, factors, of_vector, of_vectors
 from refmeta.conformance.report import Report, Row, Verdict
 from refmeta.conformance.rules import flat, gradients
 from refmeta.trees import Theta
@@ -238,7 +238,6 @@ NEARLY = {
 }  # relative: what float64 loses in a roundabout way, while no mistake that is known is so small
 
 
-EVERYWHERE = "without any condition, α = 0 among them: look outside of the inner loop"
 LOW = 1.5  # digits: who has as many everywhere may be imprecise and not wrong
 NEAR = 3  # searches, then: two mistakes would hardly leave so much right
 
@@ -340,7 +339,7 @@ def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verd
         found = explain(of_vectors(came), SEARCHES[:NEAR] if near else SEARCHES)
     if canaries and not found:
         return Verdict(algorithm, "wiring", words.WIRING.format(row=canaries[0].row))
-    if (formal := of("form", "not finite")) and not (found and not of("form")):
+    if formal := of("form", "not finite"):
         return Verdict(algorithm, "form", f"the form is wrong: {formal[0].row.message}.")
     if len(of("none")) == len(wrong):
         return Verdict(algorithm, "error", f"no answer where it is missing: {wrong[0].row.message}.")
@@ -377,10 +376,11 @@ def proven(came: list[Judged]) -> Evidence:
     cases, others = [j.vector.case for j in wrong], [j.vector.case for j in came if j not in wrong]
     where, (program, missing) = rule(cases, others), nearest(answers)
     return Evidence(
-        where or EVERYWHERE * (not others and any(not case.alpha for case in cases)),
+        where,
         len(wrong),
         len(came),
         "" if where else rule(others, cases),
+        not others and any(not case.alpha for case in cases),
         wrong_arrays([(a, wrong_parts(j)) for a, j in zip(answers, came, strict=True) if j in wrong]),
         multiples(answers),
         combination(answers),
@@ -406,15 +406,16 @@ def rounded_alpha(came: list[Judged]) -> bool:
 
 
 def unwired(j: Judged) -> bool:
-    """Whether an answer is none that a wrong algorithm gives: an error, another form, NaN."""
-    return j.cause in ("none", "form", "not finite")
+    """Whether an answer is none that a wrong algorithm gives: an error, another form, NaN, zeros."""
+    return j.cause in ("none", "form", "not finite") or (j.cause == "wrong" and not flat(j.answer.gradient or []).any())
 
 
 def alone(j: Judged) -> str:
     """What is certain of one wrong answer: one vector tells hardly one mistake from another."""
-    found = of_vector(j.vector, j.answer.gradient or [], j.answer.dtype).fits()
-    factors = sorted(str(factor) for tasks, factor in found if tasks == "all" and factor.named and not factor.own)
-    return words.ALONE.format(f"it is {' or '.join(factors)} times the answer" if factors else j.row.message)
+    case, found = j.vector.case, of_vector(j.vector, j.answer.gradient or [], j.answer.dtype).fits()
+    meant = factors(len(case.tasks), case.alpha, len(case.tasks[0][0]), case.algorithm)
+    said = sorted(str(factor) for tasks, factor in found if tasks == "all" and (factor in meant))
+    return words.ALONE.format(f"it is {' or '.join(said)} times the answer" if said else j.row.message)
 
 
 def passed(asked: list[Judged]) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from refmeta.conformance.explain import Answered, Fit, Program, touches, usual
 from refmeta.conformance.programs import ARRAYS, EVERY
 
 MOST = 3  # conditions of a rule, and pieces of a combination
+EQUATIONS = 8  # numbers in the answers for each coefficient
 NEXT = 1e-2  # a factor that is so near to 1 goes for none, on first sight
 SHARE = 0.75  # of the answers that a program explains, to be called near
 
@@ -19,9 +20,10 @@ SHARE = 0.75  # of the answers that a program explains, to be called near
 class Evidence(NamedTuple):
     """where: what the wrong vectors, and no others, have in common; so many of those asked are wrong.
 
-    unless: what the right ones, and no others, have. arrays: those that alone are wrong. pieces: the answer, as
-    multiples of these. multiples: the least and the largest number that the right one is multiplied by. nearest: the program that explains most, and the ids of the vectors that
-    it does not explain. digits: how many are correct everywhere, where that is all that is wrong; factor: what the
+    unless: what the right ones, and no others, have. outside: it is wrong where the inner loop does nothing, too.
+    arrays: those that alone are wrong. multiples: the least and the largest number that the right answer is multiplied
+    by. pieces: the answer, as multiples of these. nearest: the program that explains most, and the ids of the vectors
+    that it does not explain. digits: how many are correct everywhere, where that is all that is wrong; factor: what the
     right answer is multiplied by.
     """
 
@@ -29,6 +31,7 @@ class Evidence(NamedTuple):
     wrong: int = 0
     asked: int = 0
     unless: str = ""
+    outside: bool = False
     arrays: str = ""
     multiples: tuple[float, ...] = ()
     pieces: dict[str, float] = {}  # noqa: RUF012 - nobody writes into it
@@ -66,7 +69,7 @@ def combination(answers: Sequence[Answered]) -> dict[str, float]:
             pieces[name] = rows
     weights, got = np.concatenate([np.full(a.got.size, 1 / a.limit) for a in answers]), [a.got for a in answers]
     for many in range(1, MOST + 1):
-        for names in combinations(pieces, many):
+        for names in combinations(pieces, many) if len(weights) >= EQUATIONS * many else []:
             columns = np.array([np.concatenate(pieces[name]) for name in names]).T
             found = np.linalg.lstsq(columns * weights[:, None], np.concatenate(got) * weights, rcond=None)[0]
             off = (

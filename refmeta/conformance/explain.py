@@ -104,18 +104,21 @@ def patterns(n: int) -> dict[str, np.ndarray]:
 def factors(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[Factor, float]:
     """The factors that have a name."""
     named = {"": 1.0, "1/tasks": 1 / tasks, "tasks": float(tasks)}
-    named |= {"1/(tasks - 1)": 1 / max(tasks - 1, 1)}
-    if steps > 1:
-        named |= {"steps": float(steps), "1/steps": 1 / steps, "1/(steps tasks)": 1 / (steps * tasks)}
-        named |= {"1/(steps + 1)": 1 / (steps + 1)}
     if alpha and algorithm == "reptile":
         named |= {"1/alpha": 1 / alpha, "alpha": alpha, "1/(alpha tasks)": 1 / (alpha * tasks)}
         if steps:
             named |= {"1/(alpha steps)": 1 / (alpha * steps), "1/(alpha steps tasks)": 1 / (alpha * steps * tasks)}
-    elif alpha:
-        named |= {"alpha": alpha, "1/alpha": 1 / alpha}
-    flipped = {Factor(-1, name): -c for name, c in named.items()}
+    flipped = {Factor(-1, name): -c for name, c in named.items() if name in ("", "1/tasks", "1/alpha")}
     return {Factor(1, name): c for name, c in named.items()} | flipped
+
+
+def odd_factors(tasks: int, alpha: float, steps: int) -> dict[Factor, float]:
+    """Those that nobody means."""
+    named = {"1/(tasks - 1)": 1 / max(tasks - 1, 1)} | ({"alpha": alpha, "1/alpha": 1 / alpha} if alpha else {})
+    if steps > 1:
+        named |= {"steps": float(steps), "1/steps": 1 / steps, "1/(steps tasks)": 1 / (steps * tasks)}
+        named |= {"1/(steps + 1)": 1 / (steps + 1)}
+    return {Factor(sign, name): sign * c for name, c in named.items() for sign in (1, -1)}
 
 
 def conventions(case: Case) -> dict[Factor, float]:
@@ -226,7 +229,8 @@ def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
             return under(tuple(shown))
         return rows(case.scaled(gradients(derivatives, changed)))
 
-    named = factors(len(case.tasks), case.alpha, len(case.tasks[0][0]), case.algorithm) | conventions(case)
+    T, K = len(case.tasks), len(case.tasks[0][0])
+    named = odd_factors(T, case.alpha, K) | factors(T, case.alpha, K, case.algorithm) | conventions(case)
     small = case.model["kind"] == "quadratic"
     return Answered(flat(got), under, named, 10 * rounding(vector, got, dtype), settings=settings, small=small)
 
@@ -421,11 +425,18 @@ def simplest(found: Collection[Explanation]) -> list[Explanation]:
     Of two orders of a pair, and of two ways to say the same, the first.
     """
     order = {name: i for i, name in enumerate(EVERY)}
+    named = {(e.suspects, e.tasks) for e in found if e.scale.named}
+    told = [e for e in found if e.scale.named or (e.suspects, e.tasks) not in named]
 
     def cost(e: Explanation) -> tuple[int, ...]:
-        return e.mistakes, sum(name not in MISTAKES for name in e.suspects), len(e.own), not e.scale.named
+        return e.mistakes, sum(name not in MISTAKES for name in e.suspects), len(e.own)
 
-    best = [e for e in found if cost(e) == min(map(cost, found))]
-    ranked = sorted(best, key=lambda e: ([order.get(s, 999) for s in e.suspects], str(e.tasks), str(e.scale)))
+    least = min(map(cost, told))
+    best = [e for e in told if cost(e) == least]
+    odd = {factor.name for factor in odd_factors(2, 0, 2)}
+    ranked = sorted(
+        best,
+        key=lambda e: ([order.get(s, 999) for s in e.suspects], str(e.tasks), e.scale.name in odd, str(e.scale)),
+    )
     said = {(frozenset(known(s).title for s in e.suspects), e.tasks, e.scale): e for e in reversed(ranked)}
     return list(reversed(said.values()))

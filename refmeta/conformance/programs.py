@@ -372,7 +372,7 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
         "odd_steps_cut": {"through": lambda k, steps: k % 2 == 0},
         "even_steps_cut": {"through": lambda k, steps: k % 2 == 1},
         "last_step_cut": {"through": lambda k, steps: k < steps - 1},
-        "query_features_detached": {} if all(s.rates) else {"direct": s.rates},
+        "query_features_detached": {"direct": s.rates} if s.split else {},
     }
 
 
@@ -494,16 +494,16 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     if not s.adapts:
         return {}
     body = [not rate for rate in s.rates]
-    zero_head = {} if all(s.rates) else {"start": kept(s.theta, body)}
+    zero_head = {} if not s.split else {"start": kept(s.theta, body)}
     many, K, T = len(s.supports) > 1, len(s.supports), len(s.tasks) or 1
     kinds = {kind: {"update": s.update._replace(kind=kind)} for kind in ("sign", "unit", "adam", "rmsprop", "adagrad")}
     return kinds | {
         "one_chain": {"together": True} if s.differentiates else {},
         "restarted": {"restarts": True} if many else {},
         "gradients_at_theta": {"stale": True} if many else {},
-        "head_in_front": {} if all(s.rates) else {"rates": s.rates[::-1]},
-        "body_for_head": {} if all(s.rates) else {"rates": tuple(body)},
-        "head_without_gradient": {} if all(s.rates) else {"keeps": body},
+        "head_in_front": {"rates": s.rates[::-1]} if s.split else {},
+        "body_for_head": {"rates": tuple(body)} if s.split else {},
+        "head_without_gradient": {"keeps": body} if s.split else {},
         "head_of_zeros": zero_head,
         "head_of_zeros_constant": zero_head and zero_head | {"keeps": body},
         "added_up": {"update": s.update._replace(momentum=1)},

@@ -162,6 +162,7 @@ AUDIT = {
 UNEXPLAINED = "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made."
 WHERE = "\nIt is wrong exactly on the vectors with {}: on {} of {}."
 UNLESS = "\nIt is right exactly on the vectors with {}: on {} of {}."
+OUTSIDE = "\nIt is wrong on all vectors, also where α = 0: look outside of the inner loop."
 ARRAYS = "\nOf several arrays only these are wrong: {}."
 MULTIPLES = "\nIt is always a multiple of the right answer, but not the same: from {:.4g} to {:.4g}."
 TWICE = "asked twice, {} got two answers: something is drawn at random, or kept from call to call."
@@ -238,6 +239,7 @@ def evidence(proof: Evidence) -> str:
     many = proof.asked - len(proof.missing)
     lines = [UNEXPLAINED, WHERE.format(proof.where, proof.wrong, proof.asked) * bool(proof.where)]
     lines += [UNLESS.format(proof.unless, proof.asked - proof.wrong, proof.asked) * bool(proof.unless)]
+    lines += [OUTSIDE] if proof.outside else []
     lines += [ARRAYS.format(proof.arrays) * bool(proof.arrays), PIECES.format(pieces) * bool(pieces)]
     lines += [MULTIPLES.format(*proof.multiples)] if proof.multiples else []
     return "".join([*lines, NEAREST.format(near, many, proof.asked, ", ".join(proof.missing)) * bool(near)])

@@ -73,6 +73,7 @@ class Setting(NamedTuple):
     summed: bool | None = None  # the loss is a sum over the examples; None where nobody knows
     tasks: Tasks = []  # noqa: RUF012 - the settings of a task's neighbours; nobody writes into it
     place: int = 0
+    split: bool = False  # into a body and a head, even where one is empty
     loss: str = ""
     start: Theta | None = None  # φ_0, where it is not θ
     update: Update = Update()
@@ -109,7 +110,7 @@ class Setting(NamedTuple):
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "maml": {},
     "fomaml": {"curvature": None},
-    "anil": {},
+    "anil": {"split": True},
     "reptile": {"curvature": None, "displaced": True},
     "joint": {"curvature": None, "outer": at_theta},
 }

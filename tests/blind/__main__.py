@@ -21,7 +21,9 @@ def judged(entry, verdict):
         good, asked = true(entry.function, verdict.explanations[0], entry.algorithm)
         return "named" if good == asked > 0 else "FALSE", f" [{good} of {asked} fresh cases]"
     proof = verdict.evidence
-    return verdict.kind + " with evidence" * bool(proof.where or proof.unless or proof.arrays or proof.pieces or proof.multiples), ""
+    return verdict.kind + " with evidence" * bool(
+        proof.where or proof.unless or proof.arrays or proof.pieces or proof.multiples
+    ), ""
 
 
 def main() -> None:
