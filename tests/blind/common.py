@@ -95,3 +95,9 @@ def unit(case, supports):
     """What Reptile's displacement is divided by."""
     alpha, k = case.alpha, len(supports)
     return {"displacement": 1, "over_alpha": alpha, "over_alpha_k": alpha * k}[case.conventions["reptile"]]
+
+
+def one_size(case):
+    """Whether all tasks' supports, and their queries, could be stacked."""
+    supports, queries = [b[0].shape for S, _ in case.tasks for b in S], [Q[0].shape for _, Q in case.tasks if Q]
+    return len(set(supports)) <= 1 and len(set(queries)) <= 1

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import tree_util
 
+from tests.blind.common import one_size
+
 jax.config.update("jax_enable_x64", True)
 
 tree_map = tree_util.tree_map
@@ -72,17 +74,6 @@ def stacked(trees):
     return tree_map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def one_size(case):
-    """Whether all tasks' supports, and their queries, could be stacked."""
-    supports, queries = [b[0].shape for S, _ in case.tasks for b in S], [Q[0].shape for _, Q in case.tasks if Q]
-    return len(set(supports)) <= 1 and len(set(queries)) <= 1
-
-
 def same_steps(case):
     """Whether whole tasks could be stacked, with one step at least."""
     return one_size(case) and len({len(S) for S, _ in case.tasks}) == 1 and len(case.tasks[0][0]) > 0
-
-
-def unit(case, supports):
-    alpha, k = case.alpha, len(supports)
-    return {"displacement": 1, "over_alpha": alpha, "over_alpha_k": alpha * k}[case.conventions["reptile"]]

@@ -75,6 +75,19 @@ def inner_grad(loss, fast, create_graph=True):
     return torch.autograd.grad(loss, fast, create_graph=create_graph)
 
 
+def inner_loop(loss, fast, supports, lr):
+    for batch in supports:
+        fast = sgd(fast, inner_grad(loss(fast, batch), fast), lr)
+    return fast
+
+
+def train(net, optimiser, supports):
+    for batch in supports:
+        optimiser.zero_grad()
+        net(batch).backward()
+        optimiser.step()
+
+
 def outer(theta, value):
     """∇ value, zeros where a parameter has no part."""
     if not (torch.is_tensor(value) and value.requires_grad):
@@ -91,16 +104,3 @@ def maml_of(case, of_task):
     """∇ Σ of_task(loss, θ, supports, query)."""
     theta, loss = theta_of(case), make_loss(case)
     return outer(theta, mean_or_sum(case, [of_task(loss, theta, S, Q) for S, Q in tasks_of(case)]))
-
-
-def one_size(case):
-    """Whether all tasks' supports, and their queries, could be stacked."""
-    return all(
-        len(set(sizes)) <= 1
-        for sizes in ([b[0].shape for S, _ in case.tasks for b in S], [Q[0].shape for _, Q in case.tasks])
-    )
-
-
-def unit(case, supports):
-    alpha, k = case.alpha, len(supports)
-    return {"displacement": 1, "over_alpha": alpha, "over_alpha_k": alpha * k}[case.conventions["reptile"]]

@@ -1,11 +1,11 @@
 """Cases that are in no vector file: small random problems, every number of them representable in float32."""
 
-from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
 
 from refmeta.conformance import Case
+from refmeta.models import MLP
 
 MLPS = [  # widths, loss
     ((2, 3, 1), "squared_error"),
@@ -40,9 +40,8 @@ def cases(algorithm: str, seed: int = 0) -> list[Case]:
             )
 
         draw = examples if i else quadratic
-        shapes = [shape for n, m in pairwise(widths or ()) for shape in ((n, m), (m,))] or [(3,)]
-        if not i and algorithm == "anil":
-            shapes = [(2,), (1,)]
+        net = MLP(widths) if i else None
+        shapes = net.shapes if net else [(2,), (1,)] if algorithm == "anil" else [(3,)]
         made.append(
             Case(
                 id=f"{algorithm}-fresh{seed}-{i}",
@@ -54,7 +53,7 @@ def cases(algorithm: str, seed: int = 0) -> list[Case]:
                 model={"kind": "mlp", "widths": list(widths), "activation": "tanh"} if i else {"kind": "quadratic"},
                 loss={"kind": kind},
                 conventions={"tasks": "sum", "examples": "mean", "reptile": "displacement"},
-                names=[f"{'Wb'[j % 2]}{j // 2 + 1}" for j in range(len(shapes))] if i else ["t", "u"][: len(shapes)],
+                names=net.names if net else ["t", "u"][: len(shapes)],
                 tier="fresh",
             )
         )

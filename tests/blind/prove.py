@@ -95,6 +95,17 @@ def errors(entry: Entry) -> Iterator[float]:
             worst = max(worst, found)
 
 
+def judged(entry: Entry) -> tuple[bool, str]:
+    """Whether an implementation is what it says, and how far off it is."""
+    try:
+        worst = max(found := list(errors(entry)))
+    except Exception as e:  # a stranger's code may raise anything
+        return False, f"{type(e).__name__}: {e}"
+    fine = worst > APART if entry.mistakes else worst <= CLOSE[entry.dtype]
+    note = f"{sum(e > APART for e in found)} of {len(found)} wrong, error up to {worst:.2g}"
+    return fine and bool(np.isfinite(found).all()), note
+
+
 def main(only: str = "") -> int:
     bad = 0
     for algorithm in ALGORITHMS:
@@ -106,13 +117,7 @@ def main(only: str = "") -> int:
     for name, entry in load().items():
         if only not in name:
             continue
-        try:
-            found = list(errors(entry))
-            fine = max(found) > APART if entry.mistakes else max(found) <= CLOSE[entry.dtype]
-            note = f"{sum(e > APART for e in found)} of {len(found)} wrong, error up to {max(found):.2g}"
-            fine = fine and bool(np.isfinite(found).all())
-        except Exception as e:  # a stranger's code may raise anything
-            fine, note = False, f"{type(e).__name__}: {e}"
+        fine, note = judged(entry)
         bad += not fine
         print("  " if fine else "!!", name, note, flush=True)
     print(f"{bad} are not what they say")

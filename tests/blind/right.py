@@ -35,7 +35,7 @@ def whole_objective(case):
 
     def objective(theta):
         values = [loss(path(loss, list(theta), S, case.alpha)[-1], Q) for S, Q in case.tasks]
-        return sum(values) / (len(values) if case.conventions["tasks"] == "mean" else 1)
+        return sum(values) / case.divisor
 
     return grad(objective)(case.theta)
 

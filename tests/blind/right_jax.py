@@ -7,20 +7,19 @@ from jax.flatten_util import ravel_pytree
 from jax.lax import stop_gradient
 
 from refmeta.conformance import Skip
+from tests.blind.common import one_size, unit
 from tests.blind.common_jax import (
     adapt,
     make_loss,
     maml_of,
     mean_or_sum,
     mlp,
-    one_size,
     same_steps,
     sgd,
     stacked,
     tasks_of,
     theta_of,
     tree_map,
-    unit,
 )
 from tests.blind.registry import right
 

@@ -10,30 +10,25 @@ from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from refmeta.conformance import Skip
+from tests.blind.common import one_size, unit
 from tests.blind.common_torch import (
     Model,
     batch_of,
     criterion,
     grads,
     inner_grad,
+    inner_loop,
     make_loss,
     maml_of,
     mean_or_sum,
     mlp,
-    one_size,
     outer,
     sgd,
     tasks_of,
     theta_of,
-    unit,
+    train,
 )
 from tests.blind.registry import right
-
-
-def adapt(loss, fast, supports, lr):
-    for batch in supports:
-        fast = sgd(fast, inner_grad(loss(fast, batch), fast), lr)
-    return fast
 
 
 def plain(case):
@@ -42,13 +37,13 @@ def plain(case):
 
 @right("maml")
 def textbook(case):
-    return maml_of(case, lambda loss, t, S, Q: loss(adapt(loss, t, S, case.alpha), Q))
+    return maml_of(case, lambda loss, t, S, Q: loss(inner_loop(loss, t, S, case.alpha), Q))
 
 
 @right("maml", "it takes the sum over the tasks, whatever is asked for", tasks="sum")
 def always_the_sum(case):
     theta, loss = theta_of(case), make_loss(case)
-    return outer(theta, sum(loss(adapt(loss, theta, S, case.alpha), Q) for S, Q in tasks_of(case)))
+    return outer(theta, sum(loss(inner_loop(loss, theta, S, case.alpha), Q) for S, Q in tasks_of(case)))
 
 
 @right("maml")
@@ -205,7 +200,7 @@ def hessian_matrices(case):
 def jacobian_by_autograd_functional(case):
     loss, total = make_loss(case), [0] * len(case.theta)
     for supports, query in tasks_of(case):
-        end = lambda *theta: tuple(adapt(loss, list(theta), supports, case.alpha))  # noqa: E731
+        end = lambda *theta: tuple(inner_loop(loss, list(theta), supports, case.alpha))  # noqa: E731
         theta = tuple(theta_of(case))
         J = torch.autograd.functional.jacobian(end, theta)
         phi = [p.detach().requires_grad_() for p in end(*theta)]
@@ -223,7 +218,7 @@ def checkpointed(case):
     loss = make_loss(case)
 
     def of_task(_, theta, supports, query):
-        phi = adapt(loss, theta, supports, case.alpha)
+        phi = inner_loop(loss, theta, supports, case.alpha)
         return checkpoint(lambda *p: loss(list(p), query), *phi, use_reentrant=False)
 
     return maml_of(case, of_task)
@@ -250,7 +245,7 @@ def grad_outputs(case):
     """The first-order gradient is sent back through φ(θ)."""
     loss, theta = make_loss(case), theta_of(case)
     for supports, query in tasks_of(case):
-        phi = adapt(loss, theta, supports, case.alpha)
+        phi = inner_loop(loss, theta, supports, case.alpha)
         leaves = [p.detach().requires_grad_() for p in phi]
         g = torch.autograd.grad(loss(leaves, query), leaves)
         torch.autograd.backward(phi, [d / case.divisor for d in g])
@@ -273,7 +268,7 @@ class Tanh(torch.autograd.Function):
 @right("maml")
 def own_tanh(case):
     loss = make_loss(case, net=lambda theta, x: mlp(theta, x, Tanh.apply))
-    return maml_of(case, lambda _, t, S, Q: loss(adapt(loss, t, S, case.alpha), Q))
+    return maml_of(case, lambda _, t, S, Q: loss(inner_loop(loss, t, S, case.alpha), Q))
 
 
 class Quadratic(nn.Module):
@@ -324,7 +319,7 @@ def accumulated_backward(case):
     model.zero_grad()
     for supports, query in tasks_of(case):
         fast = [p.clone() for p in model.parameters()]
-        fast = adapt(model.loss, fast, supports, case.alpha)
+        fast = inner_loop(model.loss, fast, supports, case.alpha)
         (model.loss(fast, query) / case.divisor).backward()
     return [p.grad.numpy() for p in model.parameters()]
 
@@ -332,7 +327,7 @@ def accumulated_backward(case):
 @right("maml")
 def answers_that_require_grad(case):
     theta, loss = theta_of(case), make_loss(case)
-    losses = [loss(adapt(loss, theta, S, case.alpha), Q) for S, Q in tasks_of(case)]
+    losses = [loss(inner_loop(loss, theta, S, case.alpha), Q) for S, Q in tasks_of(case)]
     return torch.autograd.grad(mean_or_sum(case, losses), theta, create_graph=True, materialize_grads=True)
 
 
@@ -378,10 +373,7 @@ def deepcopies_and_sgd(case):
     for supports, query in tasks_of(case):
         net = copy.deepcopy(model)
         optimiser = torch.optim.SGD(net.parameters(), lr=case.alpha)
-        for batch in supports:
-            optimiser.zero_grad()
-            net(batch).backward()
-            optimiser.step()
+        train(net, optimiser, supports)
         optimiser.zero_grad()
         if case.algorithm == "fomaml":
             net(query).backward()
@@ -412,7 +404,7 @@ def straight_through(case):
     loss = make_loss(case)
 
     def of_task(_, theta, supports, query):
-        phi = adapt(loss, theta, supports, case.alpha)
+        phi = inner_loop(loss, theta, supports, case.alpha)
         return loss([t + (p - t).detach() for t, p in zip(theta, phi, strict=True)], query)
 
     return maml_of(case, of_task)
@@ -492,4 +484,4 @@ def accumulated(case):
 
 @right("joint")
 def maml_of_no_steps(case):
-    return maml_of(case, lambda loss, t, S, Q: loss(adapt(loss, t, [], case.alpha), Q))
+    return maml_of(case, lambda loss, t, S, Q: loss(inner_loop(loss, t, [], case.alpha), Q))

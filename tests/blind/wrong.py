@@ -296,7 +296,7 @@ def adapted_parameters_averaged(case):
         return sum(loss(phi, Q) for _, Q in case.tasks)
 
     g = grad(objective)(case.theta)
-    return times(1 / len(case.tasks), g) if case.conventions["tasks"] == "mean" else g
+    return times(1 / case.divisor, g)
 
 
 @wrong("maml", "the query losses of all steps are summed, theta's own not")
@@ -438,7 +438,7 @@ def numeric_gradient(case):
 
     at = flat(case.theta)
     slopes = numpy.array([(objective(at + e) - objective(at)) / 1e-3 for e in 1e-3 * numpy.eye(len(at))])
-    return unflat(slopes / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1), case.theta)
+    return unflat(slopes / case.divisor, case.theta)
 
 
 @wrong("maml", "it returns the parameters after an outer step, not the gradient")
@@ -457,7 +457,7 @@ def first_task_twice(case):
     total = parts[0]
     for part in parts:
         total = descend(total, part, -1)
-    return times(1 / len(parts), total) if case.conventions["tasks"] == "mean" else total
+    return times(1 / case.divisor, total)
 
 
 @wrong("maml", "the tasks' gradients go into a running average from zero, 0.9 old and 0.1 new")
@@ -800,8 +800,7 @@ def first_order_and_short(case):
 def sum_inside_and_wrong_mean(case):
     inner = make_loss(case, reduction="sum")
     g = differentiate(case, lambda loss, t, S, Q: loss(path(inner, t, S, case.alpha)[-1], Q))
-    mean = case.conventions["tasks"] == "mean"
-    return times((len(case.tasks) if mean else 1) / max(1, len(case.tasks) - 1), g)
+    return times(case.divisor / max(1, len(case.tasks) - 1), g)
 
 
 @wrong("maml", "the Hessians are the query's, and the gradient is negated", 2)

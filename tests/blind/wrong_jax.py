@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.lax import stop_gradient
 
+from tests.blind.common import one_size, unit
 from tests.blind.common_jax import (
     adapt,
     add,
@@ -14,14 +15,12 @@ from tests.blind.common_jax import (
     maml_of,
     mean_or_sum,
     mlp,
-    one_size,
     same_steps,
     sgd,
     stacked,
     tasks_of,
     theta_of,
     tree_map,
-    unit,
 )
 from tests.blind.registry import wrong
 

@@ -9,23 +9,24 @@ import torch.nn.functional as F
 import torchopt
 from torch.func import functional_call, grad, vmap
 
+from tests.blind.common import one_size, unit
 from tests.blind.common_torch import (
     Model,
     batch_of,
     criterion,
     grads,
     inner_grad,
+    inner_loop,
     make_loss,
     maml_of,
     mean_or_sum,
     merged,
     mlp,
-    one_size,
     outer,
     sgd,
     tasks_of,
     theta_of,
-    unit,
+    train,
 )
 from tests.blind.registry import wrong
 
@@ -66,7 +67,7 @@ def leaves_again(case):
         model.loss(fast, query).backward()
         gs = [p.grad for p in fast]
         total = gs if total is None else [a + b for a, b in zip(total, gs, strict=True)]
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return [g / case.divisor for g in total]
 
 
 @wrong("maml", "the fast weights are detached before the last step, so theta gets nothing but zeros")
@@ -164,7 +165,7 @@ def no_grad_update(case):
         model.zero_grad()
         model(query).backward()
         total = [a + p.grad for a, p in zip(total, model.parameters(), strict=True)]
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return [g / case.divisor for g in total]
 
 
 @wrong("maml", "a deepcopy of the model is trained with SGD, and its gradients are copied back: first-order")
@@ -173,15 +174,12 @@ def deepcopy_and_copy_back(case):
     for supports, query in tasks_of(case):
         clone = copy.deepcopy(model)
         optimiser = torch.optim.SGD(clone.parameters(), lr=case.alpha)
-        for batch in supports:
-            optimiser.zero_grad()
-            clone(batch).backward()
-            optimiser.step()
+        train(clone, optimiser, supports)
         optimiser.zero_grad()
         clone(query).backward()
         for p, q in zip(model.parameters(), clone.parameters(), strict=True):
             p.grad = q.grad.clone() if p.grad is None else p.grad + q.grad
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in grads(model)]
+    return [g / case.divisor for g in grads(model)]
 
 
 @wrong("maml", "higher without copy_initial_weights=False: theta gets no gradient")
@@ -207,7 +205,7 @@ def higher_untracked(case):
                 steps.step(net(batch))
             gs = torch.autograd.grad(net(query), list(net.parameters()))
             total = [a + g for a, g in zip(total, gs, strict=True)]
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return [g / case.divisor for g in total]
 
 
 @wrong("maml", "higher's optimiser has a momentum of 0.9")
@@ -219,7 +217,7 @@ def higher_momentum(case):
             for batch in supports:
                 steps.step(net(batch))
             net(query).backward()
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in grads(model)]
+    return [g / case.divisor for g in grads(model)]
 
 
 @wrong("maml", "torchopt.MetaAdam inside, as its example has it")
@@ -261,7 +259,7 @@ def torchopt_stop_gradient(case):
         gs = torch.autograd.grad(model(query), list(model.parameters()))
         total = [a + g for a, g in zip(total, gs, strict=True)]
         torchopt.recover_state_dict(model, start)
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return [g / case.divisor for g in total]
 
 
 # --- zero_grad and what is left in .grad ---
@@ -284,7 +282,7 @@ def inner_gradients_left(case):
         for p in theta:
             p.grad = None if p.grad is None else p.grad.detach()
         loss(fast, query).backward()
-    return [p.grad / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for p in theta]
+    return [p.grad / case.divisor for p in theta]
 
 
 @wrong("fomaml", "no zero_grad in the inner loop: the inner gradients pile up from step to step")
@@ -300,7 +298,7 @@ def no_zero_grad_inside(case):
         optimiser.zero_grad()
         clone(query).backward()
         total = [a + p.grad for a, p in zip(total, clone.parameters(), strict=True)]
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return [g / case.divisor for g in total]
 
 
 @wrong("fomaml", "no zero_grad before the query's backward: the last support gradient is added")
@@ -310,13 +308,10 @@ def no_zero_grad_before_the_query(case):
     for supports, query in tasks_of(case):
         clone = copy.deepcopy(model)
         optimiser = torch.optim.SGD(clone.parameters(), lr=case.alpha)
-        for batch in supports:
-            optimiser.zero_grad()
-            clone(batch).backward()
-            optimiser.step()
+        train(clone, optimiser, supports)
         clone(query).backward()
         total = [a + p.grad for a, p in zip(total, clone.parameters(), strict=True)]
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return [g / case.divisor for g in total]
 
 
 @wrong("fomaml", "gradients of all tasks pile up in one network's .grad and are added to the total after each task")
@@ -334,7 +329,7 @@ def no_zero_grad_between_tasks(case):
         for a, p in zip(total, model.parameters(), strict=True):
             a += p.grad
         model.load_state_dict(before)
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return [g / case.divisor for g in total]
 
 
 @wrong(
@@ -350,7 +345,7 @@ def cumulative_loss(case):
             fast = sgd(fast, inner_grad(loss(fast, batch), fast), case.alpha)
         total = total + loss(fast, query)
         total.backward(retain_graph=True)
-    return [p.grad / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for p in theta]
+    return [p.grad / case.divisor for p in theta]
 
 
 @wrong("maml", "zero_grad inside the loop over the tasks: only the last task's gradient is left")
@@ -379,7 +374,7 @@ def outer_step_in_the_loop(case):
         model.loss(fast, query).backward()
         total = [a + p.grad for a, p in zip(total, model.parameters(), strict=True)]
         optimiser.step()
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return [g / case.divisor for g in total]
 
 
 # --- theta is not put back ---
@@ -393,14 +388,11 @@ def state_dict_without_copy(case):
     for supports, query in tasks_of(case):
         model.load_state_dict(initial)
         optimiser = torch.optim.SGD(model.parameters(), lr=case.alpha)
-        for batch in supports:
-            optimiser.zero_grad()
-            model(batch).backward()
-            optimiser.step()
+        train(model, optimiser, supports)
         optimiser.zero_grad()
         model(query).backward()
         total = [a + p.grad for a, p in zip(total, model.parameters(), strict=True)]
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return [g / case.divisor for g in total]
 
 
 @wrong("fomaml", "SGD with momentum 0.5 inside, and one optimiser for all tasks, so its buffers outlive the task", 2)
@@ -411,13 +403,10 @@ def momentum_outlives_the_task(case):
     total = [torch.zeros_like(p) for p in model.parameters()]
     for supports, query in tasks_of(case):
         model.load_state_dict(initial)
-        for batch in supports:
-            optimiser.zero_grad()
-            model(batch).backward()
-            optimiser.step()
+        train(model, optimiser, supports)
         gs = torch.autograd.grad(model(query), list(model.parameters()))
         total = [a + g for a, g in zip(total, gs, strict=True)]
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return [g / case.divisor for g in total]
 
 
 # --- The inner gradient is another one ---
@@ -638,12 +627,7 @@ def clip_value_outside(case):
 
 
 def plain(case):
-    def of_task(loss, fast, supports, query):
-        for batch in supports:
-            fast = sgd(fast, inner_grad(loss(fast, batch), fast), case.alpha)
-        return loss(fast, query)
-
-    return of_task
+    return lambda loss, theta, supports, query: loss(inner_loop(loss, theta, supports, case.alpha), query)
 
 
 @wrong("maml", "clip_grad_norm_(1.0) before the gradient is read")
@@ -692,7 +676,7 @@ def returns_phi(case):
         for batch in supports:
             fast = sgd(fast, inner_grad(loss(fast, batch), fast), case.alpha)
         total = fast if total is None else [a + b for a, b in zip(total, fast, strict=True)]
-    return [p.detach() / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for p in total]
+    return [p.detach() / case.divisor for p in total]
 
 
 @wrong(
@@ -927,30 +911,24 @@ def late_binding(case):
     theta, loss = theta_of(case), make_loss(case)
     adapters, queries = [], []
     for supports, query in tasks_of(case):
-        adapters.append(lambda fast: plain_adapt(loss, fast, supports, case.alpha))
+        adapters.append(lambda fast: inner_loop(loss, fast, supports, case.alpha))
         queries.append(query)
     losses = [loss(adapt(theta), query) for adapt, query in zip(adapters, queries, strict=True)]
     return outer(theta, mean_or_sum(case, losses))
-
-
-def plain_adapt(loss, fast, supports, lr):
-    for batch in supports:
-        fast = sgd(fast, inner_grad(loss(fast, batch), fast), lr)
-    return fast
 
 
 @wrong("maml", "tasks[1:]: the first task is left out, but for a single one")
 def first_task_left_out(case):
     theta, loss = theta_of(case), make_loss(case)
     tasks = tasks_of(case)
-    losses = [loss(plain_adapt(loss, theta, S, case.alpha), Q) for S, Q in tasks[1:] or tasks]
+    losses = [loss(inner_loop(loss, theta, S, case.alpha), Q) for S, Q in tasks[1:] or tasks]
     return outer(theta, mean_or_sum(case, losses))
 
 
 @wrong("maml", "the tasks' losses are weighted by their softmax")
 def hard_tasks_count_more(case):
     theta, loss = theta_of(case), make_loss(case)
-    losses = torch.stack([loss(plain_adapt(loss, theta, S, case.alpha), Q) for S, Q in tasks_of(case)])
+    losses = torch.stack([loss(inner_loop(loss, theta, S, case.alpha), Q) for S, Q in tasks_of(case)])
     weights = losses.detach().softmax(0) * (1 if case.conventions["tasks"] == "mean" else len(losses))
     return outer(theta, (weights * losses).sum())
 
@@ -964,7 +942,7 @@ def float_inside(case):
     losses = []
     for supports, query in tasks_of(case):
         single = [tuple(a.float() if a.is_floating_point() else a for a in b) for b in [*supports, query]]
-        fast = plain_adapt(loss, [p.float() for p in theta], single[:-1], case.alpha)
+        fast = inner_loop(loss, [p.float() for p in theta], single[:-1], case.alpha)
         losses.append(loss(fast, single[-1]))
     return outer(theta, mean_or_sum(case, losses))
 
@@ -1038,7 +1016,7 @@ def reshaped_for_transposed(case):
     loss, losses = make_loss(case), []
     for supports, query in tasks_of(case):
         fast = [w.T if w.dim() == 2 else w for w in weights]
-        losses.append(loss(plain_adapt(loss, fast, supports, case.alpha), query))
+        losses.append(loss(inner_loop(loss, fast, supports, case.alpha), query))
     return [g.reshape(t.shape) for g, t in zip(outer(weights, mean_or_sum(case, losses)), case.theta, strict=True)]
 
 
@@ -1112,60 +1090,50 @@ def anil_body_steps_too(case):
     return maml_of(case, of_task)
 
 
-def reptile_of(case, train):
+def reptile_of(case, adapt):
     model = Model(case)
     theta = [p.detach().clone() for p in model.parameters()]
     total = [torch.zeros_like(t) for t in theta]
     for supports, query in tasks_of(case):
         net = copy.deepcopy(model)
-        train(net, supports, query)
+        adapt(net, supports, query)
         for a, t, p in zip(total, theta, net.parameters(), strict=True):
-            a += (
-                (t - p.detach())
-                / unit(case, supports)
-                / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1)
-            )
+            a += (t - p.detach()) / unit(case, supports) / case.divisor
     return total
 
 
 @wrong("reptile", "SGD with momentum 0.9 inside")
 def reptile_momentum(case):
-    def train(net, supports, query):
+    def adapt(net, supports, query):
         optimiser = torch.optim.SGD(net.parameters(), lr=case.alpha, momentum=0.9)
-        for batch in supports:
-            optimiser.zero_grad()
-            net(batch).backward()
-            optimiser.step()
+        train(net, optimiser, supports)
 
-    return reptile_of(case, train)
+    return reptile_of(case, adapt)
 
 
 @wrong("reptile", "SGD with weight decay inside")
 def reptile_weight_decay(case):
-    def train(net, supports, query):
+    def adapt(net, supports, query):
         optimiser = torch.optim.SGD(net.parameters(), lr=case.alpha, weight_decay=0.001)
-        for batch in supports:
-            optimiser.zero_grad()
-            net(batch).backward()
-            optimiser.step()
+        train(net, optimiser, supports)
 
-    return reptile_of(case, train)
+    return reptile_of(case, adapt)
 
 
 @wrong("reptile", "zero_grad is missing inside")
 def reptile_no_zero_grad(case):
-    def train(net, supports, query):
+    def adapt(net, supports, query):
         optimiser = torch.optim.SGD(net.parameters(), lr=case.alpha)
         for batch in supports:
             net(batch).backward()
             optimiser.step()
 
-    return reptile_of(case, train)
+    return reptile_of(case, adapt)
 
 
 @wrong("reptile", "clip_grad_norm_(0.25) inside")
 def reptile_clipped(case):
-    def train(net, supports, query):
+    def adapt(net, supports, query):
         optimiser = torch.optim.SGD(net.parameters(), lr=case.alpha)
         for batch in supports:
             optimiser.zero_grad()
@@ -1173,12 +1141,12 @@ def reptile_clipped(case):
             torch.nn.utils.clip_grad_norm_(net.parameters(), 0.25)
             optimiser.step()
 
-    return reptile_of(case, train)
+    return reptile_of(case, adapt)
 
 
 @wrong("reptile", "CosineAnnealingLR inside")
 def reptile_cosine(case):
-    def train(net, supports, query):
+    def adapt(net, supports, query):
         optimiser = torch.optim.SGD(net.parameters(), lr=case.alpha)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, len(supports)))
         for batch in supports:
@@ -1187,22 +1155,12 @@ def reptile_cosine(case):
             optimiser.step()
             schedule.step()
 
-    return reptile_of(case, train)
+    return reptile_of(case, adapt)
 
 
 @wrong("reptile", "the query gradient at phi is returned: it is first-order MAML")
 def reptile_as_fomaml(case):
-    model, total = Model(case), [0] * len(case.theta)
-    for supports, query in tasks_of(case):
-        net = copy.deepcopy(model)
-        optimiser = torch.optim.SGD(net.parameters(), lr=case.alpha)
-        for batch in supports:
-            optimiser.zero_grad()
-            net(batch).backward()
-            optimiser.step()
-        gs = torch.autograd.grad(net(query), list(net.parameters()))
-        total = [a + g for a, g in zip(total, gs, strict=True)]
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return fomaml_by(case, lambda parameters: torch.optim.SGD(parameters, lr=case.alpha))
 
 
 @wrong("reptile", "theta itself moves by a tenth of the way after each task, and the whole way is returned")
@@ -1212,10 +1170,7 @@ def reptile_serial(case):
     for supports, _ in tasks_of(case):
         net = copy.deepcopy(model)
         optimiser = torch.optim.SGD(net.parameters(), lr=case.alpha)
-        for batch in supports:
-            optimiser.zero_grad()
-            net(batch).backward()
-            optimiser.step()
+        train(net, optimiser, supports)
         with torch.no_grad():
             for p, q in zip(model.parameters(), net.parameters(), strict=True):
                 p += 0.1 * (q - p)
@@ -1287,20 +1242,17 @@ def biases_frozen_first_order(case):
 def first_batch_last_task(case):
     theta, loss = theta_of(case), make_loss(case)
     for supports, query in tasks_of(case):
-        value = loss(plain_adapt(loss, theta, [supports[0] for _ in supports], case.alpha), query)
+        value = loss(inner_loop(loss, theta, [supports[0] for _ in supports], case.alpha), query)
     return outer(theta, value)
 
 
 @wrong("reptile", "Adam inside, and the tasks' displacements are averaged by T + 1", 2)
 def reptile_adam_and_mean(case):
-    def train(net, supports, query):
+    def adapt(net, supports, query):
         optimiser = torch.optim.Adam(net.parameters(), lr=case.alpha)
-        for batch in supports:
-            optimiser.zero_grad()
-            net(batch).backward()
-            optimiser.step()
+        train(net, optimiser, supports)
 
-    return [g / (len(case.tasks) + 1) for g in reptile_of(case, train)]
+    return [g / (len(case.tasks) + 1) for g in reptile_of(case, adapt)]
 
 
 @wrong("maml", "first-order, clipped to a norm of one, and only the first two tasks", 3)
@@ -1410,7 +1362,7 @@ def evolution(case):
     theta, tasks = theta_of(case), tasks_of(case)
 
     def value(point):
-        return mean_or_sum(case, [loss(plain_adapt(loss, point, S, case.alpha), Q) for S, Q in tasks]).item()
+        return mean_or_sum(case, [loss(inner_loop(loss, point, S, case.alpha), Q) for S, Q in tasks]).item()
 
     total = [torch.zeros_like(p) for p in theta]
     for _ in range(50):
@@ -1458,13 +1410,10 @@ def fomaml_by(case, optimiser):
     for supports, query in tasks_of(case):
         net = copy.deepcopy(model)
         inner = optimiser(net.parameters())
-        for batch in supports:
-            inner.zero_grad()
-            net(batch).backward()
-            inner.step()
+        train(net, inner, supports)
         gs = torch.autograd.grad(net(query), list(net.parameters()))
         total = [a + g for a, g in zip(total, gs, strict=True)]
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return [g / case.divisor for g in total]
 
 
 @wrong("fomaml", "parameters are swapped by p.data = q.data, which shares memory: theta moves with the first task")
@@ -1475,13 +1424,10 @@ def shared_memory(case):
         for q, p in zip(net.parameters(), model.parameters(), strict=True):
             q.data = p.data
         inner = torch.optim.SGD(net.parameters(), lr=case.alpha)
-        for batch in supports:
-            inner.zero_grad()
-            net(batch).backward()
-            inner.step()
+        train(net, inner, supports)
         gs = torch.autograd.grad(net(query), list(net.parameters()))
         total = [a + g for a, g in zip(total, gs, strict=True)]
-    return [g / (len(case.tasks) if case.conventions["tasks"] == "mean" else 1) for g in total]
+    return [g / case.divisor for g in total]
 
 
 @wrong("anil", "the features are computed under torch.no_grad in the query pass, not in the support pass")
@@ -1534,8 +1480,10 @@ def reptile_interleaved(case):
         optimiser.zero_grad()
         sum(model(S[k]) for S, _ in tasks if k < len(S)).backward()
         optimiser.step()
-    n = len(tasks) if case.conventions["tasks"] == "mean" else 1
-    return [(t - p.detach()) / unit(case, tasks[0][0]) / n for t, p in zip(start, model.parameters(), strict=True)]
+    return [
+        (t - p.detach()) / unit(case, tasks[0][0]) / case.divisor
+        for t, p in zip(start, model.parameters(), strict=True)
+    ]
 
 
 @wrong("joint", "nn.CrossEntropyLoss after a softmax layer, or the error of tanh outputs")
