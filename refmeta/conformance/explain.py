@@ -359,9 +359,13 @@ def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
 
 
 def possible(answers: Sequence[Answered], names: Iterable[str]) -> list[str]:
-    """The mistakes that change a choice, and show in no right answer: two that cancel there are not looked for."""
+    """The mistakes that show in no right answer: two that cancel there are not looked for.
+
+    A listed one that changes nothing may do so after another: Hessians are wrong where second order was not asked for.
+    """
     right = [a for a in answers if not a.wrong()]
-    return [name for name in names if touches(name, answers) and not any(a.shows((name,)) for a in right)]
+    some = [name for name in names if name in MISTAKES or touches(name, answers)]
+    return [name for name in some if not any(a.shows((name,)) for a in right)]
 
 
 def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
