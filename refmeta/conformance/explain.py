@@ -22,7 +22,7 @@ import numpy as np
 from refmeta.conformance.cases import CONVENTIONS, Case, Vector
 from refmeta.conformance.mistakes import MISTAKES
 from refmeta.conformance.programs import EVERY, EXAMPLES, FAMILIES, OTHERS, known, with_mistakes
-from refmeta.conformance.rules import Setting, flat, gradients
+from refmeta.conformance.rules import Setting, finished, flat, gradients
 from refmeta.trees import Theta
 
 T = TypeVar("T")
@@ -227,7 +227,7 @@ def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
             shown += [] if all(map(is_, changed, before)) else [name]
         if len(shown) < len(program):
             return under(tuple(shown))
-        return rows(case.scaled(gradients(derivatives, changed)))
+        return finished(rows(case.scaled(gradients(derivatives, changed))), changed)
 
     T, K = len(case.tasks), len(case.tasks[0][0])
     named = odd_factors(T, case.alpha, K) | factors(T, case.alpha, K, case.algorithm) | conventions(case)
