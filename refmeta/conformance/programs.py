@@ -23,7 +23,7 @@ from refmeta.conformance.mistakes import (
     weights,
 )
 from refmeta.conformance.rules import Derivatives, Outer, Setting, Term, at_the_end, kept
-from refmeta.trees import Batch, Theta, dot
+from refmeta.trees import Batch, Theta, axpy, dot
 
 Fields = dict[str, Any]
 Group = Callable[[Setting, Any], dict[str, Fields]]
@@ -423,6 +423,16 @@ ARRAYS: dict[str, tuple[str, Arrays]] = {
 }
 
 
+def only(s: Setting, shares: Sequence[Any]) -> Fields:
+    return {"each": (*s.each, lambda g, theta: kept(g, shares))}
+
+
+def shortened(g: Theta, norm: float) -> Theta:
+    """The gradient clipped to a norm; to 1, if that is infinite."""
+    size = float(np.sqrt(dot(g, g))) or 1
+    return [leaf * (1 / size if norm == np.inf else min(1, norm / size)) for leaf in g]
+
+
 @choice(ARRAYS)
 def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
     """Which arrays take part.
@@ -438,7 +448,7 @@ def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
     Cause: PyTorch: .detach(), JAX: stop_gradient, on the others
     """
     shares = arrays(s)
-    found: dict[str, Fields] = {"_kept": {"keeps": shares}}
+    found: dict[str, Fields] = {"_kept": only(s, shares)}
     found |= {"_adapt": {"rates": times(s.rates, shares)}} if s.adapts else {}
     reached = {"curvature": lambda d, phi, batch, v, s: kept(d.hvp(phi, batch, v), shares)}
     differentiated = {"curvature": lambda d, phi, batch, v, s: d.hvp(phi, batch, kept(v, shares))}
@@ -527,10 +537,10 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
         "gradients_late": {"lag": 1} if many else {},
         "head_in_front": {"rates": s.rates[::-1]} if s.split else {},
         "body_for_head": {"rates": tuple(body)} if s.split else {},
-        "head_without_gradient": {"keeps": body} if s.split else {},
+        "head_without_gradient": only(s, body) if s.split else {},
         "one_layer_more": {"rates": (*s.rates[2:], True, True)} if s.split else {},
         "head_of_zeros": zero_head,
-        "head_of_zeros_constant": zero_head and zero_head | {"keeps": body},
+        "head_of_zeros_constant": zero_head and zero_head | only(s, body),
         "added_up": {"update": s.update._replace(momentum=1)},
         "averaged_up": {"update": s.update._replace(kind="mean", momentum=1)},
         "over_steps": paced(s, lambda s, k: 1 / K),
@@ -669,6 +679,9 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
     unit_returned: the gradient is divided by its norm
     Cause: what an outer optimiser does is done before the gradient is returned
 
+    unit_tasks: the gradient of every task is divided by its norm
+    Cause: gradients are scaled so that no task counts more than another
+
     displacement: the displacement θ − φ_K is returned
     phi_returned: φ_K is returned
     Cause: Reptile's outer step takes the displacement, the others take the gradient of the query loss
@@ -679,8 +692,9 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
         "theta_once": {"after": (*s.after, lambda g, theta: g + theta)},
         "sign_returned": {"after": (*s.after, lambda g, theta: np.sign(g))},
         "unit_returned": {"after": (*s.after, lambda g, theta: g / np.linalg.norm(g))},
+        "unit_tasks": {"each": (*s.each, lambda g, theta: shortened(g, np.inf))},
         "displacement": away,
-        "phi_returned": {**away, "displaced": True, "adds": -1, "keeps": (-1,) * len(s.theta)} if s.adapts else {},
+        "phi_returned": {**away, "displaced": True, "each": (*s.each, lambda g, theta: axpy(-1, g, theta))} if s.adapts else {},
     }
 
 
@@ -768,6 +782,8 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
 
     clip_value 0.1 0.5 1 5 10: the result is clipped to ±{}
     clip_norm 0.1 0.5 1 2 5 10: the result is clipped to norm {}
+    clip_tasks 0.1 0.5 1 2 5 10: the gradient of every task is clipped to norm {}
+    stepped 0.1 0.01 0.001 0.5 1: θ less {} times the gradient is returned
     Cause: what an outer optimiser does is done before the gradient is returned
 
     bend 2 0.5 0.1: the second-order term is multiplied by {}
@@ -780,7 +796,9 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop. JAX: stop_gradient in the carry
     """
     found: dict[str, Fields] = {
-        "penalty": {"adds": s.adds + p},
+        "penalty": {"each": (*s.each, lambda g, theta: axpy(p, theta, g))},
+        "clip_tasks": {"each": (*s.each, lambda g, theta: shortened(g, p))},
+        "stepped": {"after": (*s.after, lambda g, theta: theta - p * g)},
         "penalty_once": {"after": (*s.after, lambda g, theta: g + p * theta)},
         "lasso": {"after": (*s.after, lambda g, theta: g + p * np.sign(theta))},
         "clip_value": {"after": (*s.after, lambda g, theta: np.clip(g, -p, p))},

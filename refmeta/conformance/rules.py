@@ -94,11 +94,10 @@ class Setting(NamedTuple):
     back: Any = 1  # times α in (I − αH)
     alpha_back: Any = None  # in the place of α in (I − αH)
     linear: bool = False  # every step's curvature meets v_K, not v_{k+1}
-    keeps: tuple[Any, ...] | None = None  # of each array, the share of its gradient that is returned
-    adds: Any = 0  # times θ
+    each: tuple[Callable[[Theta, Theta], Theta], ...] = ()  # of one task's gradient and θ, what is made of it
     leaks: bool = False  # the next task starts where this one ended
     together: bool = False  # the next task takes its steps after this one's, and all are differentiated
-    after: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = ()  # of the result and θ, flat
+    after: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = ()  # the same of the result, flat
 
     @property
     def adapts(self) -> bool:
@@ -160,8 +159,9 @@ def gradient(d: Derivatives, s: Setting) -> Theta:
         found = axpy(-1, mean(phis[s.towards :] or phis) if s.towards is not None else phis[-1], phis[s.origin])
     else:
         found = adjoints(d, s)[0]
-    found = axpy(s.adds, s.theta, found) if s.adds else found
-    return kept(found, s.keeps) if s.keeps else found
+    for change in s.each:
+        found = change(found, s.theta)
+    return found
 
 
 def path(d: Derivatives, s: Setting) -> list[Theta]:
