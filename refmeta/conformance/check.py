@@ -19,7 +19,7 @@ import numpy as np
 from refmeta.conformance import report as words
 from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
 from refmeta.conformance.evidence import Evidence, combination, factor, multiples, nearest, rule, wrong_arrays
-from refmeta.conformance.explain import SEARCHES, ZERO, explain, factors, of_vector, of_vectors
+from refmeta.conformance.explain import SEARCHES, ZERO, Explanation, explain, factors, of_vector, of_vectors
 from refmeta.conformance.report import Report, Row, Verdict
 from refmeta.conformance.rules import flat, gradients
 from refmeta.trees import Theta
@@ -289,7 +289,7 @@ def correct_digits(error: float) -> float:
 
 
 def judge(answers: Iterable[tuple[Vector, Answer]], title: str = "refmeta check", ask: Ask | None = None) -> Report:
-    """Rows and verdicts for answers that were computed anywhere; where nothing explains them, one is asked for again."""
+    """Rows and verdicts for answers that were computed anywhere; if nothing explains them, one is asked for again."""
     with np.errstate(all="ignore"):  # an answer of 1e308 is wrong, and its square too large
         every = [judged(*pair) for pair in answers]
         names = dict.fromkeys(j.row.algorithm for j in every)
@@ -332,31 +332,41 @@ def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verd
     canaries = [j for j in wrong if j.row.tier == "canary" and unwired(j)]
     if not wrong:
         return Verdict(algorithm, *(passed(asked) if asked else ("none", f"not checked: {every[0].row.message}")))
-    came = [(j.vector, j.answer.gradient or [], j.answer.dtype) for j in of("right", "nearly", "rounded", "wrong")]
-    found = [ZERO] if len(came) == 1 and not flat(came[0][1]).any() else []
-    if len(came) > 1 and of("wrong"):
-        near = min(j.row.digits for j in of("right", "nearly", "rounded", "wrong")) >= LOW
-        found = explain(of_vectors(came), SEARCHES[:NEAR] if near else SEARCHES)
+    came = of("right", "nearly", "rounded", "wrong")
+    found = named_mistakes(came) if of("wrong") else []
     if canaries and not found:
         return Verdict(algorithm, "wiring", words.WIRING.format(row=canaries[0].row))
     if formal := of("form", "not finite"):
         return Verdict(algorithm, "form", f"the form is wrong: {formal[0].row.message}.")
     if len(of("none")) == len(wrong):
         return Verdict(algorithm, "error", f"no answer where it is missing: {wrong[0].row.message}.")
-    judgeable = of("right", "nearly", "rounded", "wrong")
     if not of("wrong"):
         single = min(j.row.digits for j in of("rounded")) < 10
-        alpha = single and rounded_alpha(judgeable)
+        alpha = single and rounded_alpha(came)
         return Verdict(algorithm, "precision", words.ALPHA if alpha else words.SINGLE if single else words.ROUNDABOUT)
     first = next((text for j in wrong for text in wrong_inside(j)), "")
     if found or len(came) == 1:
         kind = "unexplained" if not found else "convention" if found[0].convention else "bug"
         return Verdict(algorithm, kind, first + (words.describe(found) if found else alone(*of("wrong"))), tuple(found))
-    if ask and (changed := next((j for j in of("wrong") if not repeated(j, ask(j.vector))), None)):
+    return unnamed(algorithm, came, first, ask)
+
+
+def named_mistakes(came: list[Judged]) -> list[Explanation]:
+    """What explains all of these; of a single one nothing but that it is zero."""
+    if len(came) == 1:
+        return [] if flat(came[0].answer.gradient or []).any() else [ZERO]
+    answers = of_vectors((j.vector, j.answer.gradient or [], j.answer.dtype) for j in came)
+    return explain(answers, SEARCHES[:NEAR] if min(j.row.digits for j in came) >= LOW else SEARCHES)
+
+
+def unnamed(algorithm: str, came: list[Judged], first: str, ask: Ask | None) -> Verdict:
+    """The verdict on what nothing explains: whether it is the same when it is asked again, and what it proves."""
+    wrong = [j for j in came if j.cause == "wrong"]
+    if ask and (changed := next((j for j in wrong if not repeated(j, ask(j.vector))), None)):
         return Verdict(algorithm, "unrepeatable", words.TWICE.format(changed.row.id))
-    proof = proven(judgeable)
+    proof = proven(came)
     kind = "precision" if proof.digits else "unexplained"
-    more = "" if proof.digits or any(j.answer.inside for j in asked) else words.ASK
+    more = "" if proof.digits or any(j.answer.inside for j in came) else words.ASK
     return Verdict(algorithm, kind, first + words.evidence(proof) + more, evidence=proof)
 
 

@@ -104,10 +104,14 @@ def conditions(case: Case) -> dict[str, bool]:
     """What a mistake may depend on, in words, and whether it is so of the case; then the contraries."""
     steps, widths = [len(supports) for supports, _ in case.tasks], case.model.get("widths", [])
     examples = {len(x) for supports, _ in case.tasks for x, _ in supports}
+    matters = max(steps, default=0) > 0 and case.alpha > 0 and case.tier != "canary" and case.algorithm != "joint"
     both = {
         **{(f"K ≥ {k}", f"K < {k}"): max(steps, default=0) >= k for k in (1, 2, 3, 5)},
         **{(f"{n} tasks or more", f"fewer than {n} tasks"): len(case.tasks) >= n for n in (2, 3)},
         ("α > 0", "α = 0"): case.alpha > 0,
+        ("an inner loop that matters", "an inner loop that does not matter"): matters,
+        ("several parameters", "one parameter"): sum(map(np.size, case.theta)) > 1,
+        ("a body", "no body"): case.head is not None and case.head < len(case.theta),
         ("a network", "a quadratic"): case.model["kind"] == "mlp",
         ("a hidden layer", "no hidden layer"): len(widths) > 2,
         ("cross-entropy", "no cross-entropy"): case.loss["kind"] == "cross_entropy",
@@ -124,12 +128,16 @@ def conditions(case: Case) -> dict[str, bool]:
 
 
 def rule(wrong: Sequence[Case], right: Sequence[Case]) -> str:
-    """The fewest conditions that hold for all that is wrong, and together for nothing that is right; "" if none do."""
-    if min(len(wrong), len(right)) < 2:  # of one, anything is a rule
+    """The fewest conditions that hold for all that is wrong, and together for nothing that is right; "" if none do.
+
+    Of a single case any two are a rule, so one must do.
+    """
+    few = min(len(wrong), len(right))
+    if not few:
         return ""
     of_wrong, of_right = ([conditions(case) for case in cases] for cases in (wrong, right))
     shared = [name for name in of_wrong[0] if all(so[name] for so in of_wrong)]
-    for many in range(1, MOST + 1):
+    for many in range(1, MOST + 1 if few > 1 else 2):
         for names in combinations(shared, many):
             if not any(all(so[name] for name in names) for so in of_right):
                 return " and ".join(names)

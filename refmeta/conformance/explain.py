@@ -128,6 +128,7 @@ def conventions(case: Case) -> dict[Factor, float]:
     """What the answer of a program that keeps to conventions of its own is multiplied by."""
     T, K = len(case.tasks), max(len(case.tasks[0][0]), 1)
     found = {Factor(1, "1/(tasks - 1)"): case.divisor / max(T - 1, 1)}
+    found[Factor(1, "tasks/(tasks - 1), of a mean")] = 1.0 if case.divisor == 1 else T / max(T - 1, 1)
     beside = {"": 1.0, "1/tasks": 1 / T, "1/(tasks - 1)": 1 / max(T - 1, 1), "1/(tasks + 1)": 1 / (T + 1)}
     beside |= {"1/steps": 1 / K, "steps": float(K), "1/(steps + 1)": 1 / (K + 1)}
     for tasks, reptile in product(*(CONVENTIONS[what].split() for what in ("tasks", "reptile"))):

@@ -22,7 +22,7 @@ from refmeta.conformance.mistakes import (
     times,
     weights,
 )
-from refmeta.conformance.rules import Derivatives, Outer, Setting, Term, at_the_end, kept
+from refmeta.conformance.rules import Derivatives, Outer, Setting, Term, at_the_end, at_theta, kept
 from refmeta.trees import Batch, Theta, axpy, dot
 
 Fields = dict[str, Any]
@@ -139,29 +139,30 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
     last_supports: every task adapts to the last task's support data
     Cause: the tasks' data are indexed by another counter
     """
-    if not s.adapts:
-        return {}
     S, Q = s.supports, s.query
+    further: dict[str, Fields] = {"step_on_query": {"supports": [*S, Q]}} if Q and s.outer is not at_theta else {}
+    if not s.adapts:
+        return further
     lists = {
         "first_batch": S[:1] * len(S),
         "last_batch": S[-1:] * len(S),
         "batches_reversed": S[::-1],
         "batches_shifted": S[1:] + S[:1],
         "first_step_missing": S[1:],
-        "step_on_query": [*S, Q] if Q else None,
         "last_on_query": [*S[:-1], Q] if Q else None,
         "first_twice": [*S[:1], *S],
         "first_again": [*S, *S[:1]],
         "steps_twice": S * 2,
         "all_together": [joined(s, S)] * len(S),
         "query_among_them": [joined(s, [b, Q]) for b in S] if Q else None,
-        "first_supports": s.tasks[0][0][: len(S)] if s.tasks else None,
-        "last_supports": s.tasks[-1][0][: len(S)] if s.tasks else None,
+        "first_supports": s.tasks[0][0] if s.tasks else None,
+        "last_supports": s.tasks[-1][0] if s.tasks else None,
         "first_example": [(x[:1], y[:1]) for x, y in S] if network(s) else None,
         "last_example_missing": [(x[: len(x) - 1], y[: len(y) - 1]) for x, y in S] if network(s) else None,
     }
     many = len(S) > 1
-    return {id: {"supports": found} for id, found in lists.items() if found is not None and (many or "batch" not in id)}
+    usable = {id: found for id, found in lists.items() if found is not None and (many or "batch" not in id)}
+    return further | {id: {"supports": found} for id, found in usable.items()}
 
 
 @choice()
@@ -244,6 +245,34 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     supports_and_every_step: the losses of all inner steps, and of the query after every step, are added up
     Cause: what the inner loop left in .grad is not cleared before the outer loss: zero_grad is missing
 
+    """
+    K, first, last = len(s.supports), s.supports[:1], s.supports[-1:]
+    if not s.adapts or s.displaced:
+        return {}
+
+    def and_also(k: int, batches: list[Batch], weight: int = 1) -> Fields:
+        return {"outer": lambda s: [*at_the_end(s), *((k, b, weight) for b in batches)]}
+
+    return {
+        "from_theta": {"outer": from_theta},
+        "before_every_step": {"outer": lambda s: [(k, s.query, 1) for k in range(K)]},
+        "every_step_averaged": {"outer": averaged(after_every_step)},
+        "from_theta_averaged": {"outer": averaged(from_theta)},
+        "theta_added": and_also(0, [s.query]),
+        "improvement": and_also(0, [s.query], -1),
+        "support_added": and_also(K, last),
+        "first_support_added": and_also(K, first),
+        "support_at_theta_added": and_also(0, first),
+        "supports_added": {"outer": and_supports(at_the_end)},
+        "last_inner_gradient_added": and_also(K - 1, last),
+        "supports_and_every_step": {"outer": and_supports(after_every_step)},
+    }
+
+
+@choice()
+def other_outer(s: Setting, _: None) -> dict[str, Fields]:
+    """What is taken in the place of the query loss at φ_K.
+
     inner_gradients_alone: the gradient is the sum of the inner gradients
     Cause: what the inner loop's backward passes left in .grad is taken for the result
 
@@ -261,39 +290,19 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     Seen: ivy-llc/ivy meta.py
     Ledger: B55
     """
-    K, first, last = len(s.supports), s.supports[:1], s.supports[-1:]
-    plain: Fields = {"displaced": False, "curvature": None}
     if not s.adapts:
         return {
             "all_at_theta": {"outer": all_at_theta},
             "all_at_theta_averaged": {"outer": averaged(all_at_theta)},
             "supports_at_theta": {"outer": lambda s: all_at_theta(s)[1:]},
         }
-    found: dict[str, Fields] = {
+    plain: Fields = {"displaced": False, "curvature": None}
+    more = averaged(lambda s: [*inner_gradients(s), *((len(s.supports), b, 1) for b in s.supports[-1:])])
+    return {
         "towards_the_mean": {"towards": 1},
         "towards_the_mean_from_theta": {"towards": 0},
         "inner_gradients_alone": {**plain, "outer": inner_gradients},
-    }
-    if s.displaced:
-        more = averaged(lambda s: [*inner_gradients(s), *((K, b, 1) for b in last)])
-        return found | {"mean_of_gradients": {**plain, "outer": more}}
-
-    def and_also(k: int, batches: list[Batch], weight: int = 1) -> Fields:
-        return {"outer": lambda s: [*at_the_end(s), *((k, b, weight) for b in batches)]}
-
-    return found | {
-        "from_theta": {"outer": from_theta},
-        "before_every_step": {"outer": lambda s: [(k, s.query, 1) for k in range(K)]},
-        "every_step_averaged": {"outer": averaged(after_every_step)},
-        "from_theta_averaged": {"outer": averaged(from_theta)},
-        "theta_added": and_also(0, [s.query]),
-        "improvement": and_also(0, [s.query], -1),
-        "support_added": and_also(K, last),
-        "first_support_added": and_also(K, first),
-        "support_at_theta_added": and_also(0, first),
-        "supports_added": {"outer": and_supports(at_the_end)},
-        "last_inner_gradient_added": and_also(K - 1, last),
-        "supports_and_every_step": {"outer": and_supports(after_every_step)},
+        "mean_of_gradients": {**plain, "outer": more} if s.displaced else {},
     }
 
 
@@ -411,7 +420,7 @@ def but(arrays: Arrays) -> Arrays:
 
 ARRAYS: dict[str, tuple[str, Arrays]] = {
     "weights": ("the weights", weights),
-    "matrices": ("arrays of two axes", lambda s: tuple(np.ndim(leaf) > 1 for leaf in s.theta)),
+    "matrices": ("arrays without axes, or with two", lambda s: tuple(np.ndim(leaf) != 1 for leaf in s.theta)),
     "biases": ("the biases", lambda s: (True,) * len(s.theta) if all(weights(s)) else but(weights)(s)),
     "last_layer": ("the last layer", last_layer),
     "body": ("the body, without the last layer,", but(last_layer)),
@@ -511,6 +520,35 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     adagrad_inside: the inner loop is Adagrad's, with a number under the root
     Cause: the inner optimiser is another than plain gradient descent
 
+    """
+    if not s.adapts:
+        return {}
+    body = [not rate for rate in s.rates] if s.split else but(last_layer)(s)
+    zero_head: Fields = {"start": kept(s.theta, body)} if s.split or len(s.theta) > 2 else {}
+    ways, adaptive = ("sign", "unit", "unit_arrays", "adam", "rmsprop", "adagrad"), ("adam", "rmsprop", "adagrad")
+    kinds = {kind: {"update": s.update._replace(kind=kind)} for kind in ways}
+    kinds |= {f"{kind}_inside": {"update": s.update._replace(kind=kind, inside=1e-10)} for kind in adaptive}
+    many = len(s.supports) > 1
+    return kinds | {
+        "one_chain": {"together": True} if s.differentiates else {},
+        "restarted": {"restarts": True} if many else {},
+        "gradients_at_theta": {"lag": len(s.supports)} if many else {},
+        "gradients_late": {"lag": 1} if many else {},
+        "head_in_front": {"rates": s.rates[::-1]} if s.split else {},
+        "body_for_head": {"rates": tuple(body)} if s.split else {},
+        "head_without_gradient": only(s, body) if s.split else {},
+        "one_layer_more": {"rates": (*s.rates[2:], True, True)} if s.split else {},
+        "head_of_zeros": zero_head,
+        "head_of_zeros_constant": zero_head and zero_head | only(s, body),
+        "added_up": {"update": s.update._replace(momentum=1)},
+        "averaged_up": {"update": s.update._replace(kind="mean", momentum=1)},
+    }
+
+
+@choice()
+def rates(s: Setting, _: None) -> dict[str, Fields]:
+    """Another step size at each step, or of each layer.
+
     over_steps: the inner step size is divided by the number of steps
     times_steps: the inner step size is multiplied by the number of steps
     over_tasks: the inner step size is divided by the number of tasks
@@ -523,26 +561,8 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     """
     if not s.adapts:
         return {}
-    body = [not rate for rate in s.rates] if s.split else but(last_layer)(s)
-    zero_head: Fields = {"start": kept(s.theta, body)} if s.split or len(s.theta) > 2 else {}
-    many, K, T = len(s.supports) > 1, len(s.supports), len(s.tasks) or 1
-    ways, adaptive = ("sign", "unit", "unit_arrays", "adam", "rmsprop", "adagrad"), ("adam", "rmsprop", "adagrad")
-    kinds = {kind: {"update": s.update._replace(kind=kind)} for kind in ways}
-    kinds |= {f"{kind}_inside": {"update": s.update._replace(kind=kind, inside=1e-10)} for kind in adaptive}
-    layers = tuple(1 / (1 + i // 2) for i in range(len(s.theta)))
-    return kinds | {
-        "one_chain": {"together": True} if s.differentiates else {},
-        "restarted": {"restarts": True} if many else {},
-        "gradients_at_theta": {"lag": K} if many else {},
-        "gradients_late": {"lag": 1} if many else {},
-        "head_in_front": {"rates": s.rates[::-1]} if s.split else {},
-        "body_for_head": {"rates": tuple(body)} if s.split else {},
-        "head_without_gradient": only(s, body) if s.split else {},
-        "one_layer_more": {"rates": (*s.rates[2:], True, True)} if s.split else {},
-        "head_of_zeros": zero_head,
-        "head_of_zeros_constant": zero_head and zero_head | only(s, body),
-        "added_up": {"update": s.update._replace(momentum=1)},
-        "averaged_up": {"update": s.update._replace(kind="mean", momentum=1)},
+    K, T, layers = len(s.supports), len(s.tasks) or 1, tuple(1 / (1 + i // 2) for i in range(len(s.theta)))
+    return {
         "over_steps": paced(s, lambda s, k: 1 / K),
         "times_steps": paced(s, lambda s, k: K),
         "over_tasks": paced(s, lambda s, k: 1 / T),
@@ -635,9 +655,10 @@ def loss(s: Setting, where: tuple[str, ...]) -> dict[str, Fields]:
 
 
 LOSSES = (
-    "relu sigmoid linear no_biases bias_twice tanh_at_the_end softmax_twice squashed softmax_over_examples "
-    "squared_labels huber absolute smoothed labels_shifted first_output_alone"
-).split()
+    *("relu", "sigmoid", "linear", "no_biases", "bias_twice", "tanh_at_the_end", "softmax_twice", "squashed"),
+    *("softmax_over_examples", "squared_labels", "huber", "absolute", "smoothed", "labels_shifted"),
+    "first_output_alone",
+)
 
 
 @choice()
@@ -694,7 +715,14 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
         "unit_returned": {"after": (*s.after, lambda g, theta: g / np.linalg.norm(g))},
         "unit_tasks": {"each": (*s.each, lambda g, theta: shortened(g, np.inf))},
         "displacement": away,
-        "phi_returned": {**away, "displaced": True, "each": (*s.each, lambda g, theta: axpy(-1, g, theta))} if s.adapts else {},
+        "phi_returned": {
+            **away,
+            "curvature": None,
+            "displaced": True,
+            "each": (*s.each, lambda g, theta: axpy(-1, g, theta)),
+        }
+        if s.adapts
+        else {},
     }
 
 
@@ -761,7 +789,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
         "norm": {"update": u._replace(norm=p)},
         "norm_constant": {"update": u._replace(norm=p, constant=True)},
         "biases_faster": faster(but(weights)(s)),
-        "vectors_faster": {"rates": times(s.rates, [p if np.ndim(leaf) < 2 else True for leaf in s.theta])},
+        "vectors_faster": {"rates": times(s.rates, [p if np.ndim(leaf) == 1 else True for leaf in s.theta])},
         "last_faster": faster(last_layer(s)),
         "first_faster": faster(first_layer(s)),
         "rounded": {"alpha": round(float(s.alpha), n)},
@@ -778,6 +806,7 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     penalty 0.0001 0.0005 0.001 0.01 0.1: {} θ is added to the gradient of every task
     penalty_once 0.0001 0.0005 0.001 0.01 0.1: {} θ is added to the result
     lasso 0.0001 0.001 0.01 0.1: {} times the sign of θ is added to the result
+    lasso_tasks 0.0001 0.001 0.01 0.1: {} times the sign of θ is added to the gradient of every task
     Cause: a weight decay, or a penalty, outside
 
     clip_value 0.1 0.5 1 5 10: the result is clipped to ±{}
@@ -797,6 +826,7 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     """
     found: dict[str, Fields] = {
         "penalty": {"each": (*s.each, lambda g, theta: axpy(p, theta, g))},
+        "lasso_tasks": {"each": (*s.each, lambda g, theta: axpy(p, [np.sign(leaf) for leaf in theta], g))},
         "clip_tasks": {"each": (*s.each, lambda g, theta: shortened(g, p))},
         "stepped": {"after": (*s.after, lambda g, theta: theta - p * g)},
         "penalty_once": {"after": (*s.after, lambda g, theta: g + p * theta)},

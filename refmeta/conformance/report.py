@@ -206,7 +206,9 @@ def describe(found: Sequence[Explanation]) -> str:
     parts = [mistake.title for mistake in mistakes]
     if e.tasks != "all":
         lost = f"only the {e.tasks} task counts" if e.tasks in ("first", "last") else f"{e.tasks} task count"
-        lost = lost if str(e.tasks).removesuffix(", of several") in LOST else f"the tasks do not count the same: {e.tasks}"
+        lost = (
+            lost if str(e.tasks).removesuffix(", of several") in LOST else f"the tasks do not count the same: {e.tasks}"
+        )
         parts.append(f"{lost} (B4, B5)" if isinstance(e.tasks, str) else f"the tasks are {pattern(e.tasks)}")
     if e.scale._replace(own=()) != Factor():
         factor = f"the result is multiplied by {e.scale}"

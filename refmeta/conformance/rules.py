@@ -144,7 +144,7 @@ def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
 
 
 def finished(per_task: np.ndarray, settings: Sequence[Setting]) -> np.ndarray:
-    """The tasks' gradients, a row each; or, if something is done to their sum, what it makes of it, in the first row."""
+    """The tasks' gradients, a row each; or, if something is done to their sum, what comes of it, in the first row."""
     total, theta = per_task.sum(0), flat(settings[0].theta)
     for change in settings[0].after if len(theta) == len(total) else ():  # and of no sketch
         total = change(total, theta)

@@ -15,8 +15,8 @@ from refmeta.conformance import audit
 from refmeta.conformance.audit import SMALL, examine
 from refmeta.conformance.explain import Explanation, Factor
 from refmeta.conformance.mistakes import MISTAKES
-from refmeta.conformance.programs import with_mistakes
 from refmeta.conformance.network import SKETCH, exact, remembered, sketch, to_settings, to_tasks
+from refmeta.conformance.programs import with_mistakes
 from refmeta.conformance.rules import ALGORITHMS as CHOICES
 from refmeta.conformance.rules import Derivatives, Setting, gradients, moves
 from refmeta.models import MLP, cross_entropy, squared_error

@@ -211,7 +211,9 @@ JSON = """{
 
 
 def test_the_report_as_json_has_all_of_it():
-    proof = Evidence("K ≥ 2", 1, 2, multiples=(0.5, 2.0), pieces={"θ": 0.1}, nearest=("first_order",), missing=("maml-a",))
+    proof = Evidence(
+        "K ≥ 2", 1, 2, multiples=(0.5, 2.0), pieces={"θ": 0.1}, nearest=("first_order",), missing=("maml-a",)
+    )
     verdict = Verdict("maml", "bug", "φ", (Explanation(("first_order",), "last", Factor(1, "1/tasks")),), proof)
     assert Report([row("fail", message="…", digits=2.5)], [verdict]).json() == JSON
 

@@ -27,7 +27,7 @@ from refmeta.conformance.explain import (
     step_sizes,
 )
 from refmeta.conformance.mistakes import MISTAKES
-from refmeta.conformance.programs import OTHERS, known
+from refmeta.conformance.programs import OTHERS
 
 # The searches alone; `explain` sees to it that a wrong program may divide by nothing.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -86,8 +86,8 @@ PER_TASK = np.array([[1.0, 2, 0, -1, 3], [0, 1, 1, 2, -2], [2, 0, -3, 1, 1]])
 def test_the_tasks_that_count_are_found_and_what_their_sum_is_multiplied_by(tasks, weights):
     got = weights @ PER_TASK
 
-    def found(got, known):
-        return {fit for fit in matches(got, PER_TASK, known, 1e-9) if "of several" not in fit[0]}
+    def found(got, factors):
+        return {fit for fit in matches(got, PER_TASK, factors, 1e-9) if "of several" not in fit[0]}
 
     assert found(got, {ONE: 1.0}) == {(tasks, ONE)}
     if isinstance(tasks, str):
@@ -99,7 +99,9 @@ def test_the_tasks_that_count_are_found_and_what_their_sum_is_multiplied_by(task
 def test_a_single_task_is_lost_or_kept(lost):
     one, none = np.array([[1.0, 2, 3, 4]]), np.zeros(4)
     assert (f"{lost}, of several", ONE) in matches(one[0], one, {ONE: 1.0}, 1e-9)
-    assert (lost, ONE) in matches(none, one, {ONE: 1.0}, 1e-9) and (lost, ONE) not in matches(one[0], one, {ONE: 1.0}, 1)
+    assert (lost, ONE) in matches(none, one, {ONE: 1.0}, 1e-9) and (lost, ONE) not in matches(
+        one[0], one, {ONE: 1.0}, 1
+    )
 
 
 def test_an_answer_out_of_the_span_of_the_tasks_is_not_explained():
@@ -261,7 +263,9 @@ def test_a_path_that_climbs_is_told_within_its_own_rounding(off, own, found):
 
     answer = Answered(U + [0, 0, off, 0], under, {ONE: 1.0, MEAN: 0.5}, 1e-6, rounding)
     explanations = held([answer], ("inner_ascent",))
-    assert (Explanation(("inner_ascent",)) in explanations) is found and all(e.scale != MEAN or e.tasks != "all" for e in explanations)
+    assert (Explanation(("inner_ascent",)) in explanations) is found and all(
+        e.scale != MEAN or e.tasks != "all" for e in explanations
+    )
     # It is dear, and asked for only where something is near, but beyond the limit.
     assert asked == [("inner_ascent",)] * (1e-6 < off < 5e-3)
 
