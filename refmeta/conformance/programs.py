@@ -715,12 +715,8 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
         "unit_returned": {"after": (*s.after, lambda g, theta: g / np.linalg.norm(g))},
         "unit_tasks": {"each": (*s.each, lambda g, theta: shortened(g, np.inf))},
         "displacement": away,
-        "phi_returned": {
-            **away,
-            "curvature": None,
-            "displaced": True,
-            "each": (*s.each, lambda g, theta: axpy(-1, g, theta)),
-        }
+        "phi_returned": away | {"curvature": None, "displaced": True, "each": (*s.each, lambda g, t: axpy(-1, g, t))},
+    }
         if s.adapts
         else {},
     }
