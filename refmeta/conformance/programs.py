@@ -436,6 +436,10 @@ def only(s: Setting, shares: Sequence[Any]) -> Fields:
     return {"each": (*s.each, lambda g, theta: kept(g, shares))}
 
 
+def times_each(s: Setting, c: float) -> Fields:
+    return {"each": (*s.each, lambda g, theta: [c * leaf for leaf in g])}
+
+
 def shortened(g: Theta, norm: float) -> Theta:
     """The gradient clipped to a norm; to 1, if that is infinite."""
     size = float(np.sqrt(dot(g, g))) or 1
@@ -700,13 +704,18 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
     unit_returned: the gradient is divided by its norm
     Cause: what an outer optimiser does is done before the gradient is returned
 
+    over_own_steps: the gradient of every task is divided by its number of steps
+    Cause: an average over the steps
+
     unit_tasks: the gradient of every task is divided by its norm
     Cause: gradients are scaled so that no task counts more than another
 
     displacement: the displacement θ − φ_K is returned
     phi_returned: φ_K is returned
+    path_added: the displacements θ − φ_1 … θ − φ_K are added up
     Cause: Reptile's outer step takes the displacement, the others take the gradient of the query loss
     """
+    K = len(s.supports) or 1
     away: Fields = {"displaced": True, "curvature": None} if s.adapts and not s.displaced else {}
     return {
         "new_theta": {"after": (*s.after, lambda g, theta: theta - s.alpha * g)},
@@ -716,9 +725,8 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
         "unit_tasks": {"each": (*s.each, lambda g, theta: shortened(g, np.inf))},
         "displacement": away,
         "phi_returned": away | {"curvature": None, "displaced": True, "each": (*s.each, lambda g, t: axpy(-1, g, t))},
-    }
-        if s.adapts
-        else {},
+        "over_own_steps": times_each(s, 1 / K),
+        "path_added": {"towards": 1} | times_each(s, K) if s.displaced else {},
     }
 
 
