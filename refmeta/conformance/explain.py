@@ -382,8 +382,8 @@ def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
     yield from trying(answers, combinations(names, 3), "triples of mistakes")
     wrong = next(a for a in answers if a.wrong())
     near = sorted(combinations(names, 2), key=lambda pair: float(np.linalg.norm(wrong.off(pair))))[:BEAM]
-    more = [(*pair, name) for pair in near for name in possible(answers, [*OTHERS, *usual()])]
-    yield from trying(answers, more, "triples of mistakes")
+    more = product(near, possible(answers, [*OTHERS, *usual()]))
+    yield from trying(answers, [(*pair, name) for pair, name in more], "triples of mistakes")
 
 
 def slow(items: Collection[T], what: str) -> Iterator[T]:
