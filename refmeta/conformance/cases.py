@@ -18,7 +18,7 @@ from autograd import grad
 
 from refmeta.adjoint import hvp
 from refmeta.conformance.rules import RULES, Derivatives, Setting, flat, setting, unflat
-from refmeta.models import MLP, cross_entropy, squared_error
+from refmeta.models import ACTIVATIONS, MLP, cross_entropy, squared_error
 from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, add
 
 FOLDER = Path(__file__).parent.parent / "vectors"
@@ -40,7 +40,7 @@ class Case:
     """One question: which meta-gradient? All that a harness sees.
 
     model: {"kind": "quadratic"}: L(θ; (A, b)) = ½ tᵀAt − bᵀt, t all arrays of θ one after the other;
-           {"kind": "mlp", "widths": […], "activation": "tanh"}: θ = [W1, b1, …], layers x @ W + b.
+           {"kind": "mlp", "widths": […], "activation": "tanh" | "relu"}: θ = [W1, b1, …], layers x @ W + b.
     loss:  {"kind": "quadratic" | "squared_error" | "cross_entropy"}.
     conventions: tasks "sum" | "mean"; examples "mean" | "sum" (squared error: over all entries); reptile
            "displacement" (θ − φ) | "over_alpha" | "over_alpha_k".
@@ -69,7 +69,7 @@ class Case:
         if self.model["kind"] == "quadratic":
             return quadratic
         labels, widths = self.loss["kind"] == "cross_entropy", self.model["widths"]
-        mean = (cross_entropy if labels else squared_error)(MLP(tuple(widths), activation="tanh"))
+        mean = (cross_entropy if labels else squared_error)(MLP(tuple(widths), self.model["activation"]))
         if self.conventions["examples"] == "mean":
             return mean
         return lambda theta, batch: mean(theta, batch) * (anp.shape(batch[0])[-2] * (1 if labels else widths[-1]))
@@ -88,10 +88,16 @@ class Case:
     def settings(self) -> list[Setting]:
         """One Setting for each task, in the arithmetic of the case's arrays."""
         examples = self.model["kind"] == "mlp" and self.conventions["examples"] == "mean"
+        # 0: the step size of a task whose inner losses are summed would be another one at each step
+        sizes = [{len(x) for x, _ in supports} for supports, _ in self.tasks]
+        unequal = any(len(s) > 1 for s in sizes)
         outputs = self.model["widths"][-1] if self.loss["kind"] == "squared_error" else None
         found = [setting(self.algorithm, self.theta, task, self.alpha, self.head) for task in self.tasks]
         return [
-            s._replace(n=len(s.supports[0][0]) if examples and s.supports else None, outputs=outputs) for s in found
+            s._replace(
+                n=(0 if unequal else len(s.supports[0][0])) if examples and s.supports else None, outputs=outputs
+            )
+            for s in found
         ]
 
     def factor(self, supports: Supports) -> Any:
@@ -296,10 +302,11 @@ def check_words(case: Case) -> None:
     """ValueError unless a case keeps to the words that its docstring lists."""
     fields(case.conventions, *CONVENTIONS)
     widths = case.model.get("widths", [1])
+    networks = [{"kind": "mlp", "widths": widths, "activation": name} for name in ACTIVATIONS]
     rules: list[tuple[str, Any, list[Any]]] = [
         ("algorithm", case.algorithm, list(RULES)),
         ("id", case.id.partition("-")[0], [case.algorithm]),
-        ("model", case.model, [{"kind": "quadratic"}, {"kind": "mlp", "widths": widths, "activation": "tanh"}]),
+        ("model", case.model, [{"kind": "quadratic"}, *networks]),
         ("widths", min(widths) > 0, [True]),
         ("loss", case.loss, [{"kind": kind} for kind in ("quadratic", "squared_error", "cross_entropy")]),
         ("head", type(case.head), [int, type(None)]),

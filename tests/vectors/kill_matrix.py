@@ -8,8 +8,9 @@ HEAD = """# Which vector catches which mistake
 Made by `python -m tests.vectors.kill_matrix > docs/kill_matrix.md`; the tests compare it. A number counts the vectors
 of a tier on which the mistake gives another answer than the right one, by more than a hundred float32 tolerances. The
 tiers are the kinds of cases: canary, so simple that only wrong wiring should fail it; quadratic, regression, tanh and
-softmax losses; edge, such as no steps or an empty head; scalar. Fed blind to `refmeta check`, every mistake comes back
-under its own name (`tests/conformance/test_conformance.py`).
+softmax losses; edge, such as no steps or an empty head; scalar; deep: several hidden layers, twelve steps, inner
+gradients longer than 100, or batches of unequal sizes; relu: the same, away from the kinks. Fed blind to
+`refmeta check`, every mistake comes back under its own name (`tests/conformance/test_conformance.py`).
 
 """
 
