@@ -147,9 +147,9 @@ class Kink(ArithmeticError):
     """A unit is so near to its kink that rounding may take it to the other side."""
 
 
-def relu(v: Any) -> Any:
-    """Of a number of any kind. Kink: of one that is next to 0."""
-    if abs(v.a if isinstance(v, Dual) else v) < NEXT:
+def relu(v: Any, margin: float = NEXT) -> Any:
+    """Of a number of any kind. Kink: of one that is nearer than this to 0."""
+    if abs(v.a if isinstance(v, Dual) else v) < margin:
         raise Kink
     return v * positive(v)
 

@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 
 from refmeta.conformance import Case
-from refmeta.conformance.rules import Derivatives, joint, path
+from refmeta.conformance.rules import Derivatives
 from refmeta.trees import Batch, Theta
-from tests.vectors.arithmetic import Dual, exp, positive, relu, tanh
+from tests.vectors.arithmetic import NEXT, Dual, exp, positive, relu, tanh
 
-_exp, _tanh, _relu, _positive = (np.frompyfunc(f, 1, 1) for f in (exp, tanh, relu, positive))
+_exp, _tanh, _positive = (np.frompyfunc(f, 1, 1) for f in (exp, tanh, positive))
 _ahead, _dual_part = (
     np.frompyfunc(Dual, 2, 1),
     np.frompyfunc(lambda value: value.b if isinstance(value, Dual) else 0 * value, 1, 1),
 )
 
 
-def derivatives(case: Case) -> Derivatives:
-    """The derivatives of the case's loss, for arrays of objects."""
-    examples, activation = case.conventions["examples"], case.model.get("activation")
-    grad = quadratic if activation is None else partial(network, examples=examples, activation=activation)
+def derivatives(case: Case, margin: float = NEXT) -> Derivatives:
+    """The derivatives of the case's loss, for arrays of objects. Kink: a unit is nearer than `margin` to one."""
+    named = {"examples": case.conventions["examples"], "activation": case.model.get("activation"), "margin": margin}
+    grad = quadratic if case.model["kind"] == "quadratic" else partial(network, **named)
 
     def hvp(phi: Theta, batch: Batch, v: Theta) -> Theta:
         return [_dual_part(leaf) for leaf in grad([_ahead(p, w) for p, w in zip(phi, v, strict=True)], batch)]
@@ -43,10 +43,10 @@ def quadratic(phi: Theta, batch: Batch) -> Theta:
     return [part.reshape(np.shape(leaf)) for part, leaf in zip(parts, phi, strict=True)]
 
 
-def network(phi: Theta, batch: Batch, examples: str = "mean", activation: str = "tanh") -> Theta:
+def network(phi: Theta, batch: Batch, examples: str = "mean", activation: str = "tanh", margin: float = NEXT) -> Theta:
     """∇L(φ; B) of a network: cross-entropy if y are labels, else squared error."""
     x, y = batch
-    *values, out = forward(phi, x, activation)
+    *values, out = forward(phi, x, activation, margin)
     g = _softmax_minus(out, y) if y.dtype.kind in "iu" else 2 * (out - y)
     if examples == "mean":
         g = g / (len(y) if y.dtype.kind in "iu" else out.size)
@@ -57,24 +57,13 @@ def network(phi: Theta, batch: Batch, examples: str = "mean", activation: str = 
     return leaves
 
 
-def forward(phi: Theta, x: Any, activation: str = "tanh") -> list[Any]:
+def forward(phi: Theta, x: Any, activation: str = "tanh", margin: float = NEXT) -> list[Any]:
     """The values of all layers: x, tanh(…), …, the output."""
-    values = [x]
+    values, active = [x], ACTIVATIONS[activation](margin)
     for layer in range(0, len(phi), 2):
         z = values[-1] @ phi[layer] + phi[layer + 1]
-        values.append(z if layer == len(phi) - 2 else _of(*ACTIVATIONS[activation], z))
+        values.append(z if layer == len(phi) - 2 else _of(*active, z))
     return values
-
-
-def kink(case: Case) -> float:
-    """How near any unit comes to its kink on the way, in floats; infinite where there is none."""
-    found, d = [np.inf], case.derivatives
-    for s in case.settings if case.model.get("activation") == "relu" else []:
-        phis = [s.theta] if s.rule is joint else path(d, s)
-        for phi, (x, _) in zip(phis, [*s.supports, s.query][-len(phis) :], strict=True):
-            values = forward(phi, x, "relu")[:-2]
-            found += [abs(v @ W + b).min() for v, W, b in zip(values, phi[::2], phi[1::2], strict=False)]
-    return float(min(found))
 
 
 def _softmax_minus(out: Any, y: Any) -> Any:
@@ -86,7 +75,10 @@ def _softmax_minus(out: Any, y: Any) -> Any:
     return g
 
 
-ACTIVATIONS = {"tanh": (_tanh, np.tanh), "relu": (_relu, lambda z: z * (z.real > 0))}
+ACTIVATIONS: dict[str, Any] = {
+    "tanh": lambda margin: (_tanh, np.tanh),
+    "relu": lambda margin: (np.frompyfunc(partial(relu, margin=margin), 1, 1), lambda z: z * (z.real > 0)),
+}
 SLOPES = {
     "tanh": lambda value: 1 - value * value,
     "relu": lambda value: _of(_positive, lambda value: value.real > 0, value),

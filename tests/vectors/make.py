@@ -20,8 +20,8 @@ from refmeta.conformance import Case, rules
 from refmeta.conformance.mistakes import MISTAKES, with_mistakes
 from refmeta.conformance.rules import Setting
 from refmeta.trees import Theta, add
-from tests.vectors.arithmetic import DIGITS, Bounded, fifty_digits, in_kind
-from tests.vectors.derivation import derivatives, kink
+from tests.vectors.arithmetic import DIGITS, Bounded, Kink, fifty_digits, in_kind
+from tests.vectors.derivation import derivatives
 
 UNIT = {"float32": 2.0**-24, "float64": 2.0**-53}
 SEPARATION = 100  # a mistake is listed only if it is further off than this many float32 tolerances
@@ -42,7 +42,7 @@ class Answers(NamedTuple):
 
 def vector(case: Case, exact: bool, difficulty: str) -> dict[str, Any] | None:
     """The vector as JSON has it; None where a case is not exact, near a kink, or tells too little."""
-    if (exact and not is_exact(case)) or kink(case) < MARGIN:
+    if (exact and not is_exact(case)) or not is_clear(case):
         return None
     fifty_digits()
     same = in_kind(case, Fraction if exact else Decimal)
@@ -65,6 +65,16 @@ def is_exact(case: Case) -> bool:
         for s in same.settings:
             inside(d, s)
     except OverflowError:
+        return False
+    return True
+
+
+def is_clear(case: Case) -> bool:
+    """Whether no unit comes near a kink on the way to the gradient, in floats."""
+    try:
+        same = in_kind(case, float)
+        rules.gradients(derivatives(same, MARGIN), same.settings)
+    except Kink:
         return False
     return True
 
@@ -106,34 +116,31 @@ def rounding(same: Case, gradient: Theta, scale: list[float], dtype: str) -> flo
     random, worst = Random(same.id), UNIT[dtype]
     rounded = in_kind(same, np.float32 if dtype == "float32" else float)
     for _ in range(32):
-        shuffled = _by_coordinate if same.model["kind"] == "quadratic" else _shuffled
-        per_task = rounded.scaled([shuffled(s, random)(derivatives(same)) for s in rounded.settings])
+        settings, back = shuffled(rounded, random)
+        per_task = rounded.scaled([back(g) for g in rules.gradients(derivatives(same), settings)])
         random.shuffle(per_task)
         worst = max(worst, distance([leaf / same.divisor for leaf in add(per_task)], gradient, scale))
     return float(2.0 ** np.ceil(np.log2(8 * worst)))
 
 
-def _shuffled(s: Setting, random: Random) -> Callable[[rules.Derivatives], Theta]:
-    """The same task's gradient with its examples in another order."""
+def shuffled(same: Case, random: Random) -> tuple[list[Setting], Callable[[Theta], Theta]]:
+    """The tasks with their examples, or a quadratic's coordinates, in another order; and how a gradient is put back."""
+    if same.model["kind"] == "mlp":
+        return [_reordered(s, random) for s in same.settings], lambda g: g
+    (t,) = same.theta
+    order = random.sample(range(len(t)), len(t))
+    changed = same.each(lambda a: a[np.ix_(*[order] * a.ndim)])
+    return changed.settings, lambda g: [leaf[np.argsort(order)] for leaf in g]
+
+
+def _reordered(s: Setting, random: Random) -> Setting:
+    """The same task with its examples in another order."""
 
     def batch(b: Any) -> Any:
         order = random.sample(range(len(b[0])), len(b[0]))
         return b[0][order], b[1][order]
 
-    changed = s._replace(supports=[batch(b) for b in s.supports], query=batch(s.query))
-    return lambda d: changed.rule(d, changed)
-
-
-def _by_coordinate(s: Setting, random: Random) -> Callable[[rules.Derivatives], Theta]:
-    """The same of a quadratic in one array, its coordinates in another order."""
-    (t,) = s.theta
-    order = random.sample(range(len(t)), len(t))
-
-    def batch(b: Any) -> Any:
-        return b[0][order][:, order], b[1][order]
-
-    changed = s._replace(theta=[t[order]], supports=[batch(b) for b in s.supports], query=batch(s.query))
-    return lambda d: [leaf[np.argsort(order)] for leaf in changed.rule(d, changed)]
+    return s._replace(supports=[batch(b) for b in s.supports], query=batch(s.query))
 
 
 def distance(got: Theta, expected: Theta, scale: list[float]) -> float:
