@@ -53,7 +53,8 @@ def network(phi: Theta, batch: Batch, examples: str = "mean", activation: str = 
     leaves: Theta = []
     for layer, value in reversed(list(enumerate(values))):
         leaves = [value.T @ g, g.sum(0), *leaves]
-        g = (g @ phi[2 * layer].T) * SLOPES[activation](value)
+        if layer:
+            g = (g @ phi[2 * layer].T) * SLOPES[activation](value)
     return leaves
 
 

@@ -146,7 +146,7 @@ UNEQUAL = ((3, 2, 4), 5), ((2, 4, 3), 7)
 RAGGED = ((2, 2, 2), 5), ((3,), 2), ((2,), 3)
 UNEVEN = ((2, 3, 2), 5), ((3,), 2), ((2,), 3)
 SHORT = ((2, 2), 3), ((3, 3), 4)
-LONG = ((2,) * 12, 3), ((3,) * 2, 2)
+LONG = ((2,) * 12, 3), ((3,), 2)
 deep = partial(laid_out, widths=(2, 2, 2, 2, 2))
 deep_softmax = partial(deep, layout=RAGGED, widths=(2, 2, 2, 2, 3), loss="cross_entropy", alpha=0.5)
 long = partial(laid_out, layout=LONG, widths=(2, 2, 2, 1), alpha=0.125)
@@ -243,7 +243,7 @@ TIERS = {
             "maml-deep-steep-k2-t2": partial(deep, layout=SHORT, **STEEP),
             "maml-deep-softmax-ragged": deep_softmax,
             "fomaml-deep-softmax-ragged": deep_softmax,
-            "anil-deep-k12-t2": partial(long, head=2),
+            "anil-deep-k12-t2": partial(long, widths=(2, 2, 2, 2), head=2),
             "reptile-deep-ragged": partial(deep, layout=RAGGED),
         },
     ),
