@@ -1,7 +1,7 @@
 """Right and wrong implementations of meta-gradients, as a harness would wrap them."""
 
 from refmeta.conformance import rules
-from refmeta.conformance.mistakes import with_mistakes
+from refmeta.conformance.programs import with_mistakes
 
 
 def wrong(suspects, algorithm, tasks=lambda i, n: 1.0, scale=lambda case: 1.0):

@@ -12,14 +12,25 @@ import numpy as np
 
 from refmeta.conformance import differences
 from refmeta.conformance.check import correct_digits, read_array
-from refmeta.conformance.explain import SEARCHES, Answered, Explanation, Factor, explain
+from refmeta.conformance.explain import (
+    Answered,
+    Explanation,
+    Factor,
+    Program,
+    Search,
+    explain,
+    listed,
+    listed_pairs,
+    others,
+    step_sizes,
+)
 from refmeta.conformance.network import EPS, FLOOR, UNSTABLE, Network, cast, size, sketch, to_settings
 from refmeta.conformance.report import AUDIT, Report, Row, Verdict, describe
 from refmeta.conformance.rules import Derivatives, flat
 from refmeta.trees import Batch, Loss, Tasks, Theta
 
 Ask = Callable[[int, str], Theta]  # (many, dtype): the caller's meta-gradient of the first so many tasks
-Rows = Callable[..., np.ndarray]  # (many, mistakes, alpha): `Network.under`
+Rows = Callable[[int, Program], np.ndarray]  # `Network.under`
 MEAN = Factor(1, "1/tasks")
 COARSEST = 1e-2  # if the truth itself is known no better than this, nothing passes, and no mistake has a name
 ROUNDED = 1e-5  # an error that float32 or differences make, if nothing else explains it
@@ -221,7 +232,7 @@ def _judge(network: Network, ask: Ask, right: dict[Factor, float], dtype: str) -
     if any(leaf.dtype.itemsize < 8 for leaf in leaves):
         dtype = "float32"
     under = cache(network.under)
-    got, truth = sketch(flat(leaves)), under(many, (), None)
+    got, truth = sketch(flat(leaves)), under(many, ())
     precision = network.precision(dtype, truth)
     if not np.isfinite(truth).all():
         return Finding("imprecise", "cannot be judged: the right meta-gradient has NaN or infinity here.")
@@ -263,17 +274,18 @@ def _name(network: Network, under: Rows, ask: Ask, got: np.ndarray, precision: f
     def answered(got: np.ndarray, many: int) -> Answered:
         unit = float(np.abs(got).max()) or 1.0  # of an answer of 1e200 the square is infinite
 
-        def scaled(mistakes: tuple[str, ...] = (), alpha: float | None = None) -> np.ndarray:
-            return under(many, mistakes, alpha) / unit
+        def scaled(program: Program) -> np.ndarray:
+            return under(many, program) / unit
 
-        def rounding(mistakes: tuple[str, ...], alpha: float | None) -> float:
-            return network.rounding(dtype, under(many, mistakes, alpha), network.changed(many, mistakes, alpha)) / unit
+        def rounding(program: Program) -> float:
+            return network.rounding(dtype, under(many, program), network.changed(many, program)) / unit
 
-        limit = 3 * precision * max(size(scaled()), float(np.linalg.norm(got / unit)))
-        return Answered(got / unit, scaled, start.alpha, network.factors(many), limit, rounding)
+        limit = 3 * precision * max(size(scaled(())), float(np.linalg.norm(got / unit)))
+        return Answered(got / unit, scaled, network.factors(many), limit, rounding, network.settings[:many], small)
 
-    every, small = answered(got, many), flat(start.theta).size <= SMALL
-    searches = SEARCHES if small else SEARCHES[:-1]  # without pairs
+    small = flat(start.theta).size <= SMALL
+    searches: tuple[Search, ...] = (listed, others, step_sizes, listed_pairs)[: 4 if small else 3]
+    every = answered(got, many)
     try:
         alone = answered(sketch(flat(ask(1, dtype))), 1)  # where every mistake costs less
     except Exception:  # it takes no other number of tasks

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from math import isfinite
 from operator import index
 from pathlib import Path
@@ -14,10 +14,9 @@ from typing import Any
 
 import autograd.numpy as anp
 import numpy as np
-from autograd import grad
 
-from refmeta.adjoint import hvp
-from refmeta.conformance.rules import RULES, Derivatives, Setting, flat, setting, unflat
+from refmeta.conformance import losses
+from refmeta.conformance.rules import ALGORITHMS, Derivatives, Setting, flat, setting, unflat
 from refmeta.models import ACTIVATIONS, MLP, cross_entropy, squared_error
 from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, add
 
@@ -82,22 +81,24 @@ class Case:
                 lambda phi, batch: unflat(batch[0] @ flat(phi) - batch[1], phi),
                 lambda phi, batch, v: unflat(batch[0] @ flat(v), phi),
             )
-        return Derivatives(grad(self.loss_fn), partial(hvp, self.loss_fn))
+        labels, total = self.loss["kind"] == "cross_entropy", self.conventions["examples"] == "sum"
+        return losses.Network(self.model["activation"], labels, total).derivatives
 
     @property
     def settings(self) -> list[Setting]:
         """One Setting for each task, in the arithmetic of the case's arrays."""
         examples = self.model["kind"] == "mlp" and self.conventions["examples"] == "mean"
-        # 0: the step size of a task whose inner losses are summed would be another one at each step
-        sizes = [{len(x) for x, _ in supports} for supports, _ in self.tasks]
-        unequal = any(len(s) > 1 for s in sizes)
         outputs = self.model["widths"][-1] if self.loss["kind"] == "squared_error" else None
         found = [setting(self.algorithm, self.theta, task, self.alpha, self.head) for task in self.tasks]
         return [
             s._replace(
-                n=(0 if unequal else len(s.supports[0][0])) if examples and s.supports else None, outputs=outputs
+                n=len(s.supports[0][0]) if examples and s.supports else None,
+                outputs=outputs,
+                summed=self.conventions["examples"] == "sum",
+                tasks=self.tasks,
+                place=place,
             )
-            for s in found
+            for place, s in enumerate(found)
         ]
 
     def factor(self, supports: Supports) -> Any:
@@ -304,7 +305,7 @@ def check_words(case: Case) -> None:
     widths = case.model.get("widths", [1])
     networks = [{"kind": "mlp", "widths": widths, "activation": name} for name in ACTIVATIONS]
     rules: list[tuple[str, Any, list[Any]]] = [
-        ("algorithm", case.algorithm, list(RULES)),
+        ("algorithm", case.algorithm, list(ALGORITHMS)),
         ("id", case.id.partition("-")[0], [case.algorithm]),
         ("model", case.model, [{"kind": "quadratic"}, *networks]),
         ("widths", min(widths) > 0, [True]),

@@ -9,7 +9,6 @@ from bdb import BdbQuit
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from itertools import product
 from math import log10
 from traceback import extract_tb, walk_stack
 from typing import Any, NamedTuple
@@ -18,15 +17,16 @@ from unittest import SkipTest
 import numpy as np
 
 from refmeta.conformance import report as words
-from refmeta.conformance.cases import CONVENTIONS, DTYPES, Case, Vector, load, one_line
-from refmeta.conformance.evidence import rule
-from refmeta.conformance.explain import ZERO, explain, of_vector, of_vectors
+from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
+from refmeta.conformance.evidence import Evidence, combination, factor, multiples, nearest, rule, wrong_arrays
+from refmeta.conformance.explain import SEARCHES, ZERO, explain, factors, of_vector, of_vectors
 from refmeta.conformance.report import Report, Row, Verdict
-from refmeta.conformance.rules import flat
+from refmeta.conformance.rules import flat, gradients
 from refmeta.trees import Theta
 
 MetaGradient = Callable[[Case], Any]
 Names = Sequence[str] | None
+Ask = Callable[[Vector], "Answer"]
 
 
 class Skip(Exception):
@@ -53,7 +53,11 @@ def check(
     vectors = select(algorithms, tiers)
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
-    return judge([(v, answer_of(meta_gradient, v.case.astype(dtype), timeout)) for v in vectors], title)
+
+    def ask(vector: Vector) -> Answer:
+        return answer_of(meta_gradient, vector.case.astype(dtype), timeout)
+
+    return judge([(v, ask(v)) for v in vectors], title, ask)
 
 
 def select(algorithms: Names, tiers: Names) -> list[Vector]:
@@ -234,6 +238,10 @@ NEARLY = {
 }  # relative: what float64 loses in a roundabout way, while no mistake that is known is so small
 
 
+LOW = 1.5  # digits: who has as many everywhere may be imprecise and not wrong
+NEAR = 3  # searches, then: two mistakes would hardly leave so much right
+
+
 class Judged(NamedTuple):
     """An answer, what became of it (a key of STATUS, or form, rounded, wrong), and its row."""
 
@@ -280,48 +288,40 @@ def correct_digits(error: float) -> float:
 # --- One algorithm ---
 
 
-def judge(answers: Iterable[tuple[Vector, Answer]], title: str = "refmeta check") -> Report:
-    """Rows and verdicts for answers that were computed anywhere."""
-    with np.errstate(over="ignore", invalid="ignore"):  # an answer of 1e308 is wrong, and its square too large
+def judge(answers: Iterable[tuple[Vector, Answer]], title: str = "refmeta check", ask: Ask | None = None) -> Report:
+    """Rows and verdicts for answers that were computed anywhere; where nothing explains them, one is asked for again."""
+    with np.errstate(all="ignore"):  # an answer of 1e308 is wrong, and its square too large
         every = [judged(*pair) for pair in answers]
         names = dict.fromkeys(j.row.algorithm for j in every)
-        found = [concluded(name, [j for j in every if j.row.algorithm == name]) for name in names]
+        found = [concluded(name, [j for j in every if j.row.algorithm == name], ask) for name in names]
     rows = {j.row.id: j.row for own, _ in found for j in own}
     return Report([rows[j.row.id] for j in every], [verdict for _, verdict in found], title)
 
 
-def concluded(algorithm: str, every: list[Judged]) -> tuple[list[Judged], Verdict]:
-    """The rows and verdict of one algorithm under the conventions that the cases ask for, or under one of its own."""
-    found = verdict(algorithm, every)
-    if found.kind not in ("convention", "unexplained") or sum(j.answer.gradient is not None for j in every) < 2:
+def concluded(algorithm: str, every: list[Judged], ask: Ask | None) -> tuple[list[Judged], Verdict]:
+    """The rows and verdict of one algorithm under the conventions that the cases ask for, or under those of its own."""
+    found = verdict(algorithm, every, ask)
+    own = found.explanations[0].own if found.explanations else {}
+    if not own:
         return every, found
-    best = every, found
-    for tasks, reptile in product(CONVENTIONS["tasks"].split(), CONVENTIONS["reptile"].split()):
-        if algorithm != "reptile" and reptile != "displacement":
-            continue
-        own = [judged(j.vector, converted(j.answer, j.vector.case, tasks, reptile)) for j in every]
-        other, name = verdict(algorithm, own), f"the {tasks} over the tasks" + f", {reptile}" * (algorithm == "reptile")
-        if deviations(other) < deviations(best[1]):
-            best = own, other._replace(text=f"{other.text}{words.OWN.format(name)}")
-    return best
+    again = [judged(under(j.vector, own), j.answer) for j in every]
+    if all(STATUS.get(j.cause) in ("pass", "skip") for j in again):
+        found = Verdict(algorithm, *passed([j for j in again if j.cause != "skipped"]), found.explanations)
+    return again, found._replace(text=found.text + words.own(own, algorithm))
 
 
-def deviations(found: Verdict) -> float:
-    """How many mistakes a verdict names; more than any number where it cannot say."""
-    return 0 if found.kind == "pass" else found.explanations[0].mistakes if found.explanations else np.inf
+def under(vector: Vector, own: dict[str, str]) -> Vector:
+    """The vector with the answer that these conventions give."""
+    case = replace(vector.case, conventions={**vector.case.conventions, **own})
+    if case.conventions == vector.case.conventions or (case.algorithm == "reptile" and not case.alpha):
+        return vector
+    gradient = case.combine(gradients(case.derivatives, case.settings))
+    sizes = zip(gradient, vector.gradient, vector.scale, strict=True)
+    scale = [s * float(np.linalg.norm(g) / np.linalg.norm(b) if g.any() and b.any() else 1) for g, b, s in sizes]
+    return replace(vector, case=case, gradient=gradient, scale=scale)
 
 
-def converted(answer: Answer, case: Case, tasks: str, reptile: str) -> Answer:
-    """An answer under these conventions, made into one under those of the case."""
-    own = replace(case, conventions={**case.conventions, "tasks": tasks, "reptile": reptile})
-    if answer.gradient is None or (case.algorithm == "reptile" and not case.alpha):
-        return answer
-    factors = {case.factor(supports) / own.factor(supports) for supports, _ in case.tasks if supports} or {1}
-    ratio = factors.pop() * own.divisor / case.divisor
-    return answer if factors else answer._replace(gradient=[leaf * ratio for leaf in answer.gradient])
-
-
-def verdict(algorithm: str, every: list[Judged]) -> Verdict:
+def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verdict:
     """What is wrong with one algorithm, from all answers for it: the first that applies."""
 
     def of(*causes: str) -> list[Judged]:
@@ -335,24 +335,74 @@ def verdict(algorithm: str, every: list[Judged]) -> Verdict:
     came = [(j.vector, j.answer.gradient or [], j.answer.dtype) for j in of("right", "nearly", "rounded", "wrong")]
     found = [ZERO] if len(came) == 1 and not flat(came[0][1]).any() else []
     if len(came) > 1 and of("wrong"):
-        found = explain(of_vectors(came))
+        near = min(j.row.digits for j in of("right", "nearly", "rounded", "wrong")) >= LOW
+        found = explain(of_vectors(came), SEARCHES[:NEAR] if near else SEARCHES)
     if canaries and not found:
         return Verdict(algorithm, "wiring", words.WIRING.format(row=canaries[0].row))
     if formal := of("form", "not finite"):
         return Verdict(algorithm, "form", f"the form is wrong: {formal[0].row.message}.")
     if len(of("none")) == len(wrong):
         return Verdict(algorithm, "error", f"no answer where it is missing: {wrong[0].row.message}.")
+    judgeable = of("right", "nearly", "rounded", "wrong")
     if not of("wrong"):
         single = min(j.row.digits for j in of("rounded")) < 10
-        return Verdict(algorithm, "precision", words.SINGLE if single else words.ROUNDABOUT)
-    kind = "unexplained" if not found else "convention" if found[0].convention else "bug"
+        alpha = single and rounded_alpha(judgeable)
+        return Verdict(algorithm, "precision", words.ALPHA if alpha else words.SINGLE if single else words.ROUNDABOUT)
     first = next((text for j in wrong for text in wrong_inside(j)), "")
     if found or len(came) == 1:
-        text = words.describe(found) if found else alone(*of("wrong"))
-        return Verdict(algorithm, kind, first + text, tuple(found))
-    where = rule([j.vector.case for j in of("wrong")], [j.vector.case for j in of("right", "nearly")])
-    text = words.UNEXPLAINED + words.WHERE.format(where, len(of("wrong")), len(came)) * bool(where)
-    return Verdict(algorithm, kind, first + text, evidence=where)
+        kind = "unexplained" if not found else "convention" if found[0].convention else "bug"
+        return Verdict(algorithm, kind, first + (words.describe(found) if found else alone(*of("wrong"))), tuple(found))
+    if ask and (changed := next((j for j in of("wrong") if not repeated(j, ask(j.vector))), None)):
+        return Verdict(algorithm, "unrepeatable", words.TWICE.format(changed.row.id))
+    proof = proven(judgeable)
+    kind = "precision" if proof.digits else "unexplained"
+    more = "" if proof.digits or any(j.answer.inside for j in asked) else words.ASK
+    return Verdict(algorithm, kind, first + words.evidence(proof) + more, evidence=proof)
+
+
+def repeated(j: Judged, again: Answer) -> bool:
+    """Whether a second answer is the first, to a few roundings."""
+    one, two = (flat(answer.gradient or []) for answer in (j.answer, again))
+    return one.shape == two.shape and bool(np.linalg.norm(one - two) <= 1e-5 * np.linalg.norm(one))
+
+
+def proven(came: list[Judged]) -> Evidence:
+    """What the answers prove, where no program explains all of them."""
+    wrong = [j for j in came if j.cause in ("wrong", "rounded")]
+    worst = min(j.row.digits for j in wrong)
+    answers = [of_vector(j.vector, j.answer.gradient or [], j.answer.dtype) for j in came]
+    if worst >= LOW:
+        return Evidence(wrong=len(wrong), asked=len(came), digits=worst, factor=factor(answers))
+    cases, others = [j.vector.case for j in wrong], [j.vector.case for j in came if j not in wrong]
+    where, (program, missing) = rule(cases, others), nearest(answers)
+    return Evidence(
+        where,
+        len(wrong),
+        len(came),
+        "" if where else rule(others, cases),
+        not others and any(not case.alpha for case in cases),
+        wrong_arrays([(a, wrong_parts(j)) for a, j in zip(answers, came, strict=True) if j in wrong]),
+        multiples(answers),
+        combination(answers),
+        program,
+        tuple(came[i].row.id for i in missing),
+    )
+
+
+def wrong_parts(j: Judged) -> list[bool]:
+    """Of each array whether it is wrong."""
+    sizes = [max(s, float(np.linalg.norm(e))) for e, s in zip(j.vector.gradient, j.vector.scale, strict=True)]
+    triples = zip(j.answer.gradient or [], j.vector.gradient, sizes, strict=True)
+    limit = max(j.vector.tolerance[j.answer.dtype], NEARLY[j.answer.dtype])
+    return [float(np.linalg.norm(g - e)) > limit * s for g, e, s in triples]
+
+
+def rounded_alpha(came: list[Judged]) -> bool:
+    """Whether all answers are right for the α that has the case's first six digits."""
+    cases = [replace(j.vector.case, alpha=float(f"{j.vector.case.alpha:.6g}")) for j in came]
+    right = [case.combine(gradients(case.derivatives, case.settings)) for case in cases]
+    again = (judged(replace(j.vector, gradient=g), j.answer) for j, g in zip(came, right, strict=True))
+    return all(STATUS.get(j.cause) == "pass" for j in again)
 
 
 def unwired(j: Judged) -> bool:
@@ -362,9 +412,10 @@ def unwired(j: Judged) -> bool:
 
 def alone(j: Judged) -> str:
     """What is certain of one wrong answer: one vector tells hardly one mistake from another."""
-    found = of_vector(j.vector, j.answer.gradient or [], j.answer.dtype).fits()
-    factors = sorted(str(factor) for tasks, factor in found if tasks == "all" and factor.named)
-    return words.ALONE.format(f"it is {' or '.join(factors)} times the answer" if factors else j.row.message)
+    case, found = j.vector.case, of_vector(j.vector, j.answer.gradient or [], j.answer.dtype).fits()
+    meant = factors(len(case.tasks), case.alpha, len(case.tasks[0][0]), case.algorithm)
+    said = sorted(str(factor) for tasks, factor in found if tasks == "all" and (factor in meant))
+    return words.ALONE.format(f"it is {' or '.join(said)} times the answer" if said else j.row.message)
 
 
 def passed(asked: list[Judged]) -> tuple[str, str]:

@@ -1,13 +1,103 @@
-"""What the answers prove where no mistake explains them: on which vectors they are wrong."""
+"""What the answers prove where no program explains all of them: where they are wrong, of what, and what comes near."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
 from refmeta.conformance.cases import Case
+from refmeta.conformance.explain import Answered, Fit, Program, touches, usual
+from refmeta.conformance.programs import ARRAYS, EVERY
 
-MOST = 3  # conditions of a rule
+MOST = 3  # conditions of a rule, and pieces of a combination
+EQUATIONS = 8  # numbers in the answers for each coefficient
+NEXT = 1e-2  # a factor that is so near to 1 goes for none, on first sight
+SHARE = 0.75  # of the answers that a program explains, to be called near
+
+
+class Evidence(NamedTuple):
+    """where: what the wrong vectors, and no others, have in common; so many of those asked are wrong.
+
+    unless: what the right ones, and no others, have. outside: it is wrong where the inner loop does nothing, too.
+    arrays: those that alone are wrong. multiples: the least and the largest number that the right answer is multiplied
+    by. pieces: the answer, as multiples of these. nearest: the program that explains most, and the ids of the vectors
+    that it does not explain. digits: how many are correct everywhere, where that is all that is wrong; factor: what the
+    right answer is multiplied by.
+    """
+
+    where: str = ""
+    wrong: int = 0
+    asked: int = 0
+    unless: str = ""
+    outside: bool = False
+    arrays: str = ""
+    multiples: tuple[float, ...] = ()
+    pieces: dict[str, float] = {}  # noqa: RUF012 - nobody writes into it
+    nearest: Program = ()
+    missing: tuple[str, ...] = ()
+    digits: float = 0
+    factor: float = 1
+
+
+# Of the right gradient and what is near it: a program, less another.
+PIECES: dict[str, tuple[Program, Program | None]] = {
+    "the query gradient at φ_K": (("first_order", "reptile_by_query"), None),
+    "the second-order term": ((), ("first_order",)),
+    "the displacement θ − φ_K": (("second_order",), None),
+    "the query gradient at θ": (("reptile_by_query", "no_adaptation"), None),
+    "the support gradient at θ": (("support_gradient_at_theta",), None),
+    "the sum of the inner gradients": (("inner_gradients_alone",), None),
+    "the support gradient at φ_K": (("reptile_by_query", "first_order", "support_as_query"), None),
+    "θ": (("penalty=1",), ()),
+}
+
+
+def combination(answers: Sequence[Answered]) -> dict[str, float]:
+    """The fewest pieces of which every answer is the same combination, and their coefficients; {} if none are."""
+    pieces: dict[str, list[np.ndarray]] = {}
+    for name, (program, less) in PIECES.items():
+        rows = [a.under(program).sum(0) - (0 if less is None else a.under(less).sum(0)) for a in answers]
+        rows = [row / len(a.settings) for row, a in zip(rows, answers, strict=True)] if name == "θ" else rows
+        if name == "the displacement θ − φ_K" and not answers[0].settings[0].displaced:
+            continue
+        known = [np.concatenate(other) for other in pieces.values()]
+        if any(np.any(row) for row in rows) and not any(
+            np.allclose(np.concatenate(rows), other, 1e-9) for other in known
+        ):
+            pieces[name] = rows
+    weights, got = np.concatenate([np.full(a.got.size, 1 / a.limit) for a in answers]), [a.got for a in answers]
+    for many in range(1, MOST + 1):
+        for names in combinations(pieces, many) if len(weights) >= EQUATIONS * many else []:
+            columns = np.array([np.concatenate(pieces[name]) for name in names]).T
+            found = np.linalg.lstsq(columns * weights[:, None], np.concatenate(got) * weights, rcond=None)[0]
+            off = (
+                sum(c * pieces[name][i] for c, name in zip(found, names, strict=True)) - g for i, g in enumerate(got)
+            )
+            if all(np.linalg.norm(rest) <= a.limit for rest, a in zip(off, answers, strict=True)):
+                return {name: float(f"{c:.4g}") for name, c in zip(names, found, strict=True)}
+    return {}
+
+
+def nearest(answers: Sequence[Answered]) -> tuple[Program, tuple[int, ...]]:
+    """The program of one mistake that explains most answers, if it is enough, and the places of those it does not."""
+    allowed = int(len(answers) * (1 - SHARE))
+    best: tuple[Program, tuple[int, ...]] = (), ()
+    for program in [(name,) for name in (*EVERY, *usual()) if touches(name, answers)]:
+        fits: list[set[Fit]] = []
+        for a in answers:
+            fits.append(a.fits(program))
+            if sum(not fit for fit in fits) > allowed:
+                break
+        else:
+            counts = Counter(fit for found in fits for fit in found)
+            how, many = counts.most_common(1)[0]
+            missing = tuple(i for i, found in enumerate(fits) if how not in found)
+            wrong = sum(a.wrong() for i, a in enumerate(answers) if i not in missing)
+            if many >= len(answers) - allowed and wrong > len(missing) and (not best[0] or len(missing) < len(best[1])):
+                best, allowed = (program, missing), len(missing)
+    return best
 
 
 def conditions(case: Case) -> dict[str, bool]:
@@ -43,4 +133,32 @@ def rule(wrong: Sequence[Case], right: Sequence[Case]) -> str:
         for names in combinations(shared, many):
             if not any(all(so[name] for name in names) for so in of_right):
                 return " and ".join(names)
+    return ""
+
+
+def factor(answers: Sequence[Answered]) -> float:
+    """What all answers are the right ones multiplied by, next to 1 and to ten digits; else 1."""
+    right = [a.under(()).sum(0) for a in answers]
+    found = [float(g @ a.got / (g @ g)) for g, a in zip(right, answers, strict=True) if np.any(g)]
+    off = max(np.linalg.norm(a.got - found[0] * g) / np.linalg.norm(a.got) for g, a in zip(right, answers, strict=True))
+    return found[0] if off < 1e-10 and abs(found[0] - 1) < NEXT else 1.0
+
+
+def multiples(answers: Sequence[Answered]) -> tuple[float, ...]:
+    """The least and the largest multiple of the right answer, where every answer of three numbers or more is one."""
+    long = [a for a in answers if a.got.size > 2]
+    if not long or any(np.linalg.norm(a.off(())) > a.limit for a in long):
+        return ()
+    sums = [(a.under(()).sum(0), a.got) for a in long]
+    found = sorted(float(g @ got / (g @ g)) for g, got in sums if g.any())
+    return (found[0], found[-1]) if found else ()
+
+
+def wrong_arrays(parts: Sequence[tuple[Answered, Sequence[bool]]]) -> str:
+    """The kind of array that alone is wrong, wherever there is another. parts: wrong answers, and which arrays are."""
+    for name, shares in ARRAYS.values():
+        kinds = [(list(shares(a.settings[0])), wrong) for a, wrong in parts if len(wrong) > 1]
+        some = [(kind, wrong) for kind, wrong in kinds if not all(kind)]
+        if len(some) > 1 and all(all(k or not w for k, w in zip(*pair, strict=True)) for pair in some):
+            return name
     return ""

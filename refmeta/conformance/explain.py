@@ -1,38 +1,48 @@
-"""Which known mistake gives exactly this wrong answer?
+"""Which program gives exactly this wrong answer?
 
-For each mistake a vector holds the wrong gradient c_i of every task i. A mistake and weights w explain an answer g if
-g = Σ_i w_i c_i within rounding; the weights say whether tasks were summed, averaged or lost. An explanation holds for
-an algorithm only if it holds for *all* its vectors, those that passed included. So none is a guess.
+A program is the right one with mistakes in it. For each task it gives a gradient c_i; it and weights w explain an
+answer g if g = Σ_i w_i c_i within rounding; the weights say whether tasks were summed, averaged or lost. An explanation
+holds for an algorithm only if it holds for *all* its vectors, those that passed included. So none is a guess.
+
+The searches go from the likely to the far-fetched: one mistake, a number in one, two mistakes, three. Most programs are
+refused by the first answer, which is the cheapest to compute.
 """
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
-from itertools import permutations
+from itertools import combinations, product
 from operator import is_
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from refmeta.conformance.cases import Vector
-from refmeta.conformance.mistakes import EVERY, MISTAKES, OTHERS, with_mistakes
+from refmeta.conformance.cases import CONVENTIONS, Case, Vector
+from refmeta.conformance.mistakes import MISTAKES
+from refmeta.conformance.programs import EVERY, EXAMPLES, FAMILIES, OTHERS, known, with_mistakes
 from refmeta.conformance.rules import Setting, flat, gradients
 from refmeta.trees import Theta
 
 T = TypeVar("T")
-USUAL = (1e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)  # step sizes
-USUAL_FACTORS = (0.1, 0.2, 1 / 3, 0.5, 0.9, 0.95, 0.99, 1.5, 2, 3, 5, 10)  # of the step size
+Program = tuple[str, ...]  # the ids of its mistakes, in the order in which they are made
 HEAVIEST = 1e3  # weight of a task: it counts a few times, or not at all
 NEAR = 1e-3  # of an answer: nothing farther off explains it
-STEPS = 12  # of Gauss–Newton
+FAR = 20  # times the usual numbers
+STEPS, SOON = 12, 5  # of Gauss–Newton, and those after which it must be near
+BEAM = 8  # programs that another mistake is added to
 
 
 class Factor(NamedTuple):
-    """What a sum over tasks is multiplied by: a number of four digits, or ±1 times a quantity that has a name."""
+    """What a sum over tasks is multiplied by: a number of four digits, or ±1 times a quantity that has a name.
+
+    own: the conventions that this makes of those of a vector.
+    """
 
     number: float = 1.0
     name: str = ""
+    own: tuple[tuple[str, str], ...] = ()
 
     @property
     def named(self) -> bool:
@@ -49,26 +59,32 @@ Pattern = str | tuple[float, ...]  # which tasks count: a key of patterns(), or 
 class Explanation(NamedTuple):
     """The mistakes made in every task, the tasks that count, and the factor of the sum over them."""
 
-    suspects: tuple[str, ...] = ()
+    suspects: Program = ()
     tasks: Pattern = "all"
     scale: Factor = Factor()
-    alpha: float | None = None  # that of the inner loop, where it is not the one that was asked for
+
+    @property
+    def own(self) -> dict[str, str]:
+        """The conventions that it keeps to, whatever a vector asks for; none, if to those of the vectors."""
+        return dict([*self.scale.own, *(("examples", EXAMPLES[name]) for name in self.suspects if name in EXAMPLES)])
 
     @property
     def mistakes(self) -> int:
         """How many things it says are other than they should be."""
-        return len(self.suspects) + (self.tasks != "all") + (self.scale != Factor()) + (self.alpha is not None)
+        scaled = self.scale != Factor() and not self.scale.own
+        return sum(name not in EXAMPLES for name in self.suspects) + (self.tasks != "all") + scaled
 
     @property
     def convention(self) -> bool:
         """Whether nothing but a positive factor differs."""
-        return not self.suspects and self.tasks == "all" and self.scale.number > 0 and self.alpha is None
+        return not self.suspects and self.tasks == "all" and self.scale.number > 0
 
 
 Fit = tuple[Pattern, Factor]
 ZERO = Explanation(("zero",))  # every gradient is zero
 
 
+@cache
 def patterns(n: int) -> dict[str, np.ndarray]:
     """The weights of n tasks under the patterns that have a name."""
     first, last = np.eye(n)[[0, -1]]
@@ -78,6 +94,10 @@ def patterns(n: int) -> dict[str, np.ndarray]:
         "first": first,
         "all but the last": 1 - last,
         "all but the first": 1 - first,
+        "sums of all until then": np.arange(n, 0, -1.0),
+        "the first one twice": 0 * last + 1 + first,
+        "the last one twice": 0 * last + 1 + last,
+        "a running average, by 0.9": 0.1 * 0.9 ** np.arange(n - 1, -1, -1.0),
     }
 
 
@@ -92,31 +112,56 @@ def factors(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[Factor
     return {Factor(1, name): c for name, c in named.items()} | flipped
 
 
+def odd_factors(tasks: int, alpha: float, steps: int) -> dict[Factor, float]:
+    """Those that nobody means."""
+    named = {"1/(tasks - 1)": 1 / max(tasks - 1, 1)} | ({"alpha": alpha, "1/alpha": 1 / alpha} if alpha else {})
+    if steps > 1:
+        named |= {"steps": float(steps), "1/steps": 1 / steps, "1/(steps tasks)": 1 / (steps * tasks)}
+        named |= {"1/(steps + 1)": 1 / (steps + 1)}
+    return {Factor(sign, name): sign * c for name, c in named.items() for sign in (1, -1)}
+
+
+def conventions(case: Case) -> dict[Factor, float]:
+    """What the answer of a program that keeps to conventions of its own is multiplied by: it has their names."""
+    found = {Factor(1, "1/(tasks - 1)"): case.divisor / max(len(case.tasks) - 1, 1)}
+    for tasks, reptile in product(*(CONVENTIONS[what].split() for what in ("tasks", "reptile"))):
+        own = replace(case, conventions={**case.conventions, "tasks": tasks, "reptile": reptile})
+        ratios = {1.0} if reptile == "displacement" or case.algorithm == "reptile" else set()
+        if case.algorithm == "reptile" and case.alpha:
+            ratios = {own.factor(supports) / case.factor(supports) for supports, _ in case.tasks if supports} or {1.0}
+        if len(ratios) == 1:
+            name = f"the {tasks} over the tasks" + f", {reptile}" * (case.algorithm == "reptile")
+            found[Factor(1, name, (("tasks", tasks), ("reptile", reptile)))] = ratios.pop() * case.divisor / own.divisor
+    return found
+
+
 def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], limit: float) -> set[Fit]:
     """The (tasks, factor) for which c · Σ w_i · per_task_i is `got` to within `limit`, by least squares.
 
     Free weights count only where no pattern of tasks fits and there are two numbers more than weights. Factors are told
     apart by four digits, weights by three.
     """
-
-    def near(guess: np.ndarray) -> bool:
-        return bool(np.linalg.norm(got - guess) <= limit)
-
     found: set[Fit] = set()
     if not np.isfinite(per_task).all():
         return found
-    for name, pattern in patterns(len(per_task)).items():
-        u = pattern @ per_task
-        found |= {(name, factor) for factor, c in known.items() if near(c * u)}
-        c = (got @ u) / (u @ u) if u.any() else 0
+    names, weights = list(patterns(len(per_task))), np.array(list(patterns(len(per_task)).values()))
+    sums = weights @ per_task
+    squares = np.einsum("ij,ij->i", sums, sums)
+    best = (sums @ got) / np.where(squares > 0, squares, 1)
+    rest = np.linalg.norm(got - best[:, None] * sums, axis=1)
+    for i in np.flatnonzero(rest <= limit):  # no other factor is nearer than the best
+        c, length = float(best[i]), float(np.sqrt(squares[i]))
+        most = np.sqrt(limit**2 - rest[i] ** 2) / length if length else np.inf  # how far a factor may be from the best
+        found |= {(names[i], factor) for factor, value in known.items() if abs(value - c) <= most}
         fitted = Factor(float(f"{c:.4g}"))
-        visible = abs(abs(c) - 1) * float(np.linalg.norm(u)) > 10 * limit  # within that any factor near 1 fits
-        if c and visible and not fitted.named and near(c * u):
-            found.add((name, fitted))
+        visible = abs(abs(c) - 1) * length > 10 * limit  # within that any factor near 1 fits
+        if c and visible and not fitted.named:
+            found.add((names[i], fitted))
     if not found and len(per_task) > 1 and len(got) > len(per_task) + 1:
-        weights = np.linalg.lstsq(per_task.T, got, rcond=None)[0]
-        rounded = tuple(float(f"{w:.3g}") for w in weights)
-        if near(weights @ per_task) and not {*rounded} <= {0, 1} and np.abs(weights).max() < HEAVIEST:
+        free = np.linalg.lstsq(per_task.T, got, rcond=None)[0]
+        rounded = tuple(float(f"{w:.3g}") for w in free)
+        near = np.linalg.norm(got - free @ per_task) <= limit
+        if near and not {*rounded} <= {0, 1} and np.abs(free).max() < HEAVIEST:
             found.add((rounded, Factor()))
     return found
 
@@ -127,66 +172,78 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
 class Answered(NamedTuple):
     """An answer to one question, and what an explanation of it is held against.
 
-    under(mistakes, alpha): the gradient of every task, a row each, with these mistakes and perhaps another α.
-    alpha: the one asked for. factors: those that have a name. limit: how far from the answer an explanation may be.
-    rounding(mistakes, alpha): how far it may be where its own rounding is larger, as on a path that climbs.
+    under(program): the gradient of every task, a row each. factors: those that have a name. limit: how far from the
+    answer an explanation may be. rounding(program): how far it may be where its own rounding is larger, as on a path
+    that climbs. small: whether a program costs little here.
     """
 
     got: np.ndarray
-    under: Callable[..., np.ndarray]
-    alpha: float
+    under: Callable[[Program], np.ndarray]
     factors: dict[Factor, float]
     limit: float
-    rounding: Callable[..., float] = lambda *_: 0.0
+    rounding: Callable[[Program], float] = lambda _: 0.0
+    settings: Sequence[Setting] = ()
+    small: bool = True
 
-    def fits(self, mistakes: tuple[str, ...] = (), alpha: float | None = None) -> set[Fit]:
+    def fits(self, program: Program = ()) -> set[Fit]:
         """How the answer is made of the gradients with these mistakes."""
-        rows, near = self.under(mistakes, alpha), NEAR * float(np.linalg.norm(self.got))
+        rows, near = self.under(program), NEAR * float(np.linalg.norm(self.got))
         found = matches(self.got, rows, self.factors, self.limit)
-        if not found and matches(self.got, rows, self.factors, near):
-            found = matches(self.got, rows, self.factors, min(near, self.rounding(mistakes, alpha)))
+        if not found and near > self.limit and matches(self.got, rows, self.factors, near):
+            found = matches(self.got, rows, self.factors, min(near, self.rounding(program)))
         return found
 
-    def shows(self, mistakes: tuple[str, ...], alpha: float | None) -> bool:
+    def shows(self, program: Program) -> bool:
         """Whether the right gradient is visibly another."""
-        return bool(np.linalg.norm((self.under(mistakes, alpha) - self.under(())).sum(0)) > 10 * self.limit)
+        return bool(np.linalg.norm((self.under(program) - self.under(())).sum(0)) > 10 * self.limit)
+
+    def off(self, program: Program) -> np.ndarray:
+        """What is left of the answer without the best multiple of the program's sum."""
+        u = np.clip(np.nan_to_num(self.under(program).sum(0), nan=1e150), -1e150, 1e150)
+        return np.asarray(self.got - (self.got @ u) / (u @ u or 1) * u)
+
+    def wrong(self) -> bool:
+        """Whether the right program does not explain it."""
+        return bool(np.linalg.norm(self.got - self.under(()).sum(0)) > self.limit)
 
 
 def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
     """The answer to a vector. A mistake of MISTAKES that the vector does not list is right on it."""
     case, right = vector.case, [task["gradient"] for task in vector.per_task]
-    stored: dict[tuple[str, ...], list[Theta]] = {(name,): vector.suspects.get(name, right) for name in MISTAKES}
+    stored: dict[Program, list[Theta]] = {(name,): vector.suspects.get(name, right) for name in MISTAKES}
     stored[()] = right
+    derivatives, settings = case.derivatives, case.settings
 
     def rows(per_task: Iterable[Theta]) -> np.ndarray:
         return np.array([flat(g) for g in per_task]) / case.divisor
 
     @cache
-    def under(mistakes: tuple[str, ...] = (), alpha: float | None = None) -> np.ndarray:
-        if alpha is None and mistakes in stored:
-            return rows(stored[mistakes])
-        settings, shown = reset(case.settings, alpha), list[str]()
-        for name in mistakes:  # most pairs have one that a case does not show, so they are the other alone
-            changed = with_mistakes([name], settings)
-            shown += [] if all(map(is_, changed, settings)) else [name]
-            settings = changed
-        if len(shown) < len(mistakes):
-            return under(tuple(shown), alpha)
-        return rows(case.scaled(gradients(case.derivatives, settings)))
+    def under(program: Program) -> np.ndarray:
+        if program in stored:
+            return rows(stored[program])
+        changed, shown = settings, list[str]()
+        for name in program:  # most pairs have one that a case does not show, so they are the other alone
+            before, changed = changed, with_mistakes([name], changed)
+            shown += [] if all(map(is_, changed, before)) else [name]
+        if len(shown) < len(program):
+            return under(tuple(shown))
+        return rows(case.scaled(gradients(derivatives, changed)))
 
-    known = factors(len(case.tasks), case.alpha, len(case.tasks[0][0]), case.algorithm)
-    return Answered(flat(got), under, case.alpha, known, 10 * rounding(vector, got, dtype))
+    T, K = len(case.tasks), len(case.tasks[0][0])
+    named = odd_factors(T, case.alpha, K) | factors(T, case.alpha, K, case.algorithm) | conventions(case)
+    small = case.model["kind"] == "quadratic"
+    return Answered(flat(got), under, named, 10 * rounding(vector, got, dtype), settings=settings, small=small)
 
 
 def of_vectors(answers: Iterable[tuple[Vector, Theta, str]]) -> list[Answered]:
-    """Answers to vectors, the cheapest first; three numbers are the fewest that a factor alone does not fit."""
-    cheap_first = sorted(answers, key=lambda a: (a[0].case.model["kind"] != "quadratic", abs(len(flat(a[1])) - 3)))
-    return [of_vector(*a) for a in cheap_first]
+    """Answers to vectors, the cheapest that tell programs apart first: a few numbers, several steps, several tasks."""
 
+    def cost(a: tuple[Vector, Theta, str]) -> Any:
+        case = a[0].case
+        work = sum(1 + len(supports) for supports, _ in case.tasks)
+        return case.model["kind"] != "quadratic", len(flat(a[1])) < 3 or work < 6, work
 
-def reset(settings: list[Setting], alpha: float | None) -> list[Setting]:
-    """The settings with another α, if it is given."""
-    return settings if alpha is None else [s._replace(alpha=alpha) for s in settings]
+    return [of_vector(*a) for a in sorted(answers, key=cost)]
 
 
 # --- Searches: each yields what explains all answers ---
@@ -194,60 +251,127 @@ def reset(settings: list[Setting], alpha: float | None) -> list[Setting]:
 Search = Callable[[Sequence[Answered]], Iterable[Explanation]]
 
 
-def held(answers: Sequence[Answered], mistakes: tuple[str, ...], alpha: float | None = None) -> list[Explanation]:
-    """The explanations by these mistakes, and perhaps another α, that hold for every answer and show in one."""
-    how = intersection(a.fits(mistakes, alpha) for a in answers)
-    if not how or ((mistakes or alpha is not None) and not any(a.shows(mistakes, alpha) for a in answers)):
+def held(answers: Sequence[Answered], program: Program) -> list[Explanation]:
+    """The explanations by this program that hold for every answer and show in one."""
+    how = intersection(a.fits(program) for a in answers)
+    if not how or (program and not any(a.shows(program) for a in answers)):
         return []
-    return [Explanation(mistakes, tasks, scale, alpha) for tasks, scale in how]
+    return [Explanation(program, tasks, scale) for tasks, scale in how]
+
+
+def trying(answers: Sequence[Answered], programs: Iterable[Program], what: str) -> Iterator[Explanation]:
+    for program in slow(list(programs), what):
+        yield from held(answers, program)
 
 
 def listed(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """No mistake in any task, or one that the vectors list."""
-    for mistakes in slow([(), *((name,) for name in MISTAKES)], "mistakes"):
-        yield from held(answers, mistakes)
+    return trying(answers, [(), *((name,) for name in MISTAKES)], "mistakes")
+
+
+def usual(families: Iterable[str] = FAMILIES) -> list[str]:
+    """The numbers that people write."""
+    return [f"{name}={value:.6g}" for name in families for value in FAMILIES[name].usual]
 
 
 def others(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """A mistake that no vector lists."""
-    for name in slow(list(OTHERS), "more mistakes"):
-        yield from held(answers, (name,))
+    return trying(answers, [(name,) for name in (*OTHERS, *usual())], "more mistakes")
+
+
+def fitted(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """A mistake with a number in it: fitted to one answer, and held against all."""
+    return beside(answers, [()])
 
 
 def step_sizes(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Another α in the inner loop: fitted to one answer, under a factor that has a name, and held against all."""
-    wrong = [a for a in answers if a.got.size > 2 and a.alpha and np.linalg.norm(a.got - a.under(()).sum(0)) > a.limit]
-    for c in sorted({c for a in wrong[:1] for c in a.factors.values() if c > 0}):
-        yield from held(answers, (), float(f"{fitted_alpha(wrong[0], c):.6g}"))
+    """Another α, fitted."""
+    return beside(answers, [()], ["alpha"])
 
 
-def fitted_alpha(a: Answered, factor: float) -> float:
-    """The α whose gradient is nearest to the answer: the best of those that people write, then Gauss–Newton steps."""
+def beside(
+    answers: Sequence[Answered], programs: Iterable[Program], families: Iterable[str] = tuple(FAMILIES)
+) -> Iterator[Explanation]:
+    """A mistake with a number in it beside those of a program."""
+    wrong = [a for a in answers if a.got.size > 2 and a.wrong()]
+    shown = {
+        name: next((a for a in wrong if a.shows((f"{name}={f.usual[0]}",))), None)
+        for name, f in FAMILIES.items()
+        if name in families
+    }
+    for program in programs:
+        for name, a in shown.items():
+            whole = FAMILIES[name].whole
+            found = FAMILIES[name].usual if whole else [value] if a and (value := fit(a, program, name)) else []
+            for number in found:
+                yield from held(answers, (*program, f"{name}={number:.6g}"))
 
-    def off(alpha: float) -> np.ndarray:
-        found = factor * a.under((), alpha).sum(0) - a.got
-        return np.asarray(np.nan_to_num(found, nan=1e150, posinf=1e150, neginf=-1e150))
 
-    def far(alpha: float) -> float:
-        return float(np.linalg.norm(off(alpha)))
+def fit(a: Answered, program: Program, family: str) -> float | None:
+    """The number whose gradient is nearest to the answer: from the best of the usual ones by Gauss–Newton steps.
 
-    best = min(
-        [*USUAL, *(a.alpha * c for c in USUAL_FACTORS), *(a.alpha * c for c in a.factors.values() if c > 0)], key=far
-    )
+    None: it comes near with none.
+    """
+
+    def off(value: float) -> np.ndarray:
+        return a.off((*program, f"{family}={value!r}"))
+
+    best = min(FAMILIES[family].usual, key=lambda value: float(np.linalg.norm(off(value))))
     other, best = best, best * (1 + 1e-4)
-    for _ in range(STEPS):
+    for steps in range(STEPS):
         r = off(best)
+        if steps > SOON and np.linalg.norm(r) > NEAR * np.linalg.norm(a.got):
+            return None
         slope = (r - off(other)) / (best - other)
-        other, best = best, max(best - (slope @ r) / (slope @ slope or 1), best / 4)
+        other, best = best, max(float(best - (slope @ r) / (slope @ slope or 1)), best / 4)
         if abs(best - other) < 1e-9 * best:
             break
-    return best
+    usual = FAMILIES[family].usual
+    if not min(usual) / FAR < best < max(usual) * FAR:
+        return None
+    return best if np.linalg.norm(off(best)) <= max(10 * a.limit, 1e-5 * float(np.linalg.norm(a.got))) else None
 
 
-def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Two mistakes at once."""
-    for both in slow(list(permutations(MISTAKES, 2)), "pairs of mistakes"):
-        yield from held(answers, both)
+def pairs(answers: Sequence[Answered], names: Sequence[str] = tuple(EVERY)) -> Iterator[Explanation]:
+    """Two mistakes at once; in both orders only where they change the same choice."""
+    touched = {name: touches(name, answers) for name in possible(answers, names)}
+    # An optimiser's derivative takes its time, so it is tried beside the listed mistakes alone.
+    both = [(a, b) for a, b in combinations(touched, 2) if a in MISTAKES or "update" not in touched[a] | touched[b]]
+    turned = [(b, a) for a, b in both if touched[a] & touched[b] or {a, b} <= {*MISTAKES}]
+    return trying(answers, [*both, *turned], "pairs of mistakes")
+
+
+def listed_pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """Two mistakes that the vectors list."""
+    return pairs(answers, tuple(MISTAKES))
+
+
+def with_a_number(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """A listed mistake, and another with a number in it."""
+    return beside(answers, [(name,) for name in possible(answers, MISTAKES)])
+
+
+def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
+    """The choices that a mistake changes in any of the answers' settings."""
+    before = [s for a in answers for s in a.settings]
+    changed = [pair for pair in zip(before, with_mistakes([name], before), strict=True) if pair[0] is not pair[1]]
+    return frozenset(f for a, b in changed for f in Setting._fields if getattr(a, f) is not getattr(b, f))
+
+
+def possible(answers: Sequence[Answered], names: Iterable[str]) -> list[str]:
+    """The mistakes that change a choice, and show in no right answer: two that cancel there are not looked for."""
+    right = [a for a in answers if not a.wrong()]
+    return [name for name in names if touches(name, answers) and not any(a.shows((name,)) for a in right)]
+
+
+def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """Three listed mistakes, or two of them that come near and any other."""
+    names = possible(answers, MISTAKES)
+    yield from trying(answers, combinations(names, 3), "triples of mistakes")
+    wrong = next(a for a in answers if a.wrong())
+    near = sorted(combinations(names, 2), key=lambda pair: float(np.linalg.norm(wrong.off(pair))))[:BEAM]
+    more = [(*pair, name) for pair in near for name in possible(answers, [*OTHERS, *usual()])]
+    yield from trying(answers, more, "triples of mistakes")
 
 
 def slow(items: Collection[T], what: str) -> Iterator[T]:
@@ -270,9 +394,10 @@ def intersection(sets: Iterable[set[Any]]) -> set[Any]:
     return common
 
 
-SEARCHES: tuple[Search, ...] = (listed, others, step_sizes, pairs)
+SEARCHES: tuple[Search, ...] = (listed, others, fitted, listed_pairs, with_a_number, pairs, triples)
 
 
+@np.errstate(all="ignore")  # a wrong program may overflow, or divide by the norm of nothing
 def explain(answers: Sequence[Answered], searches: Sequence[Search] = SEARCHES) -> list[Explanation]:
     """The simplest explanations of all answers, by the first search that has any; those with few numbers are cheap."""
     if not np.isfinite([a.limit for a in answers]).all():
@@ -294,11 +419,24 @@ def telling(found: set[Explanation], numbers: int) -> set[Explanation]:
     return {e for e in found if e != Explanation() and (numbers > 2 or e.scale.named)}
 
 
-def simplest(found: Iterable[Explanation]) -> list[Explanation]:
-    """Those with the fewest mistakes, of two orders of a pair the first; the order is that of MISTAKES."""
-    order = list(EVERY)
+def simplest(found: Collection[Explanation]) -> list[Explanation]:
+    """Those that say least: the fewest mistakes, listed ones before others, the vectors' conventions before its own.
+
+    Of two orders of a pair, and of two ways to say the same, the first.
+    """
+    order = {name: i for i, name in enumerate(EVERY)}
     named = {(e.suspects, e.tasks) for e in found if e.scale.named}
-    found = [e for e in found if e.scale.named or (e.suspects, e.tasks) not in named]
-    ranked = sorted(found, key=lambda e: (e.mistakes, [order.index(s) for s in e.suspects], str(e.tasks), str(e.scale)))
-    one_order = {(frozenset(e.suspects), *e[1:]): e for e in reversed(ranked)}
-    return [e for e in reversed(one_order.values()) if e.mistakes == ranked[0].mistakes]
+    told = [e for e in found if e.scale.named or (e.suspects, e.tasks) not in named]
+
+    def cost(e: Explanation) -> tuple[int, ...]:
+        return e.mistakes, sum(name not in MISTAKES for name in e.suspects), len(e.own)
+
+    least = min(map(cost, told))
+    best = [e for e in told if cost(e) == least]
+    odd = {factor.name for factor in odd_factors(2, 0, 2)}
+    ranked = sorted(
+        best,
+        key=lambda e: ([order.get(s, 999) for s in e.suspects], str(e.tasks), e.scale.name in odd, str(e.scale)),
+    )
+    said = {(frozenset(known(s).title for s in e.suspects), e.tasks, e.scale): e for e in reversed(ranked)}
+    return list(reversed(said.values()))

@@ -6,25 +6,13 @@ is a weight (B4, B5).
 """
 
 import re
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from refmeta.conformance.rules import (
-    Derivatives,
-    Setting,
-    fomaml,
-    joint,
-    kept,
-    maml,
-    moves,
-    path,
-    points,
-    pull_back,
-    reptile,
-)
-from refmeta.trees import Array, Theta, add, axpy
+from refmeta.conformance.rules import Derivatives, Outer, Setting, Term, at_the_end, at_theta, hessian, kept
+from refmeta.trees import Array, Batch, Theta
 
 Change = Callable[[Setting], Setting | None]  # None: this mistake cannot be made here
 
@@ -42,7 +30,6 @@ class Mistake(NamedTuple):
 
 UNSEEN = "no public case known"
 MISTAKES: dict[str, Mistake] = {}  # those that the vectors list
-OTHERS: dict[str, Mistake] = {}  # those that are computed where they are asked for
 
 
 def mistake(change: Change) -> Change:
@@ -55,16 +42,38 @@ def mistake(change: Change) -> Change:
     return change
 
 
-def other(id: str, title: str, cause: str, change: Change, seen: str = UNSEEN, ledger: str = "") -> None:
-    """Register a mistake that no vector lists."""
-    OTHERS[id] = Mistake(id, title, cause, seen, ledger, change)
+# --- What changes are made of ---
+
+
+def times(shares: Sequence[Any], more: Sequence[Any]) -> tuple[Any, ...]:
+    """The shares of each array, in turn."""
+    return tuple(a if b is True else b * a for a, b in zip(shares, more, strict=True))
+
+
+def weights(s: Setting) -> tuple[bool, ...]:
+    """Of each array whether it is no bias; where none has two axes, none is."""
+    axes = list(map(np.ndim, s.theta))
+    return tuple(many > 1 or max(axes) < 2 for many in axes)
+
+
+def after_every_step(s: Setting) -> list[Term]:
+    return [(k, s.query, 1) for k in range(1, len(s.supports) + 1)]
+
+
+def and_supports(outer: Outer) -> Outer:
+    return lambda s: [*outer(s), *((k, batch, 1) for k, batch in enumerate(s.supports))]
+
+
+def block(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
+    """P ∇²L P v."""
+    return kept(d.hvp(phi, batch, v), s.rates)
+
+
+def partly(s: Setting) -> bool:
+    return s.adapts and not all(s.rates)
 
 
 # --- The second-order term ---
-
-
-def instead_of_maml(rule: Callable[[Derivatives, Setting], Theta], s: Setting) -> Setting | None:
-    return s._replace(rule=rule) if s.rule is maml and s.supports else None
 
 
 @mistake
@@ -77,7 +86,7 @@ def first_order(s: Setting) -> Setting | None:
     Seen in: dragen1860/MAML-Pytorch meta.py (#17 #19 #26 #32 #63), kjaved0/mrcl#15, uvm-neurobotics-lab/ANML#3
     Ledger: B1
     """
-    return instead_of_maml(fomaml, s)
+    return s._replace(curvature=None) if s.differentiates else None
 
 
 @mistake
@@ -89,7 +98,7 @@ def second_order(s: Setting) -> Setting | None:
     Seen in: jax PR #892 (stop_gradient did nothing on dicts), tristandeleu/pytorch-maml-rl#19
     Ledger: B15
     """
-    return s._replace(rule=maml) if s.rule is fomaml and s.supports else None
+    return s._replace(curvature=hessian) if s.adapts and not s.displaced and not s.curvature else None
 
 
 @mistake
@@ -101,7 +110,7 @@ def last_step_only(s: Setting) -> Setting | None:
     Seen in: rlworkgroup/garage#1269 #1283
     Ledger: B2
     """
-    return instead_of_maml(lambda d, s: pull_back(d, s, fomaml(d, s), points(d, s)[-1:]), s)
+    return s._replace(through=lambda k, steps: k == steps - 1) if s.differentiates else None
 
 
 @mistake
@@ -112,7 +121,7 @@ def first_step_only(s: Setting) -> Setting | None:
     loop
     Ledger: B2
     """
-    return instead_of_maml(lambda d, s: pull_back(d, s, fomaml(d, s), points(d, s)[:1]), s)
+    return s._replace(through=lambda k, steps: k == 0) if s.differentiates else None
 
 
 @mistake
@@ -121,7 +130,11 @@ def product_reversed(s: Setting) -> Setting | None:
 
     Cause: a hand-written backward pass that walks the inner steps from the first to the last
     """
-    return instead_of_maml(lambda d, s: pull_back(d, s, fomaml(d, s), points(d, s)[::-1]), s)
+
+    def mirrored(s: Setting, k: int) -> tuple[int, Batch]:
+        return len(s.supports) - 1 - k, s.supports[-1 - k]
+
+    return s._replace(curved=mirrored) if s.differentiates else None
 
 
 @mistake
@@ -130,7 +143,7 @@ def hessians_at_theta(s: Setting) -> Setting | None:
 
     Cause: the trajectory is not kept: a hand-written Hessian-vector product is called with θ at every step
     """
-    return instead_of_maml(lambda d, s: pull_back(d, s, fomaml(d, s), [(s.theta, b) for b in s.supports]), s)
+    return s._replace(curved=lambda s, k: (0, s.supports[k])) if s.differentiates else None
 
 
 @mistake
@@ -139,11 +152,7 @@ def hessians_one_step_late(s: Setting) -> Setting | None:
 
     Cause: parameters are updated in place before the backward pass reads them
     """
-
-    def rule(d: Derivatives, s: Setting) -> Theta:
-        return pull_back(d, s, fomaml(d, s), list(zip(path(d, s)[1:], s.supports, strict=True)))
-
-    return instead_of_maml(rule, s)
+    return s._replace(curved=lambda s, k: (k + 1, s.supports[k])) if s.differentiates else None
 
 
 @mistake
@@ -152,7 +161,7 @@ def hessian_sign(s: Setting) -> Setting | None:
 
     Cause: a hand-written backward pass of φ − αg that forgets the minus
     """
-    return instead_of_maml(lambda d, s: pull_back(d, s._replace(alpha=-s.alpha), fomaml(d, s), points(d, s)), s)
+    return s._replace(back=-s.back) if s.differentiates else None
 
 
 @mistake
@@ -161,7 +170,7 @@ def alpha_missing(s: Setting) -> Setting | None:
 
     Cause: a hand-written backward pass of φ − αg that forgets the factor α
     """
-    return instead_of_maml(lambda d, s: pull_back(d, s._replace(alpha=1), fomaml(d, s), points(d, s)), s)
+    return s._replace(alpha_back=1) if s.differentiates else None
 
 
 @mistake
@@ -173,12 +182,7 @@ def support_gradients_leak(s: Setting) -> Setting | None:
     Seen in: AdrienLE/ANIML (notebook, cells 10 and 16)
     Ledger: B11
     """
-
-    def rule(d: Derivatives, s: Setting) -> Theta:
-        at = points(d, s)
-        return add([maml(d, s), *(pull_back(d, s, d.grad(*point), at[:k]) for k, point in enumerate(at))])
-
-    return instead_of_maml(rule, s)
+    return s._replace(outer=and_supports(s.outer)) if s.differentiates else None
 
 
 @mistake
@@ -189,13 +193,7 @@ def every_step_counts(s: Setting) -> Setting | None:
     Seen in: confusion in dragen1860/MAML-Pytorch#51 #61 (intended in MAML++)
     Ledger: B17
     """
-    if s.rule not in (maml, fomaml) or len(s.supports) < 2:
-        return None
-
-    def rule(d: Derivatives, s: Setting, last: Callable[[Derivatives, Setting], Theta] = s.rule) -> Theta:
-        return add(last(d, s._replace(supports=s.supports[:k])) for k in range(1, len(s.supports) + 1))
-
-    return s._replace(rule=rule)
+    return s._replace(outer=after_every_step) if s.adapts and not s.displaced and len(s.supports) > 1 else None
 
 
 # --- The data, and where the loss is taken ---
@@ -209,7 +207,7 @@ def support_as_query(s: Setting) -> Setting | None:
     Seen in: hereismari/tensorflow-maml#4, greentfrapp/maml-reptile MAML.py
     Ledger: B6
     """
-    return s._replace(query=s.supports[-1]) if s.rule is not reptile and s.supports else None
+    return s._replace(query=s.supports[-1]) if s.supports and not s.displaced else None
 
 
 @mistake
@@ -219,7 +217,7 @@ def adapted_on_query(s: Setting) -> Setting | None:
     Cause: support and query are swapped, or one batch is used for both
     Ledger: B6
     """
-    return s._replace(supports=[s.query] * len(s.supports)) if s.rule is not joint and s.query else None
+    return s._replace(supports=[s.query] * len(s.supports)) if s.adapts and s.query else None
 
 
 @mistake
@@ -231,7 +229,7 @@ def no_adaptation(s: Setting) -> Setting | None:
     Seen in: tristandeleu/pytorch-maml@fb2712d, learn2learn#420 #236; as a reading of FOMAML in deepchem#1481
     Ledger: B7
     """
-    return s._replace(rule=joint) if s.rule in (maml, fomaml) else None
+    return s._replace(outer=at_theta, curvature=None) if s.adapts and not s.displaced else None
 
 
 @mistake
@@ -240,7 +238,11 @@ def support_gradient_at_theta(s: Setting) -> Setting | None:
 
     Cause: θ.grad is read after the inner loop's backward pass and before the outer one
     """
-    return s._replace(rule=joint, query=s.supports[0]) if s.rule is not joint and s.supports else None
+
+    def first(s: Setting) -> list[Term]:
+        return [(0, batch, 1) for batch in s.supports[:1]]
+
+    return s._replace(displaced=False, curvature=None, outer=first) if s.adapts else None
 
 
 @mistake
@@ -250,7 +252,7 @@ def adapts_first(s: Setting) -> Setting | None:
     Cause: joint training takes the gradient at θ; the supports are unused
     Ledger: B38
     """
-    return s._replace(rule=fomaml) if s.rule is joint else None
+    return s._replace(outer=at_the_end) if s.outer is at_theta else None
 
 
 @mistake
@@ -262,7 +264,7 @@ def theta_leaks_across_tasks(s: Setting) -> Setting | None:
     Seen in: learn2learn#98 (maml_toy.py without clone()), dragen1860/MAML-Pytorch#3 #6
     Ledger: B20
     """
-    return s._replace(leaks=True) if s.rule is not joint and s.supports else None
+    return s._replace(leaks=True) if s.adapts else None
 
 
 @mistake
@@ -295,7 +297,7 @@ def stale_restart(s: Setting) -> Setting | None:
     Seen in: lmzintgraf/cavia (regression) before 7102d53
     Ledger: B8a
     """
-    return s._replace(supports=s.supports[-1:]) if s.rule is not joint and len(s.supports) > 1 else None
+    return s._replace(supports=s.supports[-1:]) if s.adapts and len(s.supports) > 1 else None
 
 
 @mistake
@@ -306,7 +308,7 @@ def stale_gradient(s: Setting) -> Setting | None:
     Seen in: gcucurull/maml_flax main.py (hidden by its default of one step)
     Ledger: B8b
     """
-    if s.rule is joint or len(s.supports) < 2:
+    if not s.adapts or len(s.supports) < 2:
         return None
     return s._replace(supports=s.supports[:1], alpha=len(s.supports) * s.alpha)
 
@@ -319,7 +321,7 @@ def inner_ascent(s: Setting) -> Setting | None:
     Seen in: dragen1860/MAML-Pytorch before 54d17ab, eric-mitchell/mend#13
     Ledger: B9
     """
-    return s._replace(alpha=-s.alpha) if s.rule is not joint else None
+    return s._replace(alpha=-s.alpha) if s.adapts else None
 
 
 @mistake
@@ -330,7 +332,7 @@ def inner_loss_divided_twice(s: Setting) -> Setting | None:
     Seen in: learnables/learn2learn#190 #201
     Ledger: B10a
     """
-    return s._replace(alpha=s.alpha / s.n) if s.rule is not joint and s.n else None
+    return s._replace(alpha=s.alpha / s.n) if s.adapts and s.n else None
 
 
 @mistake
@@ -342,7 +344,7 @@ def inner_loss_summed(s: Setting) -> Setting | None:
     Seen in: keras-io examples/vision/reptile.py
     Ledger: B10b
     """
-    return s._replace(alpha=s.alpha * s.n) if s.rule is not joint and s.n else None
+    return s._replace(alpha=s.alpha * s.n) if s.adapts and s.n else None
 
 
 @mistake
@@ -354,7 +356,7 @@ def one_step_short(s: Setting) -> Setting | None:
     Seen in: dragen1860/MAML-Pytorch#14 #40 (the first step under no_grad: there it crashes)
     Ledger: B16
     """
-    return s._replace(supports=s.supports[:-1]) if s.rule is not joint and s.supports else None
+    return s._replace(supports=s.supports[:-1]) if s.adapts else None
 
 
 @mistake
@@ -364,7 +366,7 @@ def one_step_extra(s: Setting) -> Setting | None:
     Cause: an off-by-one in the inner loop
     Ledger: B16
     """
-    return s._replace(supports=[*s.supports, s.supports[-1]]) if s.rule is not joint and s.supports else None
+    return s._replace(supports=[*s.supports, s.supports[-1]]) if s.adapts else None
 
 
 @mistake
@@ -374,16 +376,10 @@ def biases_not_adapted(s: Setting) -> Setting | None:
     Cause: the inner loop goes over the weights only; or allow_unused=True hides a missing connection
     Ledger: B51
     """
-    if s.rule is joint or s.n is None:
-        return None
-    return s._replace(moves=tuple(move and np.ndim(leaf) > 1 for move, leaf in zip(s.moves, s.theta, strict=True)))
+    return s._replace(rates=times(s.rates, weights(s))) if s.adapts and s.n else None
 
 
 # --- ANIL: body and head ---
-
-
-def partly(s: Setting) -> bool:
-    return s.rule is not joint and not all(s.moves)
 
 
 @mistake
@@ -393,7 +389,7 @@ def body_adapted(s: Setting) -> Setting | None:
     Cause: the flag that freezes the body in the inner loop has no effect
     Ledger: B29
     """
-    return s._replace(moves=(True,) * len(s.moves)) if partly(s) else None
+    return s._replace(rates=(True,) * len(s.rates)) if partly(s) else None
 
 
 @mistake
@@ -404,12 +400,7 @@ def features_detached(s: Setting) -> Setting | None:
     stay in the graph: the adapted head depends on them
     Ledger: B27
     """
-
-    def rule(d: Derivatives, s: Setting) -> Theta:
-        pairs = zip(maml(d, s), fomaml(d, s), s.moves, strict=True)
-        return [v if move else direct for v, direct, move in pairs]
-
-    return instead_of_maml(rule, s) if partly(s) else None
+    return s._replace(curvature=block) if s.differentiates and partly(s) else None
 
 
 @mistake
@@ -420,7 +411,7 @@ def body_without_gradient(s: Setting) -> Setting | None:
     Seen in: confusion in dragen1860/MAML-Pytorch#22
     Ledger: B28
     """
-    return instead_of_maml(lambda d, s: kept(maml(d, s), s.moves), s) if partly(s) else None
+    return s._replace(keeps=s.rates) if s.differentiates and partly(s) else None
 
 
 # --- Reptile ---
@@ -434,7 +425,7 @@ def reptile_by_query(s: Setting) -> Setting | None:
     Seen in: dragen1860/Reptile-Pytorch#2 #4 #5
     Ledger: B42
     """
-    return s._replace(rule=fomaml) if s.rule is reptile and s.query else None
+    return s._replace(displaced=False) if s.displaced and s.query else None
 
 
 @mistake
@@ -445,12 +436,7 @@ def last_displacement(s: Setting) -> Setting | None:
     Seen in: openai/supervised-reptile's FOML, where it is meant
     Ledger: B44
     """
-
-    def rule(d: Derivatives, s: Setting) -> Theta:
-        *_, before, last = path(d, s)
-        return axpy(-1, last, before)
-
-    return s._replace(rule=rule) if s.rule is reptile and len(s.supports) > 1 else None
+    return s._replace(origin=-2) if s.displaced and len(s.supports) > 1 else None
 
 
 @mistake
@@ -461,142 +447,4 @@ def reptile_shrinks(s: Setting) -> Setting | None:
     Seen in: alok.github.io/2018/03/13/reptile-in-pytorch (the formula, not the code)
     Ledger: B36
     """
-    return s._replace(rule=lambda d, s: axpy(1, s.theta, reptile(d, s))) if s.rule is reptile else None
-
-
-# --- Others: no vector lists them ---
-
-
-def swapped(s: Setting) -> Setting | None:
-    if s.rule in (joint, reptile) or not s.supports or not s.query:
-        return None
-    return s._replace(supports=[s.query] * len(s.supports), query=s.supports[-1])
-
-
-def last_layer_alone(s: Setting) -> Setting | None:
-    if s.rule is joint or not all(s.moves):
-        return None
-    return s._replace(moves=last_layer(s))
-
-
-def last_layer(s: Setting) -> tuple[bool, ...]:
-    """Weights and biases, or the last array if it is no vector."""
-    return moves(len(s.theta), 1 + (np.ndim(s.theta[-1]) == 1))
-
-
-def first_batch(s: Setting) -> Setting | None:
-    if s.rule is joint or len(s.supports) < 2:
-        return None
-    return s._replace(supports=s.supports[:1] * len(s.supports))
-
-
-def one_chain(s: Setting) -> Setting | None:
-    return s._replace(together=True) if s.rule is maml and s.supports else None
-
-
-def restarted(s: Setting) -> Setting | None:
-    """φ_{k+1} = θ − α P ∇L(φ_k; S_k), and its derivative in θ."""
-    second = s.rule is maml
-
-    def rule(d: Derivatives, s: Setting) -> Theta:
-        phis = [s.theta]
-        for support in s.supports:
-            phis.append(axpy(-s.alpha, kept(d.grad(phis[-1], support), s.moves), s.theta))
-        parts = [d.grad(phis[-1], s.query)]
-        for phi, support in reversed(list(zip(phis, s.supports, strict=False)) if second else []):
-            parts.append([-s.alpha * leaf for leaf in d.hvp(phi, support, kept(parts[-1], s.moves))])
-        return add(parts)
-
-    return s._replace(rule=rule) if s.rule in (maml, fomaml) and len(s.supports) > 1 else None
-
-
-def updated(**changed: float) -> Change:
-    """Another update in the inner loop."""
-    return lambda s: s._replace(update=s.update._replace(**changed)) if s.rule is not joint and s.supports else None
-
-
-def support_added(s: Setting) -> Setting | None:
-    def rule(d: Derivatives, s: Setting, of: Callable[[Derivatives, Setting], Theta] = s.rule) -> Theta:
-        return add([of(d, s), of(d, s._replace(query=s.supports[-1]))])
-
-    return s._replace(rule=rule) if s.rule in (maml, fomaml) and s.supports else None
-
-
-def body_frozen(s: Setting) -> Setting | None:
-    def rule(d: Derivatives, s: Setting, of: Callable[[Derivatives, Setting], Theta] = s.rule) -> Theta:
-        return kept(of(d, s), last_layer(s))
-
-    return s._replace(rule=rule)
-
-
-def mean_of_gradients(s: Setting) -> Setting | None:
-    def rule(d: Derivatives, s: Setting) -> Theta:
-        points = zip(path(d, s), [*s.supports, s.supports[-1]], strict=True)
-        return [leaf / (len(s.supports) + 1) for leaf in add(d.grad(*point) for point in points)]
-
-    return s._replace(rule=rule) if s.rule is reptile and s.supports else None
-
-
-def differentiated(steps: Callable[[int], bool]) -> Change:
-    """MAML through these inner steps alone."""
-
-    def rule(d: Derivatives, s: Setting) -> Theta:
-        return pull_back(d, s, fomaml(d, s), [at for k, at in enumerate(points(d, s)) if steps(k)])
-
-    return lambda s: instead_of_maml(rule, s) if len({*map(steps, range(len(s.supports)))}) > 1 else None
-
-
-CUT = (
-    "PyTorch: .detach(), .data or requires_grad_() inside the inner loop, or create_graph=True not at every step. "
-    "JAX: stop_gradient in the carry"
-)
-TOLD = 10  # inner steps that are told apart
-other("swapped", "support and query are swapped", "the batches are unpacked in the other order", swapped)
-other(
-    "last_layer_alone", "only the last layer adapts", "the inner loop has the head's parameters alone", last_layer_alone
-)
-chain = "θ is not restored between tasks, and the graph of those before is kept: give each task its own copy of θ"
-other("one_chain", "a task starts from the parameters that the task before it ended with", chain, one_chain)
-stale = "the update subtracts from θ, not from the φ of the step before, in `θ - lr * g`"
-other(
-    "restarted", "every inner step subtracts its gradient from θ, not from the φ of the step before", stale, restarted
-)
-again = "the iterator over the batches is made anew at every step"
-other("first_batch", "every inner step takes the first support batch", again, first_batch)
-added = "the meta-loss has the support's loss at the adapted parameters too"
-other("support_added", "the support loss after adaptation is added to the query loss", added, support_added)
-outer = "the outer gradient is taken, or kept, of the last layer alone"
-other("body_frozen", "only the last layer gets an outer gradient", outer, body_frozen)
-averaged, ivy = "Reptile returns θ − φ_K, which is α times the sum of the first K gradients", "ivy-llc/ivy meta.py"
-other("mean_of_gradients", "Reptile that averages K + 1 gradients", averaged, mean_of_gradients, ivy, "B55")
-for mu in (0.9, 0.5, 0.99):
-    cause = "the inner optimiser has a momentum"
-    other(f"momentum_{mu}", f"the inner loop has momentum {mu}", cause, updated(momentum=mu))
-kept_on = "the inner gradients are not cleared between steps: zero_grad is missing"
-other("added_up", "each inner step takes the sum of all gradients until then", kept_on, updated(momentum=1))
-for decay in (1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.1):
-    cause = "the inner optimiser has a weight decay"
-    other(f"decay_{decay}", f"the inner loop has weight decay {decay:g}", cause, updated(decay=decay))
-for cool in (0.99, 0.95, 0.9, 0.8, 0.7, 0.5, 0.1):
-    cause = "a scheduler lowers the inner rate"
-    other(f"cool_{cool}", f"the inner step size is multiplied by {cool} at every step", cause, updated(cool=cool))
-for clamp in (0.1, 0.5, 1, 5, 10, 40):
-    cause = "a clip meant for the outer gradients, or for reinforcement learning"
-    other(f"clamp_{clamp}", f"the inner gradients are clipped to ±{clamp}", cause, updated(clamp=clamp))
-other("odd_steps_cut", "every second inner step is not differentiated", CUT, differentiated(lambda k: k % 2 == 0))
-other("even_steps_cut", "every second inner step is not differentiated", CUT, differentiated(lambda k: k % 2 == 1))
-for n in range(1, TOLD + 1):
-    title = f"the first {n} inner steps are not differentiated"
-    other(f"first_{n}_steps_cut", title, CUT, differentiated(n.__le__))
-for n in range(1, TOLD + 1):
-    title = f"inner step {n} is not differentiated"
-    other(f"step_{n}_cut", title, CUT, differentiated((n - 1).__ne__))
-
-EVERY = {**MISTAKES, **OTHERS}
-
-
-def with_mistakes(names: Iterable[str], settings: list[Setting]) -> list[Setting]:
-    """The settings with these mistakes made wherever they can be made."""
-    for name in names:
-        settings = [EVERY[name].change(s) or s for s in settings]
-    return settings
+    return s._replace(adds=s.adds + 1) if s.displaced else None

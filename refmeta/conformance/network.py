@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refmeta.checks import check_alpha, check_head, check_tasks, check_theta
-from refmeta.conformance.explain import Factor, factors, reset, slow
-from refmeta.conformance.mistakes import with_mistakes
-from refmeta.conformance.rules import RULES, Derivatives, Setting, flat, gradients, moves, reptile
+from refmeta.conformance.explain import Factor, Program, factors, slow
+from refmeta.conformance.programs import with_mistakes
+from refmeta.conformance.rules import ALGORITHMS, Derivatives, Setting, flat, gradients, moves
 from refmeta.trees import Batch, Tasks, Theta
 
 EPS = {"float64": float(np.finfo(float).eps), "float32": float(np.finfo(np.float32).eps)}
@@ -25,22 +25,23 @@ def to_settings(algorithm: str, theta: Theta, tasks: Tasks, alpha: float, head: 
     head: how many of the last arrays adapt in ANIL, or of each array whether it does. ValueError, TypeError: as of
     `refmeta.maml`, or an unknown algorithm.
     """
-    if algorithm not in RULES:
-        raise ValueError(f"algorithm: expected one of {', '.join(RULES)}; got {algorithm!r}")
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
     theta, alpha = [leaf.astype(float) for leaf in check_theta(theta)], check_alpha(alpha)
     adapts = moves(len(theta), None)
     if algorithm == "anil":
         if not isinstance(head, Sequence):
             check_head(head, len(theta))
         adapts = tuple(head) if isinstance(head, Sequence) else moves(len(theta), head)
-    found = []
+    found: list[Setting] = []
     for supports, query in check_tasks(tasks, queries_needed=algorithm != "reptile"):
         batches = [cast(batch, "float64") for batch in supports]
         x, y = batches[0] if batches else (np.zeros(0), np.zeros(0))
         outputs = 1 if y.dtype.kind == "f" and y.shape[1:] == (1,) else None
         query = query and cast(query, "float64")
-        found.append(Setting(RULES[algorithm], theta, batches, query, alpha, adapts, len(x) or None, outputs))
-    return found
+        of = ALGORITHMS[algorithm]
+        found.append(Setting(theta, batches, query, alpha, adapts, len(x) or None, outputs, place=len(found), **of))
+    return [s._replace(tasks=[(other.supports, other.query) for other in found]) for s in found]
 
 
 def cast(batch: Batch, dtype: str) -> Batch:
@@ -65,22 +66,22 @@ class Network(NamedTuple):
     def remembering(self) -> "Network":
         """The same, with derivatives that compute nothing twice."""
         numbers = flat(self.settings[0].theta).size
-        grad, fine, coarse = (remembered(f, numbers) for f in (*self.derivatives, self.coarse.hvp))
+        grad, fine, coarse = (remembered(f, numbers) for f in (*self.derivatives[:2], self.coarse.hvp))
         same = self.coarse == self.derivatives
         return self._replace(derivatives=Derivatives(grad, fine), coarse=Derivatives(grad, fine if same else coarse))
 
     def factors(self, many: int) -> dict[Factor, float]:
         """The factors of a sum over so many tasks that have a name."""
         first, *_ = self.settings
-        return factors(many, first.alpha, len(first.supports), "reptile" if first.rule is reptile else "maml")
+        return factors(many, first.alpha, len(first.supports), "reptile" if first.displaced else "maml")
 
-    def under(self, many: int, mistakes: tuple[str, ...] = (), alpha: float | None = None) -> np.ndarray:
+    def under(self, many: int, program: Program = ()) -> np.ndarray:
         """The gradient of each of the first so many tasks, a row each, with these mistakes in it."""
-        return rows(self.derivatives, self.changed(many, mistakes, alpha))
+        return rows(self.derivatives, self.changed(many, program))
 
-    def changed(self, many: int, mistakes: tuple[str, ...], alpha: float | None) -> list[Setting]:
+    def changed(self, many: int, program: Program) -> list[Setting]:
         """The settings of the first so many tasks with these mistakes in them."""
-        return with_mistakes(mistakes, reset(self.settings[:many], alpha))
+        return with_mistakes(program, [s._replace(tasks=s.tasks[:many]) for s in self.settings[:many]])
 
     def rounding(self, dtype: str, at: np.ndarray, settings: list[Setting]) -> float:
         """How far the sum over the tasks, whose gradients are `at`, may be off in this dtype.
@@ -89,7 +90,7 @@ class Network(NamedTuple):
         """
         random, theta, eps = np.random.default_rng(0), settings[0].theta, max(EPS[dtype], EPS[self.arithmetic])
         # A displacement θ − φ keeps the rounding of θ, however short it is.
-        off = [4 * eps * (self.settings[0].rule is reptile) * float(np.linalg.norm(flat(theta)))]
+        off = [4 * eps * self.settings[0].displaced * float(np.linalg.norm(flat(theta)))]
         for _ in range(2):
             moved = [leaf * (1 + 8 * eps * random.normal(size=leaf.shape)) for leaf in theta]
             off.append(10 * total(rows(self.derivatives, [s._replace(theta=moved) for s in settings]) - at))

@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refmeta.conformance.evidence import Evidence
 from refmeta.conformance.explain import ZERO, Explanation, Factor, Pattern
-from refmeta.conformance.mistakes import EVERY
+from refmeta.conformance.programs import EXAMPLES, known
 from refmeta.trees import Array
 
 INDENT = " " * 9
+LOST = "first", "last", "all but the first", "all but the last"  # tasks
+APART = 3  # explanations that the answers cannot tell apart; of more, none is named
 LISTED = 4  # wrong vectors listed for each algorithm
 
 
@@ -39,7 +42,7 @@ class Verdict(NamedTuple):
     kind: str
     text: str
     explanations: tuple[Explanation, ...] = ()
-    evidence: str = ""  # where no mistake explains it: what the vectors that are wrong, and no others, have in common
+    evidence: Evidence = Evidence()  # where no program explains it
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,10 @@ class Report:
 
     def json(self) -> str:
         """The report as JSON text."""
-        verdicts = [{**v._asdict(), "explanations": [_json(e) for e in v.explanations]} for v in self.verdicts]
+        verdicts = [
+            {**v._asdict(), "explanations": [_json(e) for e in v.explanations], "evidence": v.evidence._asdict()}
+            for v in self.verdicts
+        ]
         content = {"passed": self.passed, "verdicts": verdicts, "rows": [row._asdict() for row in self.rows]}
         return json.dumps(content, indent=1, ensure_ascii=False)
 
@@ -90,7 +96,7 @@ def _lines(verdict: Verdict, rows: list[Row]) -> list[str]:
 
 
 def _json(e: Explanation) -> dict[str, Any]:
-    return {"suspects": list(e.suspects), "tasks": pattern(e.tasks), "scale": str(e.scale), "alpha": e.alpha}
+    return {"suspects": list(e.suspects), "tasks": pattern(e.tasks), "scale": str(e.scale)}
 
 
 # --- One row ---
@@ -155,7 +161,26 @@ AUDIT = {
 }
 UNEXPLAINED = "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made."
 WHERE = "\nIt is wrong exactly on the vectors with {}: on {} of {}."
+UNLESS = "\nIt is right exactly on the vectors with {}: on {} of {}."
+OUTSIDE = "\nIt is wrong on all vectors, also where α = 0: look outside of the inner loop."
+ARRAYS = "\nOf several arrays only these are wrong: {}."
+MULTIPLES = "\nIt is always a multiple of the right answer, but not the same: from {:.4g} to {:.4g}."
+TWICE = "asked twice, {} got two answers: something is drawn at random, or kept from call to call."
+PIECES = "\nOn every vector it is {}."
+NEAREST = "\nNear is: {}. That explains {} of {}, not {}."
+ASK = (
+    '\nReturn {"gradient": …, "phi": …}, with φ_0 … φ_K of every task, and the report says which step is the first '
+    "wrong one."
+)
+LOW = (
+    "right to about {:.1f} digits everywhere, and no known mistake explains the rest: low precision ({}), or "
+    "differences with a coarse step."
+)
+FORMATS = {"float32": 5.5, "TF32 or float16": 2.3, "bfloat16": 1.5}  # and the digits that are left of a gradient
+TIMES = "right to {:.0f} digits: it is the right answer times {:.8g}, on every vector."
+ALPHA = "α is rounded: all is right for the first six digits of it. The vectors' α are float32, as 0.30000001192092896."
 OWN = "\nThis is under a convention of its own, whatever a vector asks for: {}."
+MANY = "wrong in one of {} ways that the answers do not tell apart, so none is named."
 ALONE = "one vector, no diagnosis: {}"
 ZEROS = (
     "every gradient is zero: it went to a copy (B13, B14). PyTorch: deepcopy, load_state_dict and .data cut θ off; "
@@ -175,23 +200,49 @@ def describe(found: Sequence[Explanation]) -> str:
     e = found[0]
     if e == ZERO:
         return ZEROS
-    mistakes = [EVERY[name] for name in e.suspects]
+    if len(found) > APART:
+        return MANY.format(len(found))
+    mistakes = [known(name) for name in e.suspects if name not in EXAMPLES]
     parts = [mistake.title for mistake in mistakes]
-    if e.alpha is not None:
-        parts.append(f"the inner step size is {e.alpha:.6g}, not the one that was asked for")
     if e.tasks != "all":
         lost = f"only the {e.tasks} task counts" if e.tasks in ("first", "last") else f"{e.tasks} task count"
+        lost = lost if e.tasks in LOST else f"the tasks do not count the same: {e.tasks}"
         parts.append(f"{lost} (B4, B5)" if isinstance(e.tasks, str) else f"the tasks are {pattern(e.tasks)}")
-    if e.scale != Factor():
+    if e.scale != Factor() and not e.scale.own:
         factor = f"the result is multiplied by {e.scale}"
         parts.append(CONVENTION.format(factor) if e.convention else factor)
-    lines = ["; ".join(parts) + "."] + [OVERWRITTEN] * (not mistakes and e.tasks != "all")
+    lines = ["; ".join(parts or ["right"]) + "."] + [OVERWRITTEN] * (not mistakes and e.tasks != "all")
     for m in mistakes:
         lines += [f"Cause: {m.cause}.", f"Seen in: {m.seen}." + f" Ledger: {m.ledger}." * bool(m.ledger)]
-    others = [" and ".join(EVERY[name].title for name in o.suspects) or pattern(o.tasks) for o in found[1:3]]
+    others = [" and ".join(known(name).title for name in o.suspects) or pattern(o.tasks) for o in found[1:3]]
     if others:
         lines.append(f"The answers cannot tell it from: {'; or '.join(dict.fromkeys(others))}.")
     return "\n".join(lines)
+
+
+def own(conventions: dict[str, str], algorithm: str) -> str:
+    """The conventions that an implementation keeps to, whatever a vector asks for."""
+    said = [f"the {conventions[what]} over the {what}" for what in ("tasks", "examples") if what in conventions]
+    said += [conventions["reptile"]] if algorithm == "reptile" and "reptile" in conventions else []
+    return OWN.format(", ".join(said))
+
+
+def evidence(proof: Evidence) -> str:
+    """What the answers prove, in words."""
+    if proof.factor != 1:
+        return TIMES.format(proof.digits, proof.factor)
+    if proof.digits:
+        formats = [name for name, digits in FORMATS.items() if proof.digits >= digits]
+        return LOW.format(proof.digits, formats[0] if formats else "float16")
+    pieces = " and ".join(f"{c:.4g} times {name}" if c != 1 else name for name, c in proof.pieces.items())
+    near = "; ".join(known(name).title for name in proof.nearest)
+    many = proof.asked - len(proof.missing)
+    lines = [UNEXPLAINED, WHERE.format(proof.where, proof.wrong, proof.asked) * bool(proof.where)]
+    lines += [UNLESS.format(proof.unless, proof.asked - proof.wrong, proof.asked) * bool(proof.unless)]
+    lines += [OUTSIDE] if proof.outside else []
+    lines += [ARRAYS.format(proof.arrays) * bool(proof.arrays), PIECES.format(pieces) * bool(pieces)]
+    lines += [MULTIPLES.format(*proof.multiples)] if proof.multiples else []
+    return "".join([*lines, NEAREST.format(near, many, proof.asked, ", ".join(proof.missing)) * bool(near)])
 
 
 def pattern(tasks: Pattern) -> str:

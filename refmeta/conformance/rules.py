@@ -1,101 +1,125 @@
-"""One task's gradient by explicit rules, from a loss's derivatives alone.
+"""One task's gradient as a program of independent choices, from a loss's derivatives alone.
 
 The rules never call the specification: they are a further derivation of the same gradients, on any arrays that add
-and multiply (floats, rationals, 50-digit decimals), and the ground on which `mistakes` makes its changes.
+and multiply (floats, rationals, 50-digit decimals). Every field of a `Setting` is a choice; an algorithm is a few of
+them, and a mistake (`mistakes`) changes one, so that any two mistakes can be made at once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import autograd.numpy as anp
 import numpy as np
+from autograd import make_vjp
+from autograd.tracer import getval
 
-from refmeta.trees import Batch, Supports, Theta, axpy
+from refmeta.trees import Batch, Supports, Tasks, Theta, add, axpy
 
 
 class Derivatives(NamedTuple):
-    """Of a loss L: grad(φ, B) = ∇L(φ; B) and hvp(φ, B, v) = ∇²L(φ; B) v."""
+    """Of a loss L: grad(φ, B) = ∇L(φ; B) and hvp(φ, B, v) = ∇²L(φ; B) v.
+
+    Where the network is known: gauss, its Gauss–Newton product; of(name), the derivatives of another loss.
+    """
 
     grad: Callable[[Theta, Batch], Theta]
     hvp: Callable[[Theta, Batch, Theta], Theta]
+    gauss: Callable[[Theta, Batch, Theta], Theta] | None = None
+    of: Callable[[str], "Derivatives"] | None = None
 
 
 class Update(NamedTuple):
-    """How an inner step is made of a gradient: plainly, unless a mistake says otherwise.
+    """How an inner step is made of a gradient: plainly, unless a mistake says otherwise. In PyTorch's terms."""
 
-    m ← momentum m + clip(∇L + decay φ, ±clamp), φ ← φ − α coolᵏ m
-    """
-
+    kind: str = "sgd"  # a key of KINDS
     momentum: float = 0
     decay: float = 0
-    cool: float = 1
     clamp: float = float("inf")
+    norm: float = float("inf")
+    constant: bool = False  # a norm is not differentiated
+
+
+Term = tuple[int, Batch, Any]  # (k, batch, weight): weight L(φ_k; batch)
+Outer = Callable[["Setting"], list[Term]]
+
+
+def at_the_end(s: "Setting") -> list[Term]:
+    return [(len(s.supports), s.query, 1)]
+
+
+def at_theta(s: "Setting") -> list[Term]:
+    return [(0, s.query, 1)]
+
+
+def hessian(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: "Setting") -> Theta:
+    return d.hvp(phi, batch, v)
 
 
 class Setting(NamedTuple):
-    """All that determines one task's gradient. A mistake is a change of one thing in it."""
+    """All that determines one task's gradient.
 
-    rule: Callable[[Derivatives, "Setting"], Theta]
+    outer: the losses that count, (k, batch, weight) for weight L(φ_k; batch). curved: where the curvature of step k is
+    taken, (j, batch) for φ_j. A displacement is φ_origin − φ_K.
+    """
+
     theta: Theta
     supports: Supports
     query: Batch
     alpha: Any
-    moves: tuple[bool, ...]  # which arrays of θ the inner loop adapts
+    rates: tuple[Any, ...]  # of each array, times α: 0 where the inner loop does not move it
     n: int | None = None  # examples of a support batch; None where a batch has no examples
     outputs: int | None = None  # of a network under squared error
+    summed: bool | None = None  # the loss is a sum over the examples; None where nobody knows
+    tasks: Tasks = []  # noqa: RUF012 - the settings of a task's neighbours; nobody writes into it
+    place: int = 0
+    split: bool = False  # into a body and a head, even where one is empty
+    loss: str = ""
+    start: Theta | None = None  # φ_0, where it is not θ
     update: Update = Update()
+    pace: Callable[["Setting", int], Any] | None = None  # of step k, times α
+    restarts: bool = False  # a step subtracts from θ, not from φ_k
+    stale: bool = False  # a step's gradient is taken at θ, not at φ_k
+    displaced: bool = False
+    origin: int = 0
+    towards: int | None = None  # a displacement is towards the mean of φ_towards … φ_K
+    outer: Outer = at_the_end
+    direct: tuple[Any, ...] | None = None  # of each array, the share of the outer loss's own gradient
+    curvature: Callable[..., Theta] | None = hessian
+    curved: Callable[["Setting", int], tuple[int, Batch]] = lambda s, k: (k, s.supports[k])
+    through: Callable[[int, int], bool] = lambda k, steps: True
+    back: Any = 1  # times α in (I − αH)
+    alpha_back: Any = None  # in the place of α in (I − αH)
+    linear: bool = False  # every step's curvature meets v_K, not v_{k+1}
+    keeps: tuple[Any, ...] | None = None  # of each array, the share of its gradient that is returned
+    adds: Any = 0  # times θ
     leaks: bool = False  # the next task starts where this one ended
     together: bool = False  # the next task takes its steps after this one's, and all are differentiated
 
+    @property
+    def adapts(self) -> bool:
+        """Whether an inner loop matters: in all but joint training."""
+        return bool(self.supports) and (self.displaced or self.outer is not at_theta)
 
-def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
-    """The gradient of every task by its own rule."""
-    found, start, before = [], None, list[Batch]()
-    for s in settings:
-        if s.leaks and start is not None:
-            s = s._replace(theta=start)
-        if s.together:
-            s = s._replace(supports=before + s.supports)
-        found.append(s.rule(d, s))
-        start, before = path(d, s)[-1] if s.leaks else None, s.supports
-    return found
+    @property
+    def differentiates(self) -> bool:
+        """Whether the inner loop is differentiated."""
+        return self.adapts and not self.displaced and self.curvature is not None
 
 
-def path(d: Derivatives, s: Setting) -> list[Theta]:
-    """φ_0 … φ_K: φ ← φ − α P ∇L(φ; S), P zero on the arrays that do not move."""
-    phis, m = [s.theta], list[Any]()
-    for k, support in enumerate(s.supports):
-        g = d.grad(phis[-1], support)
-        if s.update != Update():
-            g = [np.clip(leaf, -s.update.clamp, s.update.clamp) for leaf in axpy(s.update.decay, phis[-1], g)]
-        m = axpy(s.update.momentum, m, g) if m and s.update.momentum else g
-        phis.append(axpy(-s.alpha * s.update.cool**k, kept(m, s.moves), phis[-1]))
-    return phis
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "maml": {},
+    "fomaml": {"curvature": None},
+    "anil": {"split": True},
+    "reptile": {"curvature": None, "displaced": True},
+    "joint": {"curvature": None, "outer": at_theta},
+}
 
 
-def pull_back(d: Derivatives, s: Setting, v: Theta, points: Sequence[tuple[Theta, Batch]]) -> Theta:
-    """v ← (I − α ∇²L(φ; S) P) v for every point (φ, S), the last first."""
-    if s.update != Update():
-        return pull_back_update(d, s, v, points)
-    for phi, support in reversed(points):
-        v = axpy(-s.alpha, d.hvp(phi, support, kept(v, s.moves)), v)
-    return v
-
-
-def pull_back_update(d: Derivatives, s: Setting, v: Theta, points: Sequence[tuple[Theta, Batch]]) -> Theta:
-    """The same for other updates: w ← momentum w − α coolᵏ P v is the derivative in m, v ← v + (∇²L + decay) w."""
-    w = [0 * leaf for leaf in v]
-    for k, (phi, support) in reversed(list(enumerate(points))):
-        w = axpy(s.update.momentum, w, [-s.alpha * s.update.cool**k * leaf for leaf in kept(v, s.moves)])
-        g = axpy(s.update.decay, phi, d.grad(phi, support))
-        free = [leaf * (abs(gi) < s.update.clamp) for leaf, gi in zip(w, g, strict=True)]
-        v = axpy(s.update.decay, free, axpy(1, d.hvp(phi, support, free), v))
-    return v
-
-
-def kept(v: Theta, moves: Sequence[bool]) -> Theta:
-    """P v: zero where nothing moves."""
-    return [leaf if move else 0 * leaf for leaf, move in zip(v, moves, strict=True)]
+def setting(algorithm: str, theta: Theta, task: tuple[Supports, Batch], alpha: Any, head: int | None) -> Setting:
+    """One task of an algorithm without mistakes; the head counts for ANIL alone."""
+    rates = moves(len(theta), head if algorithm == "anil" else None)
+    return Setting(theta, *task, alpha, rates, **ALGORITHMS[algorithm])
 
 
 def moves(arrays: int, head: int | None) -> tuple[bool, ...]:
@@ -103,9 +127,92 @@ def moves(arrays: int, head: int | None) -> tuple[bool, ...]:
     return tuple(head is None or i >= arrays - head for i in range(arrays))
 
 
-def setting(algorithm: str, theta: Theta, task: tuple[Supports, Batch], alpha: Any, head: int | None) -> Setting:
-    """One task of an algorithm without mistakes; the head counts for ANIL alone."""
-    return Setting(RULES[algorithm], theta, *task, alpha, moves(len(theta), head if algorithm == "anil" else None))
+def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
+    """The gradient of every task by its own choices."""
+    found, start, before = [], None, list[Batch]()
+    for s in settings:
+        if s.leaks and start is not None:
+            s = s._replace(theta=start)
+        if s.together:
+            s = s._replace(supports=before + s.supports)
+        found.append(gradient(d, s))
+        start, before = path(d, s)[-1] if s.leaks else None, s.supports
+    return found
+
+
+def gradient(d: Derivatives, s: Setting) -> Theta:
+    """Of one task: v_0 of the way back, or the displacement."""
+    if s.displaced:
+        phis = path(d, s)
+        some = phis[s.towards :] or phis
+        end = phis[-1] if s.towards is None else [leaf / len(some) for leaf in add(some)]
+        found = axpy(-1, end, phis[s.origin])
+    else:
+        found = adjoints(d, s)[0]
+    found = axpy(s.adds, s.theta, found) if s.adds else found
+    return kept(found, s.keeps) if s.keeps else found
+
+
+def path(d: Derivatives, s: Setting) -> list[Theta]:
+    """φ_0 … φ_K: φ ← φ − α P ∇L(φ; S), P zero on the arrays that do not move."""
+    return walk(d, s, len(s.supports))[0]
+
+
+def walk(d: Derivatives, s: Setting, steps: int) -> tuple[list[Theta], list[Any]]:
+    """φ_0, φ_1, …, and what each step was made of: φ, the gradient, and the optimiser's memory."""
+    d = d.of(s.loss) if s.loss and d.of else d
+    phis, made, memory = [s.start or s.theta], list[Any](), np.zeros((2, 1))
+    for k, support in enumerate(s.supports[:steps]):
+        base, g = phis[0 if s.restarts else k], d.grad(phis[0 if s.stale else k], support)
+        made.append((base, g, memory))
+        if s.update == Update():
+            phis.append(axpy(-rate(s, k), kept(g, s.rates), base))
+        else:
+            phi, memory = step(s, k, flat(base), flat(g), memory)
+            phis.append(unflat(phi, base))
+    return phis, made
+
+
+def rate(s: Setting, k: int) -> Any:
+    """α at step k."""
+    return s.alpha * s.pace(s, k) if s.pace else s.alpha
+
+
+def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
+    """v_0 … v_K: of the losses that count the gradient with respect to φ_0 … φ_K.
+
+    v_k = v_{k+1} − α ∇²L(φ_k; S_k) P v_{k+1} + Σ ∇L(φ_k; B)
+    """
+    outer = s.outer(s)
+    last = max((k for k, *_ in outer), default=0)
+    phis, made = walk(d, s, last)
+    d = d.of(s.loss) if s.loss and d.of else d
+    vs: list[Any] = [None] * (last + 1)
+    for k, batch, weight in outer:
+        g = d.grad(phis[k], batch)
+        vs[k] = plus(vs[k], weight, kept(g, s.direct) if s.direct else g)
+    memory = np.zeros((2, 1))
+    for k in reversed(range(last)):
+        v, base, at = vs[k + 1] or [0 * leaf for leaf in s.theta], 0 if s.restarts else k, 0 if s.stale else k
+        factor, through = (
+            -(rate(s, k) if s.alpha_back is None else s.alpha_back) * s.back,
+            s.through(k, len(s.supports)),
+        )
+        if s.update == Update() or not (through and s.curvature):  # first order: φ_K is taken for θ
+            w = kept(vs[last] if s.linear else v, s.rates)
+        else:
+            v, w, memory = step_back(s, k, made[k], v, memory)
+            factor = s.back
+        vs[base] = plus(vs[base], 1, v)
+        if through and s.curvature:
+            j, batch = s.curved(s, k)
+            vs[at] = plus(vs[at], factor, s.curvature(d, phis[min(j, last)], batch, w, s))
+    return [v or [0 * leaf for leaf in s.theta] for v in vs]
+
+
+def plus(y: Theta | None, a: Any, x: Theta) -> Theta:
+    """y + a x, where y may be nothing yet."""
+    return axpy(a, x, y) if y is not None else x if a == 1 else [a * leaf for leaf in x]
 
 
 def points(d: Derivatives, s: Setting) -> list[tuple[Theta, Batch]]:
@@ -113,36 +220,54 @@ def points(d: Derivatives, s: Setting) -> list[tuple[Theta, Batch]]:
     return list(zip(path(d, s), s.supports, strict=False))
 
 
-def maml(d: Derivatives, s: Setting) -> Theta:
-    phis = path(d, s)
-    return pull_back(d, s, d.grad(phis[-1], s.query), list(zip(phis, s.supports, strict=False)))
+def kept(v: Theta, shares: Sequence[Any]) -> Theta:
+    """P v: of each array its share; zero where nothing moves."""
+    return [leaf if share is True or share == 1 else share * leaf for leaf, share in zip(v, shares, strict=True)]
 
 
-def fomaml(d: Derivatives, s: Setting) -> Theta:
-    return d.grad(path(d, s)[-1], s.query)
+# --- Other updates, on flat arrays ---
 
 
-def reptile(d: Derivatives, s: Setting) -> Theta:
-    return axpy(-1, path(d, s)[-1], s.theta)
+def step(s: Setting, k: int, phi: Any, g: Any, memory: Any) -> tuple[Any, Any]:
+    """φ and the memory after step k, as torch.optim makes them."""
+    u = s.update
+    g = g + u.decay * phi
+    g = anp.clip(g, -u.clamp, u.clamp) if u.clamp < np.inf else g
+    size = anp.sqrt(anp.sum((getval(g) if u.constant else g) ** 2))
+    g = g * (u.norm / size) if u.norm < size else g
+    m, squares = memory[0], memory[1]
+    if u.kind in ("adam", "rmsprop", "adagrad"):
+        first, second = {"adam": (0.9, 0.999), "rmsprop": (0, 0.99), "adagrad": (0, 1)}[u.kind]
+        m, squares = first * m + (1 - first) * g, second * squares + ((1 - second) or 1) * g * g
+        unbiased = [(1 - b ** (k + 1)) if u.kind == "adam" else 1 for b in (first, second)]
+        moved = m / unbiased[0] / (anp.sqrt(squares / unbiased[1]) + (1e-10 if u.kind == "adagrad" else 1e-8))
+    else:
+        m = u.momentum * m + g
+        ways = {"sgd": m, "nesterov": g + u.momentum * m, "mean": m / (k + 1), "sign": anp.sign(g), "unit": g / size}
+        moved = ways[u.kind]
+    rates = np.concatenate([np.full(leaf.size, share, float) for leaf, share in zip(s.theta, s.rates, strict=True)])
+    return phi - rate(s, k) * rates * moved, anp.stack([m + 0 * phi, squares + 0 * phi])
 
 
-def joint(d: Derivatives, s: Setting) -> Theta:
-    return d.grad(s.theta, s.query)
+def step_back(s: Setting, k: int, made: Any, v: Theta, memory: Any) -> tuple[Theta, Theta, Any]:
+    """The adjoints of φ, of the gradient and of the memory before step k, from those after it."""
+    base, g, before = made
+    size = flat(base).size
 
+    def packed(t: Any) -> Any:
+        phi, after = step(s, k, t[0], t[1], t[2:])
+        return anp.concatenate([phi[None], after])
 
-RULES = {"maml": maml, "fomaml": fomaml, "anil": maml, "reptile": reptile, "joint": joint}
-
-
-def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
-    """v_0 … v_K: the gradient of the query loss with respect to φ_0 … φ_K."""
-    vs = [fomaml(d, s)]
-    for point in reversed(points(d, s)):
-        vs.insert(0, pull_back(d, s, vs[0], [point]))
-    return vs
+    start = np.stack([flat(base), flat(g), *np.broadcast_to(before, (2, size))])
+    vjp, _ = make_vjp(packed)(start)
+    back = vjp(np.stack([flat(v), *np.broadcast_to(memory, (2, size))]))
+    return unflat(back[0], base), unflat(back[1], base), back[2:]
 
 
 def flat(theta: Theta) -> np.ndarray:
     """All arrays as one float64 vector."""
+    if len(theta) == 1:
+        return np.asarray(theta[0], float).reshape(-1)
     return np.concatenate([np.ravel(np.asarray(leaf, float)) for leaf in theta])
 
 

@@ -14,9 +14,11 @@ from refmeta.adjoint import hvp as exact_hvp
 from refmeta.conformance import audit
 from refmeta.conformance.audit import SMALL, examine
 from refmeta.conformance.explain import SEARCHES, Explanation, Factor
-from refmeta.conformance.mistakes import MISTAKES, with_mistakes
+from refmeta.conformance.mistakes import MISTAKES
+from refmeta.conformance.programs import with_mistakes
 from refmeta.conformance.network import SKETCH, exact, remembered, sketch, to_settings, to_tasks
-from refmeta.conformance.rules import RULES, Derivatives, Setting, gradients, moves
+from refmeta.conformance.rules import ALGORITHMS as CHOICES
+from refmeta.conformance.rules import Derivatives, Setting, gradients, moves
 from refmeta.models import MLP, cross_entropy, squared_error
 from refmeta.trees import add
 
@@ -57,7 +59,8 @@ def wrong(name, algorithm="maml", loss=LOSS, outputs=None):
 
     def meta_gradient(theta, tasks, alpha):
         moving = moves(len(theta), 2 if algorithm == "anil" else None)
-        settings = [Setting(RULES[algorithm], theta, s, q, alpha, moving, len(q[0]) - 2, outputs) for s, q in tasks]
+        of = CHOICES[algorithm]
+        settings = [Setting(theta, s, q, alpha, moving, len(q[0]) - 2, outputs, **of) for s, q in tasks]
         return add(gradients(tools, with_mistakes([name], settings)))
 
     return meta_gradient
@@ -382,7 +385,7 @@ def test_a_loss_of_nan_vouches_for_no_gradient():
     twice = Derivatives(lambda *a: [2 * leaf for leaf in GRAD(*a)], lambda *a: [2 * leaf for leaf in hvp(*a)])
 
     def doubled(theta, tasks, alpha):
-        return add(gradients(twice, [Setting(RULES["maml"], theta, s, q, alpha, (True,) * 4) for s, q in tasks]))
+        return add(gradients(twice, [Setting(theta, s, q, alpha, (True,) * 4) for s, q in tasks]))
 
     assert not audit(lambda *_: np.nan, twice.grad, doubled, THETA, TASKS, ALPHA).passed
 
@@ -403,7 +406,7 @@ def test_of_what_bends_faster_than_the_steps_of_its_differences_nothing_is_said_
     tools = Derivatives(gradient, product)
 
     def meta_gradient(theta, tasks, alpha):
-        return add(gradients(tools, [Setting(RULES["maml"], theta, s, q, alpha, (True,)) for s, q in tasks]))
+        return add(gradients(tools, [Setting(theta, s, q, alpha, (True,)) for s, q in tasks]))
 
     (verdict,) = audit(loss, gradient, meta_gradient, *problem).verdicts
     assert verdict.kind == "imprecise" and "give `hvp`" in verdict.text

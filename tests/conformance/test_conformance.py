@@ -84,7 +84,7 @@ def flattened(case):
 
     if case.algorithm == "anil":
         return right(case)
-    flat = [s._replace(theta=[rules.flat(s.theta)], moves=(True,)) for s in case.settings]
+    flat = [s._replace(theta=[rules.flat(s.theta)], rates=(True,)) for s in case.settings]
     per_task = rules.gradients(tools(case.derivatives), flat)
     return case.combine([parts(g[0]) for g in per_task])
 

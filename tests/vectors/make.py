@@ -17,7 +17,8 @@ import numpy as np
 import refmeta
 from refmeta import adjoint, stacked
 from refmeta.conformance import Case, rules
-from refmeta.conformance.mistakes import MISTAKES, with_mistakes
+from refmeta.conformance.mistakes import MISTAKES
+from refmeta.conformance.programs import with_mistakes
 from refmeta.conformance.rules import Setting
 from refmeta.trees import Theta, add
 from tests.vectors.arithmetic import DIGITS, Bounded, Kink, fifty_digits, in_kind
@@ -99,14 +100,14 @@ def derived(same: Case, exact: bool) -> Answers | None:
 def inside(d: rules.Derivatives, s: Setting) -> dict[str, list[Theta]]:
     """The intermediate values: φ_0 … φ_K, ∇L(φ_k; S_k), and for MAML and ANIL v_0 … v_K."""
     found = {"phi": rules.path(d, s), "inner_gradient": [d.grad(*point) for point in rules.points(d, s)]}
-    return {**found, "adjoint": rules.adjoints(d, s)} if s.rule is rules.maml else found
+    return {**found, "adjoint": rules.adjoints(d, s)} if s.curvature else found
 
 
 def sizes(same: Case) -> list[float]:
     """Of each array the size of what is summed, so that cancellation does not make a tolerance too small."""
     d, sums = derivatives(same), np.zeros(len(same.theta))
     for s in same.settings:
-        terms = [s.rule(d, s)] + ([rules.fomaml(d, s)] if s.rule is rules.maml else [])
+        terms = [rules.gradient(d, s)] + ([rules.gradient(d, s._replace(curvature=None))] if s.curvature else [])
         sums += float(same.factor(s.supports)) * np.max([[norm(leaf) for leaf in tree] for tree in terms], axis=0)
     return list(sums / same.divisor)
 

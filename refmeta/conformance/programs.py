@@ -1,0 +1,726 @@
+"""What else people write: mistakes that no vector lists.
+
+Each is a point in the grammar of `rules.Setting`: a choice, and the value that it has in place of the right one. A
+choice that makes no sense for an algorithm is not offered to it.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refmeta.conformance.mistakes import (
+    MISTAKES,
+    UNSEEN,
+    Change,
+    Mistake,
+    after_every_step,
+    and_supports,
+    times,
+    weights,
+)
+from refmeta.conformance.rules import Derivatives, Outer, Setting, Term, at_the_end, kept
+from refmeta.trees import Batch, Theta, dot
+
+Fields = dict[str, Any]
+Group = Callable[[Setting, Any], dict[str, Fields]]
+Arrays = Callable[[Setting], Sequence[Any]]  # the share of each array
+DEAREST = 200  # parameters: a Hessian's diagonal takes as many products
+
+
+class Family(NamedTuple):
+    """Mistakes that differ in a number, which stands in the title. usual: those that people write."""
+
+    title: str
+    cause: str
+    fields: Callable[[Setting, float], Fields | None]
+    usual: tuple[float, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the number counts something."""
+        return all(map(float.is_integer, self.usual))
+
+
+OTHERS: dict[str, Mistake] = {}
+FAMILIES: dict[str, Family] = {}
+
+
+def choice(over: dict[str, tuple[str, Any]] = {"": ("", None)}) -> Callable[[Group], Group]:  # noqa: B006
+    """Register what a function gives: the changed fields by id, for each of these; or for a number, if ids have some.
+
+    Its docstring is all that is ever said of them: paragraphs of "id: title", then "Cause: …" and the like for all.
+    """
+
+    def register(group: Group) -> Group:
+        for paragraph in (group.__doc__ or "").split("\n\n")[1:]:
+            lines = re.split(r"\n(?=    \S+(?: [\d. ]+)?: )", "\n" + paragraph.strip("\n"))[1:]
+            said = dict(re.split(r":\s+", " ".join(line.split()), maxsplit=1) for line in lines)
+            cause, seen, ledger = (said.pop(key, UNSEEN * (key == "Seen")) for key in ("Cause", "Seen", "Ledger"))
+            for (id, title), (name, (phrase, value)) in product(said.items(), over.items()):
+                id, *usual = id.split()
+                if usual:
+                    FAMILIES[id] = Family(title, cause, part(group, id), tuple(map(float, usual)))
+                else:
+                    made = Mistake(
+                        name + id, title.format(phrase), cause, seen, ledger, replaced(part(group, id), value)
+                    )
+                    OTHERS[name + id] = made
+        return group
+
+    return register
+
+
+def part(group: Group, id: str) -> Callable[[Setting, Any], Fields | None]:
+    return lambda s, value: group(s, value).get(id)
+
+
+def replaced(fields: Callable[[Setting, Any], Fields | None], value: Any) -> Change:
+    return lambda s: s._replace(**found) if (found := fields(s, value)) else None
+
+
+@lru_cache(1 << 14)
+def known(id: str) -> Mistake:
+    """A mistake by its id; that of a family is "family=number"."""
+    if "=" not in id:
+        return MISTAKES.get(id) or OTHERS[id]
+    name, value = id.split("=")
+    family, number = FAMILIES[name], float(value)
+    return Mistake(id, family.title.format(f"{number:.6g}"), family.cause, UNSEEN, "", replaced(family.fields, number))
+
+
+def with_mistakes(ids: Iterable[str], settings: list[Setting]) -> list[Setting]:
+    """The settings with these mistakes made wherever they can be made."""
+    for id in ids:
+        change: Change = known(id).change
+        settings = [change(s) or s for s in settings]
+    return settings
+
+
+# --- Which data, and how many steps ---
+
+
+def joined(s: Setting, batches: list[Batch]) -> Batch:
+    """One batch of all examples; of quadratics the mean."""
+    xs, ys = zip(*batches, strict=True)
+    return (np.concatenate(xs), np.concatenate(ys)) if network(s) else (sum(xs) / len(xs), sum(ys) / len(ys))
+
+
+@choice()
+def supports(s: Setting, _: None) -> dict[str, Fields]:
+    """The batches of the inner steps.
+
+    first_batch: every inner step takes the first support batch
+    last_batch: every inner step takes the last support batch
+    batches_reversed: the inner steps take the support batches in reverse order
+    batches_shifted: the inner steps take the second support batch first, and the first last
+    Cause: the iterator over the batches is made anew at every step, or a batch is drawn in another place
+
+    first_step_missing: the first inner step is missing
+    step_on_query: one more inner step is taken, on the query data
+    last_on_query: the last inner step is taken on the query data
+    first_twice: the first support batch is taken twice
+    first_again: one inner step too many, on the first batch
+    steps_twice: all inner steps are taken twice
+    Cause: an off-by-one in the inner loop, or a batch that is drawn in another place
+
+    all_together: every inner step takes all support batches together
+    query_among_them: the query data are in every support batch
+    Cause: batches are joined that should be apart
+
+    first_supports: every task adapts to the first task's support data
+    Cause: the tasks' data are indexed by another counter
+    """
+    if not s.adapts:
+        return {}
+    S, Q = s.supports, s.query
+    lists = {
+        "first_batch": S[:1] * len(S),
+        "last_batch": S[-1:] * len(S),
+        "batches_reversed": S[::-1],
+        "batches_shifted": S[1:] + S[:1],
+        "first_step_missing": S[1:],
+        "step_on_query": [*S, Q] if Q else None,
+        "last_on_query": [*S[:-1], Q] if Q else None,
+        "first_twice": [*S[:1], *S],
+        "first_again": [*S, *S[:1]],
+        "steps_twice": S * 2,
+        "all_together": [joined(s, S)] * len(S),
+        "query_among_them": [joined(s, [b, Q]) for b in S] if Q else None,
+        "first_supports": s.tasks[0][0][: len(S)] if s.tasks else None,
+    }
+    many = len(S) > 1
+    return {id: {"supports": found} for id, found in lists.items() if found is not None and (many or "batch" not in id)}
+
+
+@choice()
+def query(s: Setting, _: None) -> dict[str, Fields]:
+    """The batch of the outer loss.
+
+    swapped: support and query are swapped
+    Cause: the batches are unpacked in the other order
+
+    next_query: the query is that of the next task
+    previous_query: the query is that of the task before
+    Cause: the tasks' data are indexed by another counter
+
+    support_in_query: the outer loss is taken on the support and the query data together
+    Cause: batches are joined that should be apart
+
+    tasks_merged: the tasks' queries are one batch, so that a task counts by its size
+    Cause: the tasks' data are put into one batch
+
+    first_support_as_query: the outer loss is taken on the first support batch
+    Cause: the same x, y are used inside and outside
+    """
+    if s.displaced:
+        return {}
+    found: dict[str, Fields] = {
+        f"{w}_query": {"query": s.tasks[(s.place + d) % len(s.tasks)][1]}
+        for w, d in (("next", 1), ("previous", -1))
+        if s.tasks
+    }
+    found |= {"first_support_as_query": {"query": s.supports[0]}} if len(s.supports) > 1 else {}
+    found |= {"support_in_query": {"query": joined(s, [*s.supports, s.query])}} if s.supports and s.query else {}
+    if s.tasks and s.query and network(s):
+        share = len(s.query[0]) / sum(len(q[0]) for _, q in s.tasks)
+        found |= {"tasks_merged": scaled(s, lambda s, batch: share, 1)[1]}
+    return found | (
+        {"swapped": {"supports": [s.query] * len(s.supports), "query": s.supports[-1]}} if s.adapts and s.query else {}
+    )
+
+
+def averaged(outer: Outer) -> Outer:
+    return lambda s: [(k, batch, w / len(outer(s))) for k, batch, w in outer(s)]
+
+
+def from_theta(s: Setting) -> list[Term]:
+    return [(0, s.query, 1), *after_every_step(s)]
+
+
+def all_at_theta(s: Setting) -> list[Term]:
+    return [(0, batch, 1) for batch in (s.query, *s.supports)]
+
+
+def inner_gradients(s: Setting) -> list[Term]:
+    return [(k, batch, 1) for k, batch in enumerate(s.supports)]
+
+
+@choice()
+def outer(s: Setting, _: None) -> dict[str, Fields]:
+    """The losses that count.
+
+    from_theta: the query losses at θ and after every step are added up
+    before_every_step: the query losses before every step are added up
+    every_step_averaged: the query losses after every step are averaged
+    from_theta_averaged: the query losses at θ and after every step are averaged
+    Cause: the query loss is computed inside the inner loop
+
+    theta_added: the query loss at θ is added
+    support_added: the support loss after adaptation is added to the query loss
+    first_support_added: the first support batch's loss after adaptation is added to the query loss
+    improvement: the query loss at θ is subtracted
+    support_at_theta_added: the support loss at θ is added to the query loss
+    Cause: the meta-loss has more in it than the query's loss after adaptation
+
+    supports_added: the losses of all inner steps are added to the query loss
+    last_inner_gradient_added: the loss of the last inner step is added to the query loss
+    supports_and_every_step: the losses of all inner steps, and of the query after every step, are added up
+    Cause: what the inner loop left in .grad is not cleared before the outer loss: zero_grad is missing
+
+    inner_gradients_alone: the gradient is the sum of the inner gradients
+    Cause: what the inner loop's backward passes left in .grad is taken for the result
+
+    all_at_theta: the losses of the supports and of the query are added up
+    all_at_theta_averaged: the losses of the supports and of the query are averaged
+    supports_at_theta: the losses of the supports are added up, without the query
+    Cause: all batches of a task are put together
+
+    towards_the_mean: Reptile towards the mean of φ_1 … φ_K
+    towards_the_mean_from_theta: Reptile towards the mean of φ_0 … φ_K
+    Cause: an average of the weights, as in SWA
+
+    mean_of_gradients: Reptile that averages K + 1 gradients
+    Cause: Reptile returns θ − φ_K, which is α times the sum of the first K gradients
+    Seen: ivy-llc/ivy meta.py
+    Ledger: B55
+    """
+    K, first, last = len(s.supports), s.supports[:1], s.supports[-1:]
+    plain: Fields = {"displaced": False, "curvature": None}
+    if not s.adapts:
+        return {
+            "all_at_theta": {"outer": all_at_theta},
+            "all_at_theta_averaged": {"outer": averaged(all_at_theta)},
+            "supports_at_theta": {"outer": lambda s: all_at_theta(s)[1:]},
+        }
+    if s.displaced:
+        more = averaged(lambda s: [*inner_gradients(s), *((K, b, 1) for b in last)])
+        return {
+            "towards_the_mean": {"towards": 1},
+            "towards_the_mean_from_theta": {"towards": 0},
+            "mean_of_gradients": {**plain, "outer": more},
+            "inner_gradients_alone": {**plain, "outer": inner_gradients},
+        }
+
+    def and_also(k: int, batches: list[Batch], weight: int = 1) -> Fields:
+        return {"outer": lambda s: [*at_the_end(s), *((k, b, weight) for b in batches)]}
+
+    return {
+        "from_theta": {"outer": from_theta},
+        "before_every_step": {"outer": lambda s: [(k, s.query, 1) for k in range(K)]},
+        "every_step_averaged": {"outer": averaged(after_every_step)},
+        "from_theta_averaged": {"outer": averaged(from_theta)},
+        "theta_added": and_also(0, [s.query]),
+        "improvement": and_also(0, [s.query], -1),
+        "support_added": and_also(K, last),
+        "first_support_added": and_also(K, first),
+        "support_at_theta_added": and_also(0, first),
+        "supports_added": {"outer": and_supports(at_the_end)},
+        "last_inner_gradient_added": and_also(K - 1, last),
+        "supports_and_every_step": {"outer": and_supports(after_every_step)},
+        "inner_gradients_alone": {**plain, "outer": inner_gradients},
+    }
+
+
+# --- The curvature ---
+
+
+def diagonal(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
+    """diag(∇²L) v, a column at a time."""
+    found = [np.zeros(np.shape(leaf)) for leaf in v]
+    for i, leaf in enumerate(v):
+        for place in np.ndindex(np.shape(leaf)):
+            unit = [np.zeros(np.shape(other)) for other in v]
+            unit[i][place] = 1.0
+            found[i][place] = d.hvp(phi, batch, unit)[i][place] * leaf[place]
+    return found
+
+
+def arrays_apart(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
+    """The blocks of ∇²L that belong to one array each, times v."""
+    return [d.hvp(phi, batch, [leaf * (i == j) for j, leaf in enumerate(v)])[i] for i in range(len(v))]
+
+
+def gauss_newton(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
+    return (d.gauss or d.hvp)(phi, batch, v)
+
+
+def outer_product(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
+    g = d.grad(phi, batch)
+    return [leaf * dot(g, v) for leaf in g]
+
+
+def hessian_of_ones(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
+    sums = d.hvp(phi, batch, [np.ones(np.shape(leaf)) for leaf in v])
+    return [row * leaf for row, leaf in zip(sums, v, strict=True)]
+
+
+def on_support_gradient(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
+    return d.hvp(phi, batch, kept(d.grad(phi, batch), s.rates))
+
+
+@choice()
+def curvature(s: Setting, _: None) -> dict[str, Fields]:
+    """What the Hessian is, and where it is taken.
+
+    diagonal: only the diagonal of the Hessian is used
+    one_hessian: the product of the factors (I − αH_k) is cut after the terms of one Hessian
+    outer_product: the outer product of the gradient with itself is used in the place of the Hessian
+    on_support_gradient: the Hessian is applied to the support gradient
+    arrays_apart: the Hessian between different arrays is left out
+    gauss_newton: the Gauss–Newton matrix is used in the place of the Hessian
+    query_hessian: the Hessians are those of the query loss
+    query_hessian_at_theta: the Hessians are those of the query loss at θ
+    query_hessian_at_the_end: the Hessians are those of the query loss at φ_K
+    hessians_at_the_end: all Hessians are taken at φ_K
+    first_batch_hessian: all Hessians are those of the first support batch
+    last_batch_hessian: all Hessians are those of the last support batch
+    Cause: a hand-written backward pass, or an approximation that is meant
+
+    odd_steps_cut: every second inner step is not differentiated
+    even_steps_cut: every second inner step is not differentiated, beginning with the first
+    last_step_cut: the last inner step is not differentiated
+    Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop, or create_graph=True not at every
+        step. JAX: stop_gradient in the carry
+
+    hessian_of_ones: the Hessian times a vector of ones is used in the place of its product
+    Cause: elementwise_grad, or jacobians summed over the outputs
+
+    query_features_detached: the query features are detached: the body gets no direct gradient
+    Cause: features under no_grad or .detach() in the query pass
+    """
+    if not s.differentiates:
+        return {}
+    K = len(s.supports)
+    return {
+        "diagonal": {"curvature": diagonal} if sum(map(np.size, s.theta)) < DEAREST else {},
+        "arrays_apart": {"curvature": arrays_apart} if len(s.theta) > 1 else {},
+        "gauss_newton": {"curvature": gauss_newton} if s.summed is not None else {},
+        "hessian_of_ones": {"curvature": hessian_of_ones},
+        "one_hessian": {"linear": True} if K > 1 else {},
+        "outer_product": {"curvature": outer_product},
+        "on_support_gradient": {"curvature": on_support_gradient},
+        "query_hessian": {"curved": lambda s, k: (k, s.query)},
+        "query_hessian_at_theta": {"curved": lambda s, k: (0, s.query)},
+        "query_hessian_at_the_end": {"curved": lambda s, k: (K, s.query)},
+        "hessians_at_the_end": {"curved": lambda s, k: (K, s.supports[k])},
+        "first_batch_hessian": {"curved": lambda s, k: (k, s.supports[0])},
+        "last_batch_hessian": {"curved": lambda s, k: (k, s.supports[-1])},
+        "odd_steps_cut": {"through": lambda k, steps: k % 2 == 0},
+        "even_steps_cut": {"through": lambda k, steps: k % 2 == 1},
+        "last_step_cut": {"through": lambda k, steps: k < steps - 1},
+        "query_features_detached": {"direct": s.rates} if s.split else {},
+    }
+
+
+# --- Which arrays ---
+
+
+def last_layer(s: Setting) -> tuple[bool, ...]:
+    """Weights and biases, or the last array if it is no vector."""
+    tail = 1 + (np.ndim(s.theta[-1]) == 1)
+    return tuple(i >= len(s.theta) - tail for i in range(len(s.theta)))
+
+
+def first_layer(s: Setting) -> tuple[bool, ...]:
+    return tuple(i < 1 + (np.ndim(s.theta[-1]) == 1) for i in range(len(s.theta)))
+
+
+def network(s: Setting) -> bool:
+    return np.ndim(s.theta[0]) > 1
+
+
+def but(arrays: Arrays) -> Arrays:
+    return lambda s: tuple(not share for share in arrays(s))
+
+
+ARRAYS: dict[str, tuple[str, Arrays]] = {
+    "weights": ("the weights", weights),
+    "matrices": ("arrays of two axes", lambda s: tuple(np.ndim(leaf) > 1 for leaf in s.theta)),
+    "biases": ("the biases", lambda s: (True,) * len(s.theta) if all(weights(s)) else but(weights)(s)),
+    "last_layer": ("the last layer", last_layer),
+    "body": ("the body, without the last layer,", but(last_layer)),
+    "first_layer": ("the first layer", first_layer),
+    "upper": ("the layers after the first", but(first_layer)),
+    "ends": ("the first and the last layer", lambda s: tuple(map(max, first_layer(s), last_layer(s)))),
+    "last_array": ("the last array", lambda s: tuple(i == len(s.theta) - 1 for i in range(len(s.theta)))),
+    "first_array": ("the first array", lambda s: tuple(i == 0 for i in range(len(s.theta)))),
+}
+
+
+@choice(ARRAYS)
+def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
+    """Which arrays take part.
+
+    _adapt: in the inner loop only {} can move
+    Cause: the inner loop goes over these parameters only; or allow_unused=True hides a missing connection
+
+    _kept: the outer gradient is that of {} alone
+    Cause: the outer gradient is taken, or kept, of these alone
+
+    _reached: the second-order term reaches {} alone
+    _differentiated: of the inner gradient only that of {} is differentiated
+    Cause: PyTorch: .detach(), JAX: stop_gradient, on the others
+    """
+    shares = arrays(s)
+    found: dict[str, Fields] = {"_kept": {"keeps": shares}}
+    found |= {"_adapt": {"rates": times(s.rates, shares)}} if s.adapts else {}
+    reached = {"curvature": lambda d, phi, batch, v, s: kept(d.hvp(phi, batch, v), shares)}
+    differentiated = {"curvature": lambda d, phi, batch, v, s: d.hvp(phi, batch, kept(v, shares))}
+    return found | ({"_reached": reached, "_differentiated": differentiated} if s.differentiates else {})
+
+
+# --- The inner update ---
+
+
+def paced(s: Setting, more: Callable[[Setting, int], Any]) -> Fields:
+    """The rate of every step times another number."""
+    before = s.pace
+    return {"pace": (lambda s, k: before(s, k) * more(s, k)) if before else more}
+
+
+def scaled(s: Setting, count: Callable[[Setting, Batch], Any], power: int) -> tuple[Fields, Fields]:
+    """The inner losses, and those that count, times a number to this power."""
+    before = s.outer
+    outer = {"outer": lambda s: [(k, batch, w * count(s, batch) ** power) for k, batch, w in before(s)]}
+    inner = paced(s, lambda s, k: count(s, s.supports[k]) ** power) if s.adapts else {}
+    return inner, {} if s.displaced else outer
+
+
+@choice()
+def update(s: Setting, _: None) -> dict[str, Fields]:
+    """How a step is made.
+
+    one_chain: a task starts from the parameters that the task before it ended with, and all steps are differentiated
+    Cause: θ is not restored between tasks, and the graph of those before is kept: give each task its own copy of θ
+
+    restarted: every inner step subtracts its gradient from θ, not from the φ of the step before
+    Cause: the update subtracts from θ, not from the φ of the step before, in `θ - lr * g`
+
+    gradients_at_theta: all inner gradients are taken at θ
+    Cause: the inner gradient is taken at θ, not at the φ of the step before
+
+    head_in_front: the first arrays adapt in the place of the last
+    body_for_head: the body adapts, and the head stays
+    head_without_gradient: the head gets no outer gradient
+    Cause: the head and the body are told apart in another way
+
+    head_of_zeros: the head starts from zeros
+    head_of_zeros_constant: the head starts from zeros and gets no gradient
+    Cause: the head is made anew for each task
+
+    added_up: each inner step takes the sum of all gradients until then
+    averaged_up: each inner step takes the mean of all gradients until then
+    Cause: the inner gradients are not cleared between steps: zero_grad is missing
+
+    sign: the inner loop takes the sign of the gradient
+    unit: the inner gradient is divided by its norm
+    adam: the inner loop is Adam's
+    rmsprop: the inner loop is RMSprop's
+    adagrad: the inner loop is Adagrad's
+    Cause: the inner optimiser is another than plain gradient descent
+
+    over_steps: the inner step size is divided by the number of steps
+    times_steps: the inner step size is multiplied by the number of steps
+    over_tasks: the inner step size is divided by the number of tasks
+    times_tasks: the inner step size is multiplied by the number of tasks
+    over_step: the inner step size is divided by the number of the step
+    falling: the inner step size falls to zero, by the same amount at every step
+    Cause: a loss is summed or averaged over steps or tasks before the inner gradient is taken, or a schedule
+    """
+    if not s.adapts:
+        return {}
+    body = [not rate for rate in s.rates]
+    zero_head = {} if not s.split else {"start": kept(s.theta, body)}
+    many, K, T = len(s.supports) > 1, len(s.supports), len(s.tasks) or 1
+    kinds = {kind: {"update": s.update._replace(kind=kind)} for kind in ("sign", "unit", "adam", "rmsprop", "adagrad")}
+    return kinds | {
+        "one_chain": {"together": True} if s.differentiates else {},
+        "restarted": {"restarts": True} if many else {},
+        "gradients_at_theta": {"stale": True} if many else {},
+        "head_in_front": {"rates": s.rates[::-1]} if s.split else {},
+        "body_for_head": {"rates": tuple(body)} if s.split else {},
+        "head_without_gradient": {"keeps": body} if s.split else {},
+        "head_of_zeros": zero_head,
+        "head_of_zeros_constant": zero_head and zero_head | {"keeps": body},
+        "added_up": {"update": s.update._replace(momentum=1)},
+        "averaged_up": {"update": s.update._replace(kind="mean", momentum=1)},
+        "over_steps": paced(s, lambda s, k: 1 / K),
+        "times_steps": paced(s, lambda s, k: K),
+        "over_tasks": paced(s, lambda s, k: 1 / T),
+        "times_tasks": paced(s, lambda s, k: T),
+        "over_step": paced(s, lambda s, k: 1 / (k + 1)),
+        "falling": paced(s, lambda s, k: 1 - k / K),
+    }
+
+
+COUNTS: dict[str, tuple[str, Callable[[Setting, Batch], Any]]] = {
+    "n": ("examples", lambda s, batch: len(batch[0])),
+    "entries": ("examples and of outputs", lambda s, batch: len(batch[0]) * (s.outputs or 1)),
+    "outputs": ("outputs", lambda s, batch: s.outputs or 1),
+    "everything": ("examples, or of numbers", lambda s, batch: len(batch[0])),  # of a quadratic too
+}
+
+
+@choice(COUNTS)
+def counts(s: Setting, count: Callable[[Setting, Batch], Any]) -> dict[str, Fields]:
+    """A loss times a number.
+
+    _times_inner: the inner loss is multiplied by the number of {}
+    _times_outer: the query loss is multiplied by the number of {}
+    _times: the inner and the query loss are multiplied by the number of {}
+    Cause: PyTorch: reduction='sum'. JAX: jnp.sum
+
+    _over_inner: the inner loss is divided by the number of {}
+    _over_outer: the query loss is divided by the number of {}
+    _over: the inner and the query loss are divided by the number of {}
+    Cause: a loss that is already a mean is divided by their number
+    """
+    if not network(s) and count is not COUNTS["everything"][1]:
+        return {}
+    found: dict[str, Fields] = {}
+    for verb, power in (("_times", 1), ("_over", -1)):
+        inner, outer = scaled(s, count, power) if power < 0 or not s.summed else ({}, {})  # it sums already
+        found |= {f"{verb}_inner": inner, f"{verb}_outer": outer, verb: inner | outer}
+    return found
+
+
+# --- Another loss, where the network is known ---
+
+
+@choice()
+def loss(s: Setting, _: None) -> dict[str, Fields]:
+    """The loss and the network in it.
+
+    half_squared_error: the squared error has a factor ½
+    half_inside: the inner squared error has a factor ½
+    half_outside: the squared error of the query has a factor ½
+    Cause: ½ (f − y)² is another loss than the one that was asked for
+
+    relu: the activation is relu
+    sigmoid: the activation is the logistic function
+    linear: the activation is missing
+    no_biases: the biases are not used in the forward pass
+    tanh_at_the_end: the last layer has an activation too
+    Cause: the network is another than the vector's
+
+    softmax_twice: the softmax is taken twice
+    Cause: cross_entropy is given probabilities, not logits
+
+    smoothed: the labels are smoothed by 0.1
+    Cause: label_smoothing=0.1
+
+    labels_shifted: the labels are taken to count from one
+    Cause: data whose labels are 1 … n
+
+    first_output_alone: only the first output counts
+    Cause: the loss takes column 0 of the predictions
+
+    examples_mean: the loss is the mean over the examples, also where the sum was asked for
+    examples_sum: the loss is the sum over the examples, also where the mean was asked for
+    Cause: a convention of its own
+    """
+
+    if not network(s) or s.summed is None:
+        return {}
+    entries = COUNTS["entries"][1]
+    (over, under), (times, above) = scaled(s, entries, -1), scaled(s, entries, 1)
+    half, less = scaled(s, lambda s, batch: 0.5, 1)
+    names = (
+        "relu",
+        "sigmoid",
+        "linear",
+        "no_biases",
+        "tanh_at_the_end",
+        "softmax_twice",
+        "smoothed",
+        "first_output_alone",
+        "labels_shifted",
+    )
+    return {name: {"loss": name} for name in names} | {
+        "half_squared_error": half | less if s.outputs else {},
+        "half_inside": half if s.outputs else {},
+        "half_outside": less if s.outputs else {},
+        "examples_mean": over | under if s.summed else {},
+        "examples_sum": times | above if s.summed is False else {},
+    }
+
+
+@choice()
+def result(s: Setting, _: None) -> dict[str, Fields]:
+    """What is returned.
+
+    new_theta: θ less α times the gradient is returned
+    theta_once: θ is added
+    Cause: an outer step is taken, and its end is returned
+    """
+    T = len(s.tasks) or 1
+    return {
+        "new_theta": {"adds": s.adds - 1 / (s.alpha * T)} if s.alpha else {},
+        "theta_once": {"adds": s.adds + 1 / T},
+    }
+
+
+# --- Numbers ---
+
+
+@choice()
+def inner(s: Setting, p: float) -> dict[str, Fields]:
+    """Numbers in the inner loop.
+
+    alpha 0.0001 0.001 0.002 0.003 0.005 0.01 0.02 0.03 0.04 0.05 0.1 0.2 0.3 0.4 0.5 1: the inner step size is {}, not
+        the one that was asked for
+    alpha_times 2 0.5 0.1 0.2 0.33333333333333333 0.9 0.95 0.99 1.5 3 5 10: the inner step size is multiplied by {}
+    Cause: a step size, or a factor of it, is written by hand
+
+    momentum 0.9 0.5 0.99: the inner loop has momentum {}
+    nesterov 0.9 0.5 0.99: the inner loop has Nesterov's momentum, {}
+    decay 0.0001 0.0005 0.001 0.005 0.01 0.1: the inner loop has weight decay {}
+    Cause: the inner optimiser is another than plain gradient descent
+
+    cool 0.99 0.95 0.9 0.8 0.7 0.5 0.1: the inner step size is multiplied by {} at every step
+    Cause: a scheduler lowers the inner rate
+
+    clamp 0.1 0.5 1 5 10 40: the inner gradients are clipped to ±{}
+    norm 0.1 0.25 0.5 1 2 5 10 40: the inner gradient is clipped to norm {}
+    norm_constant 0.1 0.25 0.5 1 2 5 10 40: the inner gradient is clipped to norm {}, which is not differentiated
+    Cause: a clip meant for the outer gradients, or for reinforcement learning
+
+    biases_faster 2 0.1 0.5 10: the inner step size of the biases is multiplied by {}
+    last_faster 10 2 0.1 0.5: the inner step size of the last layer is multiplied by {}
+    first_faster 0.1 0.5 2 10: the inner step size of the first layer is multiplied by {}
+    Cause: parameter groups with rates of their own
+
+    rounded 1 2 3: the inner step size is rounded to {} digits after the point
+    Cause: it went through a text, or a table
+
+    always 1 2 3 5 10: there are always {} inner steps
+    always_last 2 3 5 10: there are always {} inner steps, on the last batch from then on
+    at_most 2 3 4 5 10: at most {} inner steps are taken
+    Cause: the number of steps is written by hand
+    """
+    if not s.adapts:
+        return {}
+    S, u, n = s.supports, s.update, min(int(p), 99)
+
+    def faster(shares: Sequence[Any]) -> Fields:
+        return {"rates": times(s.rates, [p if share else True for share in shares])} if network(s) else {}
+
+    return {
+        "alpha": {"alpha": p},
+        "alpha_times": {"alpha": p * s.alpha},
+        "momentum": {"update": u._replace(momentum=p)},
+        "nesterov": {"update": u._replace(kind="nesterov", momentum=p)},
+        "decay": {"update": u._replace(decay=p)},
+        "cool": paced(s, lambda s, k: p**k),
+        "clamp": {"update": u._replace(clamp=p)},
+        "norm": {"update": u._replace(norm=p)},
+        "norm_constant": {"update": u._replace(norm=p, constant=True)},
+        "biases_faster": faster(but(weights)(s)),
+        "last_faster": faster(last_layer(s)),
+        "first_faster": faster(first_layer(s)),
+        "rounded": {"alpha": round(float(s.alpha), n)},
+        "always": {"supports": (S * n)[:n]},
+        "always_last": {"supports": (S + S[-1:] * n)[:n]},
+        "at_most": {"supports": S[:n]},
+    }
+
+
+@choice()
+def back(s: Setting, p: float) -> dict[str, Fields]:
+    """Numbers in the way back.
+
+    penalty 0.0001 0.0005 0.001 0.01 0.1: {} θ is added to the gradient of every task
+    penalty_once 0.0001 0.0005 0.001 0.01 0.1: {} θ is added to the gradient
+    Cause: a weight decay, or a penalty, outside
+
+    bend 2 0.5 0.1: the second-order term is multiplied by {}
+    Cause: a hand-written backward pass
+
+    first_steps_cut 1 2 3 4 5 6 7 8 9 10: the first {} inner steps are not differentiated
+    last_steps_alone 2 3 4 5 6 7 8 9 10: only the last {} inner steps are differentiated
+    first_steps_alone 2 3 4 5 6 7 8 9 10: only the first {} inner steps are differentiated
+    step_cut 2 3 4 5 6 7 8 9 10: inner step {} is not differentiated
+    Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop. JAX: stop_gradient in the carry
+    """
+    once = {"adds": s.adds + p / (len(s.tasks) or 1)}
+    found: dict[str, Fields] = {"penalty": {"adds": s.adds + p}, "penalty_once": once}
+    return (
+        found
+        if not s.differentiates
+        else found
+        | {
+            "bend": {"back": p * s.back},
+            "first_steps_cut": {"through": lambda k, steps: k >= p},
+            "last_steps_alone": {"through": lambda k, steps: k >= steps - p},
+            "first_steps_alone": {"through": lambda k, steps: k < p},
+            "step_cut": {"through": lambda k, steps: k != p - 1},
+        }
+    )
+
+
+EXAMPLES = {"examples_mean": "mean", "examples_sum": "sum"}  # conventions of its own that change the inner loop too
+EVERY = [*MISTAKES, *OTHERS]

@@ -1,0 +1,57 @@
+"""python -m tests.blind [--only SUBSTRING] [--framework numpy|torch|jax] [--out FILE]: what `check` says of each."""
+
+import argparse
+import json
+from collections import Counter
+from contextlib import nullcontext
+from time import perf_counter
+
+from refmeta.conformance import check
+from refmeta.conformance.explain import ZERO
+from refmeta.conformance.report import APART
+from tests.blind.judge import true
+from tests.blind.registry import FRAMEWORKS, load
+
+
+def judged(entry, verdict):
+    """The kind of a verdict: of a wrong one whether its name is true, or what is proved without one."""
+    if entry.mistakes and verdict.kind in ("bug", "convention") and verdict.explanations[0] != ZERO:
+        if len(verdict.explanations) > APART:
+            return "several", ""
+        good, asked = true(entry.function, verdict.explanations[0], entry.algorithm)
+        return "named" if good == asked > 0 else "FALSE", f" [{good} of {asked} fresh cases]"
+    proof = verdict.evidence
+    return verdict.kind + " with evidence" * bool(
+        proof.where or proof.unless or proof.arrays or proof.pieces or proof.multiples
+    ), ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.blind")
+    parser.add_argument("--only", default="", metavar="SUBSTRING")
+    parser.add_argument("--framework", choices=FRAMEWORKS)
+    parser.add_argument("--out", metavar="FILE")
+    arguments = parser.parse_args()
+    kinds: dict[str, Counter[str]] = {"right": Counter(), "wrong": Counter()}
+    with open(arguments.out, "w") if arguments.out else nullcontext() as out:
+        for name, entry in load(arguments.framework).items():
+            truth = "wrong" if entry.mistakes else "right"
+            if arguments.only not in f"{truth}/{name}":
+                continue
+            start = perf_counter()
+            (verdict,) = check(entry.function, dtype=entry.dtype, algorithms=[entry.algorithm]).verdicts
+            seconds = round(perf_counter() - start, 1)
+            first = verdict.text.partition("\n")[0]
+            kind, fresh = judged(entry, verdict)
+            kinds[truth][kind] += 1
+            print(f"{name}  {kind}{fresh}  {first}  ({entry.words})  {seconds} s", flush=True)
+            if out:
+                line = {"name": name, "words": entry.words, "mistakes": entry.mistakes, "kind": kind, "fresh": fresh}
+                line |= {"first": first, "text": verdict.text, "seconds": seconds}
+                print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
+    for truth, counts in kinds.items():
+        print(f"{truth}: {counts.total()}:", ", ".join(f"{kind} {n}" for kind, n in counts.most_common()))
+
+
+if __name__ == "__main__":
+    main()

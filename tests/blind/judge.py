@@ -1,0 +1,45 @@
+"""Is a name true? Its program must give the implementation's answers to cases that nobody has seen."""
+
+import numpy as np
+
+from refmeta.conformance import Skip
+from refmeta.conformance.check import read_answer
+from refmeta.conformance.explain import conventions, factors, patterns
+from refmeta.conformance.programs import with_mistakes
+from refmeta.conformance.rules import flat, gradients
+from tests.blind.fresh import cases
+
+SEEDS = 2
+NEAR = 2e-3  # factors are told to four digits, and numbers to six
+
+
+def predicted(explanation, case):
+    """The answer of the program; None where it says nothing, as of weights of another number of tasks."""
+    names = patterns(len(case.tasks))
+    if not isinstance(explanation.tasks, str) and len(explanation.tasks) != len(case.tasks):
+        return None
+    weights = names[explanation.tasks] if isinstance(explanation.tasks, str) else np.array(explanation.tasks)
+    known = factors(len(case.tasks), case.alpha, len(case.tasks[0][0]), case.algorithm) | conventions(case)
+    scale = known.get(explanation.scale, explanation.scale.number)
+    per_task = case.scaled(gradients(case.derivatives, with_mistakes(explanation.suspects, case.settings)))
+    return scale * (weights @ [flat(g) for g in per_task]) / case.divisor
+
+
+@np.errstate(all="ignore")
+def true(function, explanation, algorithm):
+    """On how many fresh cases the program gives the answer, of how many."""
+    right = asked = 0
+    for case in (case for seed in range(SEEDS) for case in cases(algorithm, seed)):
+        expected = predicted(explanation, case)
+        try:
+            answer = read_answer(function(case), case).gradient
+        except Skip:
+            continue
+        except Exception:
+            answer = None
+        if expected is None or answer is None:
+            continue
+        got = flat(answer)
+        asked += 1
+        right += bool(np.linalg.norm(got - expected) <= NEAR * np.linalg.norm(got))
+    return right, asked

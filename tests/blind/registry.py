@@ -1,0 +1,59 @@
+"""Implementations by name: framework/algorithm/function. `right` and `wrong` register, `load` imports the modules."""
+
+from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from refmeta.conformance import Case, Skip
+
+FRAMEWORKS = {"numpy": ("right", "wrong"), "torch": ("right_torch", "wrong_torch"), "jax": ("right_jax", "wrong_jax")}
+ENTRIES: dict[str, "Entry"] = {}
+
+
+class Entry(NamedTuple):
+    """tasks: what it takes over the tasks, whatever a case asks for; None: it obeys. mistakes: 0 is a right one."""
+
+    function: Callable[[Case], Any]
+    algorithm: str
+    words: str
+    mistakes: int = 0
+    tasks: str | None = None
+    dtype: str = "float64"
+
+
+def _register(algorithm: str, words: str, mistakes: int, **more: Any) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        @wraps(function)
+        def answer(case: Case) -> Any:
+            if case.algorithm != algorithm:
+                raise Skip(f"this is a {algorithm}")
+            return function(case)
+
+        module = function.__module__.rpartition(".")[2]
+        framework = next(name for name, modules in FRAMEWORKS.items() if module in modules)
+        name = f"{framework}/{algorithm}/{function.__name__}"
+        if name in ENTRIES:
+            raise ValueError(f"{name} is there already")
+        ENTRIES[name] = Entry(answer, algorithm, words or function.__doc__ or "", mistakes, **more)
+        return function
+
+    return decorate
+
+
+def right(algorithm: str, words: str = "", **more: Any) -> Callable[[Any], Any]:
+    """Register a right one. Decorators stack: a function may answer for several algorithms."""
+    return _register(algorithm, words, 0, **more)
+
+
+def wrong(algorithm: str, words: str, mistakes: int = 1, **more: Any) -> Callable[[Any], Any]:
+    """Register a wrong one; `words` says what is wrong, and `mistakes` how many things are."""
+    return _register(algorithm, words, mistakes, **more)
+
+
+def load(framework: str | None = None) -> dict[str, Entry]:
+    """The implementations of one framework, or all."""
+    for modules in [FRAMEWORKS[framework]] if framework else FRAMEWORKS.values():
+        for module in modules:
+            import_module(f"tests.blind.{module}")
+    return {name: entry for name, entry in ENTRIES.items() if framework in (None, name.partition("/")[0])}
