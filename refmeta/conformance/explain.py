@@ -151,11 +151,11 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
     rest = np.linalg.norm(got - best[:, None] * sums, axis=1)
     for i in np.flatnonzero(rest <= limit):  # no other factor is nearer than the best
         c, length = float(best[i]), float(np.sqrt(squares[i]))
-        most = np.sqrt(limit**2 - rest[i] ** 2) / length if length else np.inf  # how far a factor may be from the best
-        found |= {(names[i], factor) for factor, value in known.items() if abs(value - c) <= most}
-        fitted = Factor(float(f"{c:.4g}"))
-        visible = abs(abs(c) - 1) * length > 10 * limit  # within that any factor near 1 fits
-        if c and visible and not fitted.named:
+        wide = np.sqrt(limit**2 - rest[i] ** 2) / length if length else np.inf  # how far a factor may be from the best
+        found |= {(names[i], factor) for factor, value in known.items() if abs(value - c) <= wide}
+        fitted, top = Factor(float(f"{c:.4g}")), float(weights[i].max())  # 2, where a single task counts twice
+        visible = abs(abs(c) * top - 1) * length > 10 * limit * top  # else any factor near 1 fits
+        if c and visible and not fitted.named and f"{abs(c) * top:.4g}" != "1":
             found.add((names[i], fitted))
     if not found and len(per_task) > 1 and len(got) > len(per_task) + 1:
         free = np.linalg.lstsq(per_task.T, got, rcond=None)[0]
@@ -424,19 +424,22 @@ def simplest(found: Collection[Explanation]) -> list[Explanation]:
 
     Of two orders of a pair, and of two ways to say the same, the first.
     """
-    order = {name: i for i, name in enumerate(EVERY)}
-    named = {(e.suspects, e.tasks) for e in found if e.scale.named}
-    told = [e for e in found if e.scale.named or (e.suspects, e.tasks) not in named]
+    order = {name: i for i, name in enumerate([*EVERY, *FAMILIES])}
+    odd, plainest = {factor.name for factor in odd_factors(2, 0, 2)}, dict[Any, int]()
+
+    def oddness(e: Explanation) -> int:
+        return 2 if not e.scale.named else int(e.scale.name in odd)
 
     def cost(e: Explanation) -> tuple[int, ...]:
         return e.mistakes, sum(name not in MISTAKES for name in e.suspects), len(e.own)
 
+    def rank(e: Explanation) -> Any:
+        return [order.get(s.partition("=")[0], 0) for s in e.suspects], e.suspects, str(e.tasks), str(e.scale)
+
+    for e in found:
+        plainest[e.suspects, e.tasks] = min(oddness(e), plainest.get((e.suspects, e.tasks), 2))
+    told = [e for e in found if oddness(e) == plainest[e.suspects, e.tasks]]
     least = min(map(cost, told))
-    best = [e for e in told if cost(e) == least]
-    odd = {factor.name for factor in odd_factors(2, 0, 2)}
-    ranked = sorted(
-        best,
-        key=lambda e: ([order.get(s, 999) for s in e.suspects], str(e.tasks), e.scale.name in odd, str(e.scale)),
-    )
+    ranked = sorted([e for e in told if cost(e) == least], key=rank)
     said = {(frozenset(known(s).title for s in e.suspects), e.tasks, e.scale): e for e in reversed(ranked)}
     return list(reversed(said.values()))

@@ -49,19 +49,19 @@ def test_what_a_setting_says_of_the_model():
     case = next(v.case for v in VECTORS if v.case.id == "maml-tanh-one-output-k2-t3")
     case = dataclasses.replace(case, algorithm="anil", head=2)
     batch = np.zeros((7, 2)), np.zeros((7, 1))
-    said = {"moves": (False, False, True, True), "n": 7, "outputs": 1}
+    said = {"rates": (False, False, True, True), "n": 7, "outputs": 1, "summed": False}
 
     def shape(case, supports):
         (setting,) = dataclasses.replace(case, tasks=[(supports, batch)]).settings
-        assert setting[1:5] == (case.theta, supports, batch, case.alpha) and not setting.leaks
+        assert setting[:4] == (case.theta, supports, batch, case.alpha) and setting.tasks == [(supports, batch)]
         return {name: getattr(setting, name) for name in said}
 
     assert shape(case, [batch]) == said
     assert shape(case, []) == said | {"n": None}
-    assert shape(dataclasses.replace(case, algorithm="maml"), [batch]) == said | {"moves": (True,) * 4}
+    assert shape(dataclasses.replace(case, algorithm="maml"), [batch]) == said | {"rates": (True,) * 4}
     assert shape(dataclasses.replace(case, loss={"kind": "other"}), [batch]) == said | {"outputs": None}
     summed = dataclasses.replace(case, conventions=case.conventions | {"examples": "sum"})
-    assert shape(summed, [batch]) == said | {"n": None}
+    assert shape(summed, [batch]) == said | {"n": None, "summed": True}
     assert (
         shape(dataclasses.replace(case, model={"kind": "quadratic"}, loss={"kind": "quadratic"}), [batch])["n"] is None
     )

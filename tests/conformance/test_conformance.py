@@ -129,7 +129,7 @@ def test_more_noise_than_rounding_fails_and_still_names_no_mistake(algorithm, si
         return [g + rng.normal(size=g.shape) * size * vector.tolerance["float32"] * s for g, s in pairs]
 
     found = verdict(noisy, algorithm)
-    assert found.kind in ("precision", "unexplained")
+    assert found.kind in ("precision", "unexplained", "unrepeatable")  # for it is another noise each time
 
 
 # --- Known mistakes come back under their own names ---

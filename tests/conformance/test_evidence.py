@@ -47,7 +47,7 @@ def shaken(case):
 )
 def test_where_it_is_wrong_is_said_and_is_data(harness, where):
     found = next(v for v in check(harness).verdicts if v.algorithm == "maml")
-    assert found.kind == "unexplained" and found.evidence == where
+    assert found.kind == "unexplained" and found.evidence.where == where
     assert f"It is wrong exactly on the vectors with {where}: on " in found.text
 
 
@@ -60,7 +60,7 @@ def test_what_is_wrong_everywhere_or_without_a_rule_says_nothing_of_where():
 
     for harness in (everywhere, here_and_there):
         found = next(v for v in check(harness, algorithms=["maml"]).verdicts)
-        assert found.kind == "unexplained" and found.evidence == "" and "exactly" not in found.text
+        assert found.kind == "unexplained" and found.evidence.where == "" and "exactly" not in found.text
 
 
 def test_a_rule_holds_for_all_that_is_wrong_and_nothing_that_is_right():

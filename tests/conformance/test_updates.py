@@ -108,10 +108,15 @@ def test_a_body_without_an_outer_gradient_is_named():
         keep = lambda g: [leaf * (i >= body) for i, leaf in enumerate(g)]  # noqa: E731
         return maml(case, with_momentum(0, case.alpha), keep=keep)
 
-    assert "only the last layer gets an outer gradient" in said(harness).text
+    assert "the outer gradient is that of the last layer alone" in said(harness).text
 
 
-@pytest.mark.parametrize("mu", [0.77, -0.9])
-def test_a_momentum_that_nobody_writes_is_given_no_other_name(mu):
-    found = said(lambda case: maml(case, with_momentum(mu, case.alpha)))
+def test_a_momentum_that_nobody_writes_is_fitted():
+    found = said(lambda case: maml(case, with_momentum(0.77, case.alpha)))
+    assert [e.suspects for e in found.explanations] == [("momentum=0.77",)]
+    assert "the inner loop has momentum 0.77" in found.text
+
+
+def test_a_momentum_that_is_none_is_given_no_other_name():
+    found = said(lambda case: maml(case, with_momentum(-0.9, case.alpha)))
     assert found.kind == "unexplained" and not found.explanations

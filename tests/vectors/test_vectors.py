@@ -26,7 +26,7 @@ from tests.vectors import make
 from tests.vectors.__main__ import main
 from tests.vectors.arithmetic import DIGITS, Bounded, Dual, fifty_digits, in_kind
 from tests.vectors.derivation import derivatives
-from tests.vectors.derivations import ALGORITHMS, DERIVATIONS, digits
+from tests.vectors.derivations import ALGORITHMS, DERIVATIONS, by_autograd, digits
 from tests.vectors.kill_matrix import matrix
 from tests.vectors.recipes import TIERS, first, scalar
 
@@ -191,7 +191,18 @@ def test_a_derivation_of_another_algorithm_has_no_digits():
 
 def test_the_rules_from_a_losss_derivatives_give_the_expected_gradient():
     for vector in VECTORS:
-        within(vector, vector.case.combine(rules.gradients(vector.case.derivatives, vector.case.settings)))
+        within(vector, vector.case.combine(rules.gradients(by_autograd(vector.case), vector.case.settings)))
+
+
+def test_the_derivatives_that_mistakes_are_tried_with_are_those_of_the_loss():
+    """They are by hand and by imaginary steps, and may lose the last bit."""
+    for case in (v.case for v in VECTORS):
+        (supports, query), *_ = case.tasks
+        for batch in [*supports[:1], *filter(None, [query])]:
+            v = [np.cos(leaf + 1) for leaf in case.theta]
+            ours, theirs = case.derivatives, by_autograd(case)
+            assert_same(ours.grad(case.theta, batch), theirs.grad(case.theta, batch), digits=13)
+            assert_same(ours.hvp(case.theta, batch, v), theirs.hvp(case.theta, batch, v), digits=13)
 
 
 def test_the_rules_give_the_intermediate_values_too():
