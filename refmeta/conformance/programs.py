@@ -19,6 +19,7 @@ from refmeta.conformance.mistakes import (
     Mistake,
     after_every_step,
     and_supports,
+    paced,
     times,
     weights,
 )
@@ -434,12 +435,6 @@ def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
 
 
 # --- The inner update ---
-
-
-def paced(s: Setting, more: Callable[[Setting, int], Any]) -> Fields:
-    """The rate of every step times another number."""
-    before = s.pace
-    return {"pace": (lambda s, k: before(s, k) * more(s, k)) if before else more}
 
 
 def scaled(s: Setting, count: Callable[[Setting, Batch], Any], power: int) -> tuple[Fields, Fields]:

@@ -245,6 +245,7 @@ TIERS = {
             "fomaml-deep-softmax-ragged": deep_softmax,
             "anil-deep-k12-t2": partial(long, widths=(2, 2, 2, 2), head=2),
             "reptile-deep-ragged": partial(deep, layout=RAGGED),
+            "joint-deep-k2-t2": partial(deep, layout=SHORT),
         },
     ),
     "relu": Tier(

@@ -95,8 +95,8 @@ def test_ids_are_readable_unique_and_those_of_the_manifest():
         assert re.fullmatch(r"[a-z0-9-]+", vector.case.id) and vector.case.id.startswith(vector.case.algorithm)
 
 
-def test_together_they_are_smaller_than_1600_kilobytes():
-    assert sum(p.stat().st_size for p in FOLDER.iterdir()) < 1_600_000
+def test_together_they_are_smaller_than_1650_kilobytes():
+    assert sum(p.stat().st_size for p in FOLDER.iterdir()) < 1_650_000
 
 
 def test_every_algorithm_up_to_twelve_steps_and_four_tasks_is_there():
@@ -105,7 +105,7 @@ def test_every_algorithm_up_to_twelve_steps_and_four_tasks_is_there():
     assert max(len(v.case.tasks) for v in VECTORS) == 4
     for algorithm in ALGORITHMS:
         tiers = {v.case.tier for v in VECTORS if v.case.algorithm == algorithm}
-        assert {"canary", "quadratic", "regression", "tanh", "softmax"} <= tiers
+        assert {"canary", "quadratic", "regression", "tanh", "softmax", "deep", "relu"} <= tiers
 
 
 def test_exact_tiers_hold_plain_numbers_and_certified_ones_hex():
