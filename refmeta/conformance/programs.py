@@ -556,6 +556,7 @@ def loss(s: Setting, _: None) -> dict[str, Fields]:
     Cause: ½ (f − y)² is another loss than the one that was asked for
 
     relu: the activation is relu
+    tanh: the activation is tanh
     sigmoid: the activation is the logistic function
     linear: the activation is missing
     no_biases: the biases are not used in the forward pass
@@ -586,6 +587,7 @@ def loss(s: Setting, _: None) -> dict[str, Fields]:
     half, less = scaled(s, lambda s, batch: 0.5, 1)
     names = (
         "relu",
+        "tanh",
         "sigmoid",
         "linear",
         "no_biases",

@@ -245,7 +245,9 @@ TIERS = {
             "fomaml-deep-softmax-ragged": deep_softmax,
             "anil-deep-k12-t2": partial(long, widths=(2, 2, 2, 2), head=2),
             "reptile-deep-ragged": partial(deep, layout=RAGGED),
-            "joint-deep-k2-t2": partial(deep, layout=SHORT),
+            "joint-deep-sum-over-examples": partial(
+                deep, layout=SHORT, alpha=0.03125, conventions={"examples": "sum"}
+            ),
         },
     ),
     "relu": Tier(
@@ -255,7 +257,7 @@ TIERS = {
             "maml-relu-steep-ragged": partial(relu, layout=UNEVEN, widths=(2, 3, 3, 3, 1), **STEEP),
             "maml-relu-k12-t1": partial(long, layout=LONG[:1], activation="relu"),
             "fomaml-relu-steep-k12-t1": partial(relu, layout=LONG[:1], **STEEP),
-            "anil-relu-k2-t2": partial(relu, layout=SHORT, head=2),
+            "anil-relu-steep-k2-t2": partial(relu, layout=SHORT, head=2, **STEEP),
             "reptile-relu-steep-k12-t1": partial(relu, layout=LONG[:1], **STEEP),
             "joint-relu-k2-t2": partial(relu, layout=SHORT, widths=(2, 3, 3, 3, 1)),
         },
