@@ -245,9 +245,7 @@ TIERS = {
             "fomaml-deep-softmax-ragged": deep_softmax,
             "anil-deep-k12-t2": partial(long, widths=(2, 2, 2, 2), head=2),
             "reptile-deep-ragged": partial(deep, layout=RAGGED),
-            "joint-deep-sum-over-examples": partial(
-                deep, layout=SHORT, alpha=0.03125, conventions={"examples": "sum"}
-            ),
+            "joint-deep-sum-over-examples": partial(deep, layout=SHORT, alpha=0.03125, conventions={"examples": "sum"}),
         },
     ),
     "relu": Tier(
