@@ -290,4 +290,4 @@ def _name(network: Network, under: Rows, ask: Ask, got: np.ndarray, precision: f
         alone = answered(sketch(flat(ask(1, dtype))), 1)  # where every mistake costs less
     except Exception:  # it takes no other number of tasks
         return explain([every], searches)
-    return explain([alone, every], searches)
+    return explain([alone, every], searches) or (explain([every], [listed]) if small else [])

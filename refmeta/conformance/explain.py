@@ -22,7 +22,7 @@ import numpy as np
 from refmeta.conformance.cases import CONVENTIONS, Case, Vector
 from refmeta.conformance.mistakes import MISTAKES
 from refmeta.conformance.programs import EVERY, EXAMPLES, FAMILIES, OTHERS, known, with_mistakes
-from refmeta.conformance.rules import Setting, flat, gradients
+from refmeta.conformance.rules import Setting, finished, flat, gradients
 from refmeta.trees import Theta
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ BEAM = 8  # programs that another mistake is added to
 class Factor(NamedTuple):
     """What a sum over tasks is multiplied by: a number of four digits, or ±1 times a quantity that has a name.
 
-    own: the conventions that this makes of those of a vector.
+    own: conventions that are kept to whatever a vector asks for; the factor is beside them.
     """
 
     number: float = 1.0
@@ -71,7 +71,7 @@ class Explanation(NamedTuple):
     @property
     def mistakes(self) -> int:
         """How many things it says are other than they should be."""
-        scaled = self.scale != Factor() and not self.scale.own
+        scaled = self.scale._replace(own=()) != Factor()
         return sum(name not in EXAMPLES for name in self.suspects) + (self.tasks != "all") + scaled
 
     @property
@@ -94,6 +94,8 @@ def patterns(n: int) -> dict[str, np.ndarray]:
         "first": first,
         "all but the last": 1 - last,
         "all but the first": 1 - first,
+        "all but the last, of several": 1 - last * (n > 1),
+        "all but the first, of several": 1 - first * (n > 1),
         "sums of all until then": np.arange(n, 0, -1.0),
         "the first one twice": 0 * last + 1 + first,
         "the last one twice": 0 * last + 1 + last,
@@ -118,20 +120,25 @@ def odd_factors(tasks: int, alpha: float, steps: int) -> dict[Factor, float]:
     if steps > 1:
         named |= {"steps": float(steps), "1/steps": 1 / steps, "1/(steps tasks)": 1 / (steps * tasks)}
         named |= {"1/(steps + 1)": 1 / (steps + 1)}
+    named |= {"1/(tasks + 1)": 1 / (tasks + 1)}
     return {Factor(sign, name): sign * c for name, c in named.items() for sign in (1, -1)}
 
 
 def conventions(case: Case) -> dict[Factor, float]:
-    """What the answer of a program that keeps to conventions of its own is multiplied by: it has their names."""
-    found = {Factor(1, "1/(tasks - 1)"): case.divisor / max(len(case.tasks) - 1, 1)}
+    """What the answer of a program that keeps to conventions of its own is multiplied by."""
+    T, K = len(case.tasks), max(len(case.tasks[0][0]), 1)
+    found = {Factor(1, "1/(tasks - 1)"): case.divisor / max(T - 1, 1)}
+    beside = {"": 1.0, "1/tasks": 1 / T, "1/(tasks - 1)": 1 / max(T - 1, 1), "1/(tasks + 1)": 1 / (T + 1)}
+    beside |= {"1/steps": 1 / K, "steps": float(K), "1/(steps + 1)": 1 / (K + 1)}
     for tasks, reptile in product(*(CONVENTIONS[what].split() for what in ("tasks", "reptile"))):
         own = replace(case, conventions={**case.conventions, "tasks": tasks, "reptile": reptile})
         ratios = {1.0} if reptile == "displacement" or case.algorithm == "reptile" else set()
         if case.algorithm == "reptile" and case.alpha:
             ratios = {own.factor(supports) / case.factor(supports) for supports, _ in case.tasks if supports} or {1.0}
         if len(ratios) == 1:
-            name = f"the {tasks} over the tasks" + f", {reptile}" * (case.algorithm == "reptile")
-            found[Factor(1, name, (("tasks", tasks), ("reptile", reptile)))] = ratios.pop() * case.divisor / own.divisor
+            kept, ratio = (("tasks", tasks), ("reptile", reptile)), ratios.pop() * case.divisor / own.divisor
+            for (name, c), sign in product(beside.items(), (1, -1)):
+                found[Factor(sign, name, kept)] = sign * c * ratio
     return found
 
 
@@ -227,7 +234,7 @@ def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
             shown += [] if all(map(is_, changed, before)) else [name]
         if len(shown) < len(program):
             return under(tuple(shown))
-        return rows(case.scaled(gradients(derivatives, changed)))
+        return finished(rows(case.scaled(gradients(derivatives, changed))), changed)
 
     T, K = len(case.tasks), len(case.tasks[0][0])
     named = odd_factors(T, case.alpha, K) | factors(T, case.alpha, K, case.algorithm) | conventions(case)
@@ -359,9 +366,13 @@ def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
 
 
 def possible(answers: Sequence[Answered], names: Iterable[str]) -> list[str]:
-    """The mistakes that change a choice, and show in no right answer: two that cancel there are not looked for."""
+    """The mistakes that show in no right answer: two that cancel there are not looked for.
+
+    A listed one that changes nothing may do so after another: Hessians are wrong where second order was not asked for.
+    """
     right = [a for a in answers if not a.wrong()]
-    return [name for name in names if touches(name, answers) and not any(a.shows((name,)) for a in right)]
+    some = [name for name in names if name in MISTAKES or touches(name, answers)]
+    return [name for name in some if not any(a.shows((name,)) for a in right)]
 
 
 def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
@@ -404,8 +415,13 @@ def explain(answers: Sequence[Answered], searches: Sequence[Search] = SEARCHES) 
         return []  # within an infinite limit anything is explained
     if not any(a.got.any() for a in answers):
         return [ZERO]
-    most = max(a.got.size for a in answers)
-    return next((simplest(found) for search in searches if (found := telling(set(search(answers)), most))), [])
+    most, found = max(a.got.size for a in answers), set[Explanation]()
+    for search in searches:
+        # A listed mistake and a lost task or factor may be one mistake that no vector lists.
+        if found and (search not in (others, fitted) or min(e.mistakes for e in found) < 2):
+            break
+        found |= telling(set(search(answers)), most)
+    return simplest(found) if found else []
 
 
 def rounding(vector: Vector, got: Theta, dtype: str) -> float:

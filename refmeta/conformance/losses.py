@@ -42,31 +42,49 @@ class Network(NamedTuple):
     total: bool
     name: str = ""
 
+    @property
+    def curved(self) -> bool:
+        """Whether the last layer has an activation."""
+        return self.name == "tanh_at_the_end" or (self.name == "squashed" and not self.labels)
+
+    def biases(self, last: bool) -> int:
+        """How many times a bias is added."""
+        return 0 if self.name == "no_biases" else 2 if last and self.name == "bias_twice" else 1
+
     def forward(self, theta: Theta, x: Array) -> list[Array]:
         values, (bend, _) = [x], ACTIVATIONS.get(self.name, ACTIVATIONS[self.activation])
         for layer in range(0, len(theta), 2):
-            x = x @ theta[layer] + (0 if self.name == "no_biases" else theta[layer + 1])
-            x = bend(x) if layer < len(theta) - 2 or self.name == "tanh_at_the_end" else x
+            last = layer == len(theta) - 2
+            x = x @ theta[layer] + self.biases(last) * theta[layer + 1]
+            x = x if last and not self.curved else bend(x)
             values.append(x)
         return values
 
     def backward(self, theta: Theta, values: list[Array], g: Array) -> Theta:
         leaves, (_, slope) = list[Array](), ACTIVATIONS.get(self.name, ACTIVATIONS[self.activation])
         for i in reversed(range(len(values) - 1)):
-            g = g * slope(values[i + 1]) if i < len(values) - 2 or self.name == "tanh_at_the_end" else g
-            leaves = [values[i].T @ g, g.sum(0) * (self.name != "no_biases"), *leaves]
+            last = i == len(values) - 2
+            g = g if last and not self.curved else g * slope(values[i + 1])
+            leaves = [values[i].T @ g, g.sum(0) * self.biases(last), *leaves]
             g = g @ theta[2 * i].T
         return leaves
 
     def pull(self, out: Array, y: Array) -> Array:
         """The derivative of the loss in the network's output."""
+        if self.labels and self.name == "squared_labels":
+            return self._replace(labels=False).pull(out, np.eye(out.shape[1])[y])
         if not self.labels:
             shown = np.arange(out.shape[1]) < (1 if self.name == "first_output_alone" else out.shape[1])
-            return 2 * (out - y) * shown / (1 if self.total else len(out) * shown.sum())
+            off = out - y
+            bound = {"huber": np.where(abs(off.real) < 1, off, np.sign(off.real)), "absolute": np.sign(off.real)}
+            return bound.get(self.name, 2 * off) * shown / (1 if self.total else len(out) * shown.sum())
         chosen, p = np.eye(out.shape[1])[y - (self.name == "labels_shifted")], softmax(out)
+        if self.name == "softmax_over_examples":
+            return (softmax(out.T).T * chosen.sum(0) - chosen) / (1 if self.total else len(y))
+        twice = self.name in ("softmax_twice", "squashed")
         chosen = 0.9 * chosen + 0.1 / out.shape[1] if self.name == "smoothed" else chosen
-        g = (softmax(p) if self.name == "softmax_twice" else p) - chosen
-        g = p * (g - (g * p).sum(-1, keepdims=True)) if self.name == "softmax_twice" else g
+        g = (softmax(p) if twice else p) - chosen
+        g = p * (g - (g * p).sum(-1, keepdims=True)) if twice else g
         return g / (1 if self.total else len(y))
 
     def grad(self, theta: Theta, batch: Batch) -> Theta:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refmeta.conformance.rules import Derivatives, Outer, Setting, Term, at_the_end, at_theta, hessian, kept
-from refmeta.trees import Array, Batch, Theta
+from refmeta.trees import Array, Batch, Theta, axpy
 
 Change = Callable[[Setting], Setting | None]  # None: this mistake cannot be made here
 
@@ -418,7 +418,7 @@ def body_without_gradient(s: Setting) -> Setting | None:
     Seen in: confusion in dragen1860/MAML-Pytorch#22
     Ledger: B28
     """
-    return s._replace(keeps=s.rates) if s.differentiates and partly(s) else None
+    return s._replace(each=(*s.each, lambda g, _: kept(g, s.rates))) if s.differentiates and partly(s) else None
 
 
 # --- Reptile ---
@@ -454,4 +454,4 @@ def reptile_shrinks(s: Setting) -> Setting | None:
     Seen in: alok.github.io/2018/03/13/reptile-in-pytorch (the formula, not the code)
     Ledger: B36
     """
-    return s._replace(adds=s.adds + 1) if s.displaced else None
+    return s._replace(each=(*s.each, lambda g, theta: axpy(1, theta, g))) if s.displaced else None

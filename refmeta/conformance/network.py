@@ -9,7 +9,7 @@ import numpy as np
 from refmeta.checks import check_alpha, check_head, check_tasks, check_theta
 from refmeta.conformance.explain import Factor, Program, factors, slow
 from refmeta.conformance.programs import with_mistakes
-from refmeta.conformance.rules import ALGORITHMS, Derivatives, Setting, flat, gradients, moves
+from refmeta.conformance.rules import ALGORITHMS, Derivatives, Setting, finished, flat, gradients, moves
 from refmeta.trees import Batch, Tasks, Theta
 
 EPS = {"float64": float(np.finfo(float).eps), "float32": float(np.finfo(np.float32).eps)}
@@ -157,7 +157,8 @@ def to_tasks(tasks: Sequence[Any], steps: int | None) -> Tasks:
 
 def rows(derivatives: Derivatives, settings: list[Setting]) -> np.ndarray:
     """The sketch of every task's gradient."""
-    return np.array([sketch(flat(g)) for g in gradients(derivatives, slow(settings, "tasks"))])
+    found = [sketch(flat(g)) for g in gradients(derivatives, slow(settings, "tasks"))]
+    return finished(np.array(found), settings)
 
 
 def sketch(g: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from refmeta.conformance.mistakes import (
     weights,
 )
 from refmeta.conformance.rules import Derivatives, Outer, Setting, Term, at_the_end, kept
-from refmeta.trees import Batch, Theta, dot
+from refmeta.trees import Batch, Theta, axpy, dot
 
 Fields = dict[str, Any]
 Group = Callable[[Setting, Any], dict[str, Fields]]
@@ -128,11 +128,16 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
     steps_twice: all inner steps are taken twice
     Cause: an off-by-one in the inner loop, or a batch that is drawn in another place
 
+    first_example: only the first example of every support batch counts
+    last_example_missing: the last example of every support batch is left out
+    Cause: an index, a slice, or drop_last
+
     all_together: every inner step takes all support batches together
     query_among_them: the query data are in every support batch
     Cause: batches are joined that should be apart
 
     first_supports: every task adapts to the first task's support data
+    last_supports: every task adapts to the last task's support data
     Cause: the tasks' data are indexed by another counter
     """
     if not s.adapts:
@@ -152,6 +157,9 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
         "all_together": [joined(s, S)] * len(S),
         "query_among_them": [joined(s, [b, Q]) for b in S] if Q else None,
         "first_supports": s.tasks[0][0][: len(S)] if s.tasks else None,
+        "last_supports": s.tasks[-1][0][: len(S)] if s.tasks else None,
+        "first_example": [(x[:1], y[:1]) for x, y in S] if network(s) else None,
+        "last_example_missing": [(x[: len(x) - 1], y[: len(y) - 1]) for x, y in S] if network(s) else None,
     }
     many = len(S) > 1
     return {id: {"supports": found} for id, found in lists.items() if found is not None and (many or "batch" not in id)}
@@ -166,9 +174,12 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
 
     next_query: the query is that of the next task
     previous_query: the query is that of the task before
+    first_query: the query is that of the first task
+    last_query: the query is that of the last task
     Cause: the tasks' data are indexed by another counter
 
     support_in_query: the outer loss is taken on the support and the query data together
+    last_support_in_query: the outer loss is taken on the last support batch and the query data together
     Cause: batches are joined that should be apart
 
     tasks_merged: the tasks' queries are one batch, so that a task counts by its size
@@ -180,12 +191,14 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     if s.displaced:
         return {}
     found: dict[str, Fields] = {
-        f"{w}_query": {"query": s.tasks[(s.place + d) % len(s.tasks)][1]}
-        for w, d in (("next", 1), ("previous", -1))
+        f"{w}_query": {"query": s.tasks[place % len(s.tasks)][1]}
+        for w, place in {"next": s.place + 1, "previous": s.place - 1, "first": 0, "last": -1}.items()
         if s.tasks
     }
     found |= {"first_support_as_query": {"query": s.supports[0]}} if len(s.supports) > 1 else {}
-    found |= {"support_in_query": {"query": joined(s, [*s.supports, s.query])}} if s.supports and s.query else {}
+    if s.supports and s.query:
+        found |= {"support_in_query": {"query": joined(s, [*s.supports, s.query])}}
+        found |= {"last_support_in_query": {"query": joined(s, [s.supports[-1], s.query])}}
     if s.tasks and s.query and network(s):
         share = len(s.query[0]) / sum(len(q[0]) for _, q in s.tasks)
         found |= {"tasks_merged": scaled(s, lambda s, batch: share, 1)[1]}
@@ -240,8 +253,8 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     supports_at_theta: the losses of the supports are added up, without the query
     Cause: all batches of a task are put together
 
-    towards_the_mean: Reptile towards the mean of φ_1 … φ_K
-    towards_the_mean_from_theta: Reptile towards the mean of φ_0 … φ_K
+    towards_the_mean: the mean of φ_1 … φ_K goes for φ_K
+    towards_the_mean_from_theta: the mean of φ_0 … φ_K goes for φ_K
     Cause: an average of the weights, as in SWA
 
     mean_of_gradients: Reptile that averages K + 1 gradients
@@ -257,19 +270,19 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
             "all_at_theta_averaged": {"outer": averaged(all_at_theta)},
             "supports_at_theta": {"outer": lambda s: all_at_theta(s)[1:]},
         }
+    found: dict[str, Fields] = {
+        "towards_the_mean": {"towards": 1},
+        "towards_the_mean_from_theta": {"towards": 0},
+        "inner_gradients_alone": {**plain, "outer": inner_gradients},
+    }
     if s.displaced:
         more = averaged(lambda s: [*inner_gradients(s), *((K, b, 1) for b in last)])
-        return {
-            "towards_the_mean": {"towards": 1},
-            "towards_the_mean_from_theta": {"towards": 0},
-            "mean_of_gradients": {**plain, "outer": more},
-            "inner_gradients_alone": {**plain, "outer": inner_gradients},
-        }
+        return found | {"mean_of_gradients": {**plain, "outer": more}}
 
     def and_also(k: int, batches: list[Batch], weight: int = 1) -> Fields:
         return {"outer": lambda s: [*at_the_end(s), *((k, b, weight) for b in batches)]}
 
-    return {
+    return found | {
         "from_theta": {"outer": from_theta},
         "before_every_step": {"outer": lambda s: [(k, s.query, 1) for k in range(K)]},
         "every_step_averaged": {"outer": averaged(after_every_step)},
@@ -282,7 +295,6 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
         "supports_added": {"outer": and_supports(at_the_end)},
         "last_inner_gradient_added": and_also(K - 1, last),
         "supports_and_every_step": {"outer": and_supports(after_every_step)},
-        "inner_gradients_alone": {**plain, "outer": inner_gradients},
     }
 
 
@@ -412,6 +424,16 @@ ARRAYS: dict[str, tuple[str, Arrays]] = {
 }
 
 
+def only(s: Setting, shares: Sequence[Any]) -> Fields:
+    return {"each": (*s.each, lambda g, theta: kept(g, shares))}
+
+
+def shortened(g: Theta, norm: float) -> Theta:
+    """The gradient clipped to a norm; to 1, if that is infinite."""
+    size = float(np.sqrt(dot(g, g))) or 1
+    return [leaf * (1 / size if norm == np.inf else min(1, norm / size)) for leaf in g]
+
+
 @choice(ARRAYS)
 def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
     """Which arrays take part.
@@ -427,7 +449,7 @@ def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
     Cause: PyTorch: .detach(), JAX: stop_gradient, on the others
     """
     shares = arrays(s)
-    found: dict[str, Fields] = {"_kept": {"keeps": shares}}
+    found: dict[str, Fields] = {"_kept": only(s, shares)}
     found |= {"_adapt": {"rates": times(s.rates, shares)}} if s.adapts else {}
     reached = {"curvature": lambda d, phi, batch, v, s: kept(d.hvp(phi, batch, v), shares)}
     differentiated = {"curvature": lambda d, phi, batch, v, s: d.hvp(phi, batch, kept(v, shares))}
@@ -456,11 +478,13 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     Cause: the update subtracts from θ, not from the φ of the step before, in `θ - lr * g`
 
     gradients_at_theta: all inner gradients are taken at θ
-    Cause: the inner gradient is taken at θ, not at the φ of the step before
+    gradients_late: every inner gradient is taken at the φ of the step before
+    Cause: the inner gradient is not taken at the φ that it is subtracted from
 
     head_in_front: the first arrays adapt in the place of the last
     body_for_head: the body adapts, and the head stays
     head_without_gradient: the head gets no outer gradient
+    one_layer_more: one layer more adapts than the head
     Cause: the head and the body are told apart in another way
 
     head_of_zeros: the head starts from zeros
@@ -473,9 +497,13 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
 
     sign: the inner loop takes the sign of the gradient
     unit: the inner gradient is divided by its norm
+    unit_arrays: every array of the inner gradient is divided by its norm
     adam: the inner loop is Adam's
     rmsprop: the inner loop is RMSprop's
     adagrad: the inner loop is Adagrad's
+    adam_inside: the inner loop is Adam's, with a number under the root
+    rmsprop_inside: the inner loop is RMSprop's, with a number under the root
+    adagrad_inside: the inner loop is Adagrad's, with a number under the root
     Cause: the inner optimiser is another than plain gradient descent
 
     over_steps: the inner step size is divided by the number of steps
@@ -484,23 +512,30 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     times_tasks: the inner step size is multiplied by the number of tasks
     over_step: the inner step size is divided by the number of the step
     falling: the inner step size falls to zero, by the same amount at every step
+    cosine: the inner step size falls to zero as a cosine
+    over_layer: the inner step size of a layer is divided by its number
     Cause: a loss is summed or averaged over steps or tasks before the inner gradient is taken, or a schedule
     """
     if not s.adapts:
         return {}
-    body = [not rate for rate in s.rates]
-    zero_head = {} if not s.split else {"start": kept(s.theta, body)}
+    body = [not rate for rate in s.rates] if s.split else but(last_layer)(s)
+    zero_head: Fields = {"start": kept(s.theta, body)} if s.split or len(s.theta) > 2 else {}
     many, K, T = len(s.supports) > 1, len(s.supports), len(s.tasks) or 1
-    kinds = {kind: {"update": s.update._replace(kind=kind)} for kind in ("sign", "unit", "adam", "rmsprop", "adagrad")}
+    ways, adaptive = ("sign", "unit", "unit_arrays", "adam", "rmsprop", "adagrad"), ("adam", "rmsprop", "adagrad")
+    kinds = {kind: {"update": s.update._replace(kind=kind)} for kind in ways}
+    kinds |= {f"{kind}_inside": {"update": s.update._replace(kind=kind, inside=1e-10)} for kind in adaptive}
+    layers = tuple(1 / (1 + i // 2) for i in range(len(s.theta)))
     return kinds | {
         "one_chain": {"together": True} if s.differentiates else {},
         "restarted": {"restarts": True} if many else {},
-        "gradients_at_theta": {"stale": True} if many else {},
+        "gradients_at_theta": {"lag": K} if many else {},
+        "gradients_late": {"lag": 1} if many else {},
         "head_in_front": {"rates": s.rates[::-1]} if s.split else {},
         "body_for_head": {"rates": tuple(body)} if s.split else {},
-        "head_without_gradient": {"keeps": body} if s.split else {},
+        "head_without_gradient": only(s, body) if s.split else {},
+        "one_layer_more": {"rates": (*s.rates[2:], True, True)} if s.split else {},
         "head_of_zeros": zero_head,
-        "head_of_zeros_constant": zero_head and zero_head | {"keeps": body},
+        "head_of_zeros_constant": zero_head and zero_head | only(s, body),
         "added_up": {"update": s.update._replace(momentum=1)},
         "averaged_up": {"update": s.update._replace(kind="mean", momentum=1)},
         "over_steps": paced(s, lambda s, k: 1 / K),
@@ -509,6 +544,8 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
         "times_tasks": paced(s, lambda s, k: T),
         "over_step": paced(s, lambda s, k: 1 / (k + 1)),
         "falling": paced(s, lambda s, k: 1 - k / K),
+        "cosine": paced(s, lambda s, k: (1 + np.cos(np.pi * k / K)) / 2),
+        "over_layer": {"rates": times(s.rates, layers)} if network(s) else {},
     }
 
 
@@ -517,6 +554,7 @@ COUNTS: dict[str, tuple[str, Callable[[Setting, Batch], Any]]] = {
     "entries": ("examples and of outputs", lambda s, batch: len(batch[0]) * (s.outputs or 1)),
     "outputs": ("outputs", lambda s, batch: s.outputs or 1),
     "everything": ("examples, or of numbers", lambda s, batch: len(batch[0])),  # of a quadratic too
+    "squared": ("examples under squared errors", lambda s, batch: len(batch[0]) if s.outputs else 1),
 }
 
 
@@ -546,58 +584,77 @@ def counts(s: Setting, count: Callable[[Setting, Batch], Any]) -> dict[str, Fiel
 # --- Another loss, where the network is known ---
 
 
-@choice()
-def loss(s: Setting, _: None) -> dict[str, Fields]:
+WHERE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "": ("", ("loss", "loss_inside")),
+    "inside_": (", in the inner loop", ("loss_inside",)),
+    "outside_": (", for the query", ("loss",)),
+}
+
+
+@choice(WHERE)
+def loss(s: Setting, where: tuple[str, ...]) -> dict[str, Fields]:
     """The loss and the network in it.
+
+    relu: the activation is relu{}
+    tanh: the activation is tanh{}
+    sigmoid: the activation is the logistic function{}
+    linear: the activation is missing{}
+    no_biases: the biases are not used in the forward pass{}
+    bias_twice: the last bias is added twice{}
+    tanh_at_the_end: the last layer has an activation too{}
+    Cause: the network is another than the vector's
+
+    softmax_twice: the softmax is taken twice{}
+    squashed: the last layer has an activation too, softmax before a cross-entropy{}
+    Cause: cross_entropy is given probabilities, not logits
+
+    softmax_over_examples: the softmax is taken over the examples{}
+    Cause: dim=0, axis=0
+
+    squared_labels: the squared error to the labels as vectors is taken for the cross-entropy{}
+    huber: the Huber loss is taken for the squared error{}
+    absolute: the absolute error is taken for the squared error{}
+    Cause: another loss than the one that was asked for
+
+    smoothed: the labels are smoothed by 0.1{}
+    Cause: label_smoothing=0.1
+
+    labels_shifted: the labels are taken to count from one{}
+    Cause: data whose labels are 1 … n
+
+    first_output_alone: only the first output counts{}
+    Cause: the loss takes column 0 of the predictions
+    """
+    if not network(s) or s.summed is None or (len(where) == 1 and not s.adapts):
+        return {}
+    return {name: dict.fromkeys(where, name) for name in LOSSES}
+
+
+LOSSES = (
+    "relu tanh sigmoid linear no_biases bias_twice tanh_at_the_end softmax_twice squashed softmax_over_examples "
+    "squared_labels huber absolute smoothed labels_shifted first_output_alone"
+).split()
+
+
+@choice()
+def reductions(s: Setting, _: None) -> dict[str, Fields]:
+    """A loss that is halved, summed or averaged.
 
     half_squared_error: the squared error has a factor ½
     half_inside: the inner squared error has a factor ½
     half_outside: the squared error of the query has a factor ½
     Cause: ½ (f − y)² is another loss than the one that was asked for
 
-    relu: the activation is relu
-    tanh: the activation is tanh
-    sigmoid: the activation is the logistic function
-    linear: the activation is missing
-    no_biases: the biases are not used in the forward pass
-    tanh_at_the_end: the last layer has an activation too
-    Cause: the network is another than the vector's
-
-    softmax_twice: the softmax is taken twice
-    Cause: cross_entropy is given probabilities, not logits
-
-    smoothed: the labels are smoothed by 0.1
-    Cause: label_smoothing=0.1
-
-    labels_shifted: the labels are taken to count from one
-    Cause: data whose labels are 1 … n
-
-    first_output_alone: only the first output counts
-    Cause: the loss takes column 0 of the predictions
-
     examples_mean: the loss is the mean over the examples, also where the sum was asked for
     examples_sum: the loss is the sum over the examples, also where the mean was asked for
     Cause: a convention of its own
     """
-
     if not network(s) or s.summed is None:
         return {}
     entries = COUNTS["entries"][1]
     (over, under), (times, above) = scaled(s, entries, -1), scaled(s, entries, 1)
     half, less = scaled(s, lambda s, batch: 0.5, 1)
-    names = (
-        "relu",
-        "tanh",
-        "sigmoid",
-        "linear",
-        "no_biases",
-        "tanh_at_the_end",
-        "softmax_twice",
-        "smoothed",
-        "first_output_alone",
-        "labels_shifted",
-    )
-    return {name: {"loss": name} for name in names} | {
+    return {
         "half_squared_error": half | less if s.outputs else {},
         "half_inside": half if s.outputs else {},
         "half_outside": less if s.outputs else {},
@@ -613,11 +670,27 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
     new_theta: θ less α times the gradient is returned
     theta_once: θ is added
     Cause: an outer step is taken, and its end is returned
+
+    sign_returned: the sign of the gradient is returned
+    unit_returned: the gradient is divided by its norm
+    Cause: what an outer optimiser does is done before the gradient is returned
+
+    unit_tasks: the gradient of every task is divided by its norm
+    Cause: gradients are scaled so that no task counts more than another
+
+    displacement: the displacement θ − φ_K is returned
+    phi_returned: φ_K is returned
+    Cause: Reptile's outer step takes the displacement, the others take the gradient of the query loss
     """
-    T = len(s.tasks) or 1
+    away: Fields = {"displaced": True, "curvature": None} if s.adapts and not s.displaced else {}
     return {
-        "new_theta": {"adds": s.adds - 1 / (s.alpha * T)} if s.alpha else {},
-        "theta_once": {"adds": s.adds + 1 / T},
+        "new_theta": {"after": (*s.after, lambda g, theta: theta - s.alpha * g)},
+        "theta_once": {"after": (*s.after, lambda g, theta: g + theta)},
+        "sign_returned": {"after": (*s.after, lambda g, theta: np.sign(g))},
+        "unit_returned": {"after": (*s.after, lambda g, theta: g / np.linalg.norm(g))},
+        "unit_tasks": {"each": (*s.each, lambda g, theta: shortened(g, np.inf))},
+        "displacement": away,
+        "phi_returned": {**away, "displaced": True, "each": (*s.each, lambda g, theta: axpy(-1, g, theta))} if s.adapts else {},
     }
 
 
@@ -635,10 +708,13 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
 
     momentum 0.9 0.5 0.99: the inner loop has momentum {}
     nesterov 0.9 0.5 0.99: the inner loop has Nesterov's momentum, {}
+    average 0.9 0.5 0.99: the inner loop takes a running average of the gradients, by {}
+    pull 0.5 0.1 0.01 1: the inner loss has a proximal term, {} / 2 ‖φ − θ‖²
     decay 0.0001 0.0005 0.001 0.005 0.01 0.1: the inner loop has weight decay {}
     Cause: the inner optimiser is another than plain gradient descent
 
     cool 0.99 0.95 0.9 0.8 0.7 0.5 0.1: the inner step size is multiplied by {} at every step
+    first_faster_step 10 2 0.5 0.1: the step size of the first inner step is multiplied by {}
     Cause: a scheduler lowers the inner rate
 
     clamp 0.1 0.5 1 5 10 40: the inner gradients are clipped to ±{}
@@ -647,6 +723,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     Cause: a clip meant for the outer gradients, or for reinforcement learning
 
     biases_faster 2 0.1 0.5 10: the inner step size of the biases is multiplied by {}
+    vectors_faster 2 0.1 0.5 10: the inner step size of arrays with one axis is multiplied by {}
     last_faster 10 2 0.1 0.5: the inner step size of the last layer is multiplied by {}
     first_faster 0.1 0.5 2 10: the inner step size of the first layer is multiplied by {}
     Cause: parameter groups with rates of their own
@@ -671,12 +748,16 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
         "alpha_times": {"alpha": p * s.alpha},
         "momentum": {"update": u._replace(momentum=p)},
         "nesterov": {"update": u._replace(kind="nesterov", momentum=p)},
+        "average": {"update": u._replace(kind="average", momentum=p)},
+        "pull": {"update": u._replace(pull=p)},
         "decay": {"update": u._replace(decay=p)},
         "cool": paced(s, lambda s, k: p**k),
+        "first_faster_step": paced(s, lambda s, k: 1 if k else p),
         "clamp": {"update": u._replace(clamp=p)},
         "norm": {"update": u._replace(norm=p)},
         "norm_constant": {"update": u._replace(norm=p, constant=True)},
         "biases_faster": faster(but(weights)(s)),
+        "vectors_faster": {"rates": times(s.rates, [p if np.ndim(leaf) < 2 else True for leaf in s.theta])},
         "last_faster": faster(last_layer(s)),
         "first_faster": faster(first_layer(s)),
         "rounded": {"alpha": round(float(s.alpha), n)},
@@ -691,8 +772,15 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     """Numbers in the way back.
 
     penalty 0.0001 0.0005 0.001 0.01 0.1: {} θ is added to the gradient of every task
-    penalty_once 0.0001 0.0005 0.001 0.01 0.1: {} θ is added to the gradient
+    penalty_once 0.0001 0.0005 0.001 0.01 0.1: {} θ is added to the result
+    lasso 0.0001 0.001 0.01 0.1: {} times the sign of θ is added to the result
     Cause: a weight decay, or a penalty, outside
+
+    clip_value 0.1 0.5 1 5 10: the result is clipped to ±{}
+    clip_norm 0.1 0.5 1 2 5 10: the result is clipped to norm {}
+    clip_tasks 0.1 0.5 1 2 5 10: the gradient of every task is clipped to norm {}
+    stepped 0.1 0.01 0.001 0.5 1: θ less {} times the gradient is returned
+    Cause: what an outer optimiser does is done before the gradient is returned
 
     bend 2 0.5 0.1: the second-order term is multiplied by {}
     Cause: a hand-written backward pass
@@ -703,19 +791,25 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     step_cut 2 3 4 5 6 7 8 9 10: inner step {} is not differentiated
     Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop. JAX: stop_gradient in the carry
     """
-    once = {"adds": s.adds + p / (len(s.tasks) or 1)}
-    found: dict[str, Fields] = {"penalty": {"adds": s.adds + p}, "penalty_once": once}
-    return (
-        found
-        if not s.differentiates
-        else found
-        | {
+    found: dict[str, Fields] = {
+        "penalty": {"each": (*s.each, lambda g, theta: axpy(p, theta, g))},
+        "clip_tasks": {"each": (*s.each, lambda g, theta: shortened(g, p))},
+        "stepped": {"after": (*s.after, lambda g, theta: theta - p * g)},
+        "penalty_once": {"after": (*s.after, lambda g, theta: g + p * theta)},
+        "lasso": {"after": (*s.after, lambda g, theta: g + p * np.sign(theta))},
+        "clip_value": {"after": (*s.after, lambda g, theta: np.clip(g, -p, p))},
+        "clip_norm": {"after": (*s.after, lambda g, theta: g * min(1, p / (np.linalg.norm(g) or 1)))},
+    }
+    return found | (
+        {
             "bend": {"back": p * s.back},
             "first_steps_cut": {"through": lambda k, steps: k >= p},
             "last_steps_alone": {"through": lambda k, steps: k >= steps - p},
             "first_steps_alone": {"through": lambda k, steps: k < p},
             "step_cut": {"through": lambda k, steps: k != p - 1},
         }
+        if s.differentiates
+        else {}
     )
 
 

@@ -15,7 +15,7 @@ from refmeta.conformance.programs import EXAMPLES, known
 from refmeta.trees import Array
 
 INDENT = " " * 9
-LOST = "first", "last", "all but the first", "all but the last"  # tasks
+LOST = "first", "last", "all but the first", "all but the last"  # of the tasks; "of several" may follow
 APART = 3  # explanations that the answers cannot tell apart; of more, none is named
 LISTED = 4  # wrong vectors listed for each algorithm
 
@@ -96,7 +96,7 @@ def _lines(verdict: Verdict, rows: list[Row]) -> list[str]:
 
 
 def _json(e: Explanation) -> dict[str, Any]:
-    return {"suspects": list(e.suspects), "tasks": pattern(e.tasks), "scale": str(e.scale)}
+    return {"suspects": list(e.suspects), "tasks": pattern(e.tasks), "scale": str(e.scale), "own": e.own}
 
 
 # --- One row ---
@@ -206,9 +206,9 @@ def describe(found: Sequence[Explanation]) -> str:
     parts = [mistake.title for mistake in mistakes]
     if e.tasks != "all":
         lost = f"only the {e.tasks} task counts" if e.tasks in ("first", "last") else f"{e.tasks} task count"
-        lost = lost if e.tasks in LOST else f"the tasks do not count the same: {e.tasks}"
+        lost = lost if str(e.tasks).removesuffix(", of several") in LOST else f"the tasks do not count the same: {e.tasks}"
         parts.append(f"{lost} (B4, B5)" if isinstance(e.tasks, str) else f"the tasks are {pattern(e.tasks)}")
-    if e.scale != Factor() and not e.scale.own:
+    if e.scale._replace(own=()) != Factor():
         factor = f"the result is multiplied by {e.scale}"
         parts.append(CONVENTION.format(factor) if e.convention else factor)
     lines = ["; ".join(parts or ["right"]) + "."] + [OVERWRITTEN] * (not mistakes and e.tasks != "all")

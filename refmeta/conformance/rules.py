@@ -38,6 +38,8 @@ class Update(NamedTuple):
     clamp: float = float("inf")
     norm: float = float("inf")
     constant: bool = False  # a norm is not differentiated
+    inside: float = 0  # added under the root
+    pull: float = 0  # towards θ
 
 
 Term = tuple[int, Batch, Any]  # (k, batch, weight): weight L(φ_k; batch)
@@ -74,27 +76,28 @@ class Setting(NamedTuple):
     tasks: Tasks = []  # noqa: RUF012 - the settings of a task's neighbours; nobody writes into it
     place: int = 0
     split: bool = False  # into a body and a head, even where one is empty
-    loss: str = ""
+    loss: str = ""  # another one, of the query
+    loss_inside: str = ""
     start: Theta | None = None  # φ_0, where it is not θ
     update: Update = Update()
     pace: Callable[["Setting", int], Any] | None = None  # of step k, times α
     restarts: bool = False  # a step subtracts from θ, not from φ_k
-    stale: bool = False  # a step's gradient is taken at θ, not at φ_k
+    lag: int = 0  # a step's gradient is taken at φ_{k − lag}
     displaced: bool = False
     origin: int = 0
-    towards: int | None = None  # a displacement is towards the mean of φ_towards … φ_K
+    towards: int | None = None  # the mean of φ_towards … φ_K goes for φ_K at the end
     outer: Outer = at_the_end
     direct: tuple[Any, ...] | None = None  # of each array, the share of the outer loss's own gradient
     curvature: Callable[..., Theta] | None = hessian
-    curved: Callable[["Setting", int], tuple[int, Batch]] = lambda s, k: (k, s.supports[k])
+    curved: Callable[["Setting", int], tuple[int, Batch]] = lambda s, k: (max(k - s.lag, 0), s.supports[k])
     through: Callable[[int, int], bool] = lambda k, steps: True
     back: Any = 1  # times α in (I − αH)
     alpha_back: Any = None  # in the place of α in (I − αH)
     linear: bool = False  # every step's curvature meets v_K, not v_{k+1}
-    keeps: tuple[Any, ...] | None = None  # of each array, the share of its gradient that is returned
-    adds: Any = 0  # times θ
+    each: tuple[Callable[[Theta, Theta], Theta], ...] = ()  # of one task's gradient and θ, what is made of it
     leaks: bool = False  # the next task starts where this one ended
     together: bool = False  # the next task takes its steps after this one's, and all are differentiated
+    after: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = ()  # the same of the result, flat
 
     @property
     def adapts(self) -> bool:
@@ -140,17 +143,25 @@ def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
     return found
 
 
+def finished(per_task: np.ndarray, settings: Sequence[Setting]) -> np.ndarray:
+    """The tasks' gradients, a row each; or, if something is done to their sum, what it makes of it, in the first row."""
+    total, theta = per_task.sum(0), flat(settings[0].theta)
+    for change in settings[0].after if len(theta) == len(total) else ():  # and of no sketch
+        total = change(total, theta)
+        per_task = np.concatenate([total[None], 0 * per_task[1:]])
+    return per_task
+
+
 def gradient(d: Derivatives, s: Setting) -> Theta:
     """Of one task: v_0 of the way back, or the displacement."""
     if s.displaced:
         phis = path(d, s)
-        some = phis[s.towards :] or phis
-        end = phis[-1] if s.towards is None else [leaf / len(some) for leaf in add(some)]
-        found = axpy(-1, end, phis[s.origin])
+        found = axpy(-1, mean(phis[s.towards :] or phis) if s.towards is not None else phis[-1], phis[s.origin])
     else:
         found = adjoints(d, s)[0]
-    found = axpy(s.adds, s.theta, found) if s.adds else found
-    return kept(found, s.keeps) if s.keeps else found
+    for change in s.each:
+        found = change(found, s.theta)
+    return found
 
 
 def path(d: Derivatives, s: Setting) -> list[Theta]:
@@ -160,10 +171,12 @@ def path(d: Derivatives, s: Setting) -> list[Theta]:
 
 def walk(d: Derivatives, s: Setting, steps: int) -> tuple[list[Theta], list[Any]]:
     """φ_0, φ_1, …, and what each step was made of: φ, the gradient, and the optimiser's memory."""
-    d = d.of(s.loss) if s.loss and d.of else d
-    phis, made, memory = [s.start or s.theta], list[Any](), np.zeros((2, 1))
+    d = with_loss(d, s.loss_inside)
+    phis, made, memory = [s.start or s.theta], list[Any](), None
+    if s.update != Update():
+        memory = np.array([0, 0, 1])[:, None] * flat(phis[0])
     for k, support in enumerate(s.supports[:steps]):
-        base, g = phis[0 if s.restarts else k], d.grad(phis[0 if s.stale else k], support)
+        base, g = phis[0 if s.restarts else k], d.grad(phis[max(k - s.lag, 0)], support)
         made.append((base, g, memory))
         if s.update == Update():
             phis.append(axpy(-rate(s, k), kept(g, s.rates), base))
@@ -186,18 +199,18 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
     outer = s.outer(s)
     last = max((k for k, *_ in outer), default=0)
     phis, made = walk(d, s, last)
-    d = d.of(s.loss) if s.loss and d.of else d
+    d, of_query = with_loss(d, s.loss_inside), with_loss(d, s.loss)
     vs: list[Any] = [None] * (last + 1)
     for k, batch, weight in outer:
-        g = d.grad(phis[k], batch)
-        vs[k] = plus(vs[k], weight, kept(g, s.direct) if s.direct else g)
-    memory = np.zeros((2, 1))
+        places = [k] if s.towards is None else range(min(s.towards, k), k + 1)
+        g = of_query.grad(mean([phis[j] for j in places]), batch)
+        for j in places:
+            vs[j] = plus(vs[j], weight / len(places), kept(g, s.direct) if s.direct else g)
+    memory = np.zeros((3, 1)) if s.update == Update() else np.zeros((3, flat(s.theta).size))
     for k in reversed(range(last)):
-        v, base, at = vs[k + 1] or [0 * leaf for leaf in s.theta], 0 if s.restarts else k, 0 if s.stale else k
-        factor, through = (
-            -(rate(s, k) if s.alpha_back is None else s.alpha_back) * s.back,
-            s.through(k, len(s.supports)),
-        )
+        v, base, at = vs[k + 1] or [0 * leaf for leaf in s.theta], 0 if s.restarts else k, max(k - s.lag, 0)
+        factor = -(rate(s, k) if s.alpha_back is None else s.alpha_back) * s.back
+        through = s.through(k, len(s.supports))
         if s.update == Update() or not (through and s.curvature):  # first order: φ_K is taken for θ
             w = kept(vs[last] if s.linear else v, s.rates)
         else:
@@ -207,7 +220,16 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
         if through and s.curvature:
             j, batch = s.curved(s, k)
             vs[at] = plus(vs[at], factor, s.curvature(d, phis[min(j, last)], batch, w, s))
+    vs[0] = plus(vs[0], 1, unflat(memory[2], s.theta)) if s.update.pull else vs[0]
     return [v or [0 * leaf for leaf in s.theta] for v in vs]
+
+
+def with_loss(d: Derivatives, name: str) -> Derivatives:
+    return d.of(name) if name and d.of else d
+
+
+def mean(thetas: list[Theta]) -> Theta:
+    return thetas[0] if len(thetas) == 1 else [leaf / len(thetas) for leaf in add(thetas)]
 
 
 def plus(y: Theta | None, a: Any, x: Theta) -> Theta:
@@ -229,38 +251,46 @@ def kept(v: Theta, shares: Sequence[Any]) -> Theta:
 
 
 def step(s: Setting, k: int, phi: Any, g: Any, memory: Any) -> tuple[Any, Any]:
-    """φ and the memory after step k, as torch.optim makes them."""
-    u = s.update
-    g = g + u.decay * phi
+    """φ and the memory after step k, as torch.optim makes them. The memory: of gradients, of their squares, and φ_0."""
+    u, (m, squares, start) = s.update, memory
+    g = g + u.decay * phi + u.pull * (phi - start)
     g = anp.clip(g, -u.clamp, u.clamp) if u.clamp < np.inf else g
-    size = anp.sqrt(anp.sum((getval(g) if u.constant else g) ** 2))
+    size = length(getval(g) if u.constant else g)
     g = g * (u.norm / size) if u.norm < size else g
-    m, squares = memory[0], memory[1]
     if u.kind in ("adam", "rmsprop", "adagrad"):
         first, second = {"adam": (0.9, 0.999), "rmsprop": (0, 0.99), "adagrad": (0, 1)}[u.kind]
         m, squares = first * m + (1 - first) * g, second * squares + ((1 - second) or 1) * g * g
         unbiased = [(1 - b ** (k + 1)) if u.kind == "adam" else 1 for b in (first, second)]
-        moved = m / unbiased[0] / (anp.sqrt(squares / unbiased[1]) + (1e-10 if u.kind == "adagrad" else 1e-8))
+        outside = 0 if u.inside else 1e-10 if u.kind == "adagrad" else 1e-8
+        moved = m / unbiased[0] / (anp.sqrt(squares / unbiased[1] + u.inside) + outside)
     else:
-        m = u.momentum * m + g
-        ways = {"sgd": m, "nesterov": g + u.momentum * m, "mean": m / (k + 1), "sign": anp.sign(g), "unit": g / size}
-        moved = ways[u.kind]
+        m = u.momentum * m + (1 - u.momentum if u.kind == "average" else 1) * g
+        ways: dict[str, Callable[[], Any]] = {
+            "nesterov": lambda: g + u.momentum * m,
+            "mean": lambda: m / (k + 1),
+            "sign": lambda: anp.sign(g),
+            "unit": lambda: g / size,
+            "unit_arrays": lambda: anp.concatenate([anp.ravel(part) / length(part) for part in unflat(g, s.theta)]),
+        }
+        moved = ways.get(u.kind, lambda: m)()
     rates = np.concatenate([np.full(leaf.size, share, float) for leaf, share in zip(s.theta, s.rates, strict=True)])
-    return phi - rate(s, k) * rates * moved, anp.stack([m + 0 * phi, squares + 0 * phi])
+    return phi - rate(s, k) * rates * moved, anp.stack([m + 0 * phi, squares + 0 * phi, start + 0 * phi])
+
+
+def length(g: Any) -> Any:
+    return anp.sqrt(anp.sum(g**2))
 
 
 def step_back(s: Setting, k: int, made: Any, v: Theta, memory: Any) -> tuple[Theta, Theta, Any]:
     """The adjoints of φ, of the gradient and of the memory before step k, from those after it."""
     base, g, before = made
-    size = flat(base).size
 
     def packed(t: Any) -> Any:
         phi, after = step(s, k, t[0], t[1], t[2:])
         return anp.concatenate([phi[None], after])
 
-    start = np.stack([flat(base), flat(g), *np.broadcast_to(before, (2, size))])
-    vjp, _ = make_vjp(packed)(start)
-    back = vjp(np.stack([flat(v), *np.broadcast_to(memory, (2, size))]))
+    vjp, _ = make_vjp(packed)(np.stack([flat(base), flat(g), *before]))
+    back = vjp(np.stack([flat(v), *memory]))
     return unflat(back[0], base), unflat(back[1], base), back[2:]
 
 

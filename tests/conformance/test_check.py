@@ -168,7 +168,8 @@ JSON = """{
       "first_order"
      ],
      "tasks": "last",
-     "scale": "1/tasks"
+     "scale": "1/tasks",
+     "own": {}
     }
    ],
    "evidence": {
