@@ -329,7 +329,7 @@ def test_every_mistake_of_a_vector_is_far_from_the_truth():
 
 
 # What does not show on two vectors of two tiers, and why it need not.
-INVISIBLE = {"tanh": "one tier alone asks for another activation"}
+INVISIBLE = dict.fromkeys(["tanh", "inside_tanh", "outside_tanh"], "one tier alone asks for another activation")
 
 
 def test_every_choice_of_the_grammar_shows_on_two_vectors_of_two_tiers_or_it_is_said_why_not():
