@@ -1,10 +1,13 @@
 """Mistakes that show only in many layers or steps, or where gradients are large: each is a small MAML of its own."""
 
+from dataclasses import replace
+
 import autograd.numpy as np
 import pytest
 from autograd import grad
 from autograd.tracer import getval
 
+from refmeta.conformance import check
 from refmeta.conformance.cases import load
 
 LAYERS = {"tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2), "relu": (lambda z: z * (z > 0), lambda z: 1.0 * (z > 0))}
@@ -91,3 +94,16 @@ def test_the_same_without_a_mistake_is_right():
 def test_each_is_wrong_on_two_vectors_of_two_tiers_and_was_on_none(name):
     wrong = wrong_on(WRONG[name])
     assert len(wrong) >= 4 and {case.tier for case in wrong} == set(DEEP)
+
+
+def test_who_knows_tanh_alone_is_told_so():
+    right = implementation()
+
+    def tanh_alone(case):
+        return right(replace(case, model=case.model | ({"activation": "tanh"} if "widths" in case.model else {})))
+
+    report = check(tanh_alone)
+    assert {row.id for row in report.rows if row.status == "fail"} == {
+        v.case.id for v in load() if v.case.tier == "relu"
+    }
+    assert all(verdict.explanations[0].suspects == ("tanh",) for verdict in report.verdicts)
