@@ -124,8 +124,9 @@ def _module(case: Case) -> tuple[Module, Callable[[Any, Any], torch.Tensor]]:
     if case.model["kind"] == "quadratic":
         return _Quadratic(case.theta), lambda out, b: out[0] @ (out[1] / 2 - b)
     layers: list[Module] = []
+    activation = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[case.model["activation"]]
     for W, b in zip(case.theta[::2], case.theta[1::2], strict=True):
-        layers += [torch.nn.Linear(*W.shape, dtype=torch.as_tensor(W).dtype), torch.nn.Tanh()]
+        layers += [torch.nn.Linear(*W.shape, dtype=torch.as_tensor(W).dtype), activation()]
         layers[-2].load_state_dict({"weight": torch.tensor(W.T), "bias": torch.tensor(b)})
     loss = cross_entropy if case.loss["kind"] == "cross_entropy" else mse_loss
     return torch.nn.Sequential(*layers[:-1]), partial(loss, reduction=case.conventions["examples"])

@@ -17,7 +17,7 @@ import numpy as np
 
 from refmeta.conformance import losses
 from refmeta.conformance.rules import ALGORITHMS, Derivatives, Setting, flat, setting, unflat
-from refmeta.models import MLP, cross_entropy, squared_error
+from refmeta.models import ACTIVATIONS, MLP, cross_entropy, squared_error
 from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, add
 
 FOLDER = Path(__file__).parent.parent / "vectors"
@@ -39,7 +39,7 @@ class Case:
     """One question: which meta-gradient? All that a harness sees.
 
     model: {"kind": "quadratic"}: L(θ; (A, b)) = ½ tᵀAt − bᵀt, t all arrays of θ one after the other;
-           {"kind": "mlp", "widths": […], "activation": "tanh"}: θ = [W1, b1, …], layers x @ W + b.
+           {"kind": "mlp", "widths": […], "activation": "tanh" | "relu"}: θ = [W1, b1, …], layers x @ W + b.
     loss:  {"kind": "quadratic" | "squared_error" | "cross_entropy"}.
     conventions: tasks "sum" | "mean"; examples "mean" | "sum" (squared error: over all entries); reptile
            "displacement" (θ − φ) | "over_alpha" | "over_alpha_k".
@@ -68,7 +68,7 @@ class Case:
         if self.model["kind"] == "quadratic":
             return quadratic
         labels, widths = self.loss["kind"] == "cross_entropy", self.model["widths"]
-        mean = (cross_entropy if labels else squared_error)(MLP(tuple(widths), activation="tanh"))
+        mean = (cross_entropy if labels else squared_error)(MLP(tuple(widths), self.model["activation"]))
         if self.conventions["examples"] == "mean":
             return mean
         return lambda theta, batch: mean(theta, batch) * (anp.shape(batch[0])[-2] * (1 if labels else widths[-1]))
@@ -303,10 +303,11 @@ def check_words(case: Case) -> None:
     """ValueError unless a case keeps to the words that its docstring lists."""
     fields(case.conventions, *CONVENTIONS)
     widths = case.model.get("widths", [1])
+    networks = [{"kind": "mlp", "widths": widths, "activation": name} for name in ACTIVATIONS]
     rules: list[tuple[str, Any, list[Any]]] = [
         ("algorithm", case.algorithm, list(ALGORITHMS)),
         ("id", case.id.partition("-")[0], [case.algorithm]),
-        ("model", case.model, [{"kind": "quadratic"}, {"kind": "mlp", "widths": widths, "activation": "tanh"}]),
+        ("model", case.model, [{"kind": "quadratic"}, *networks]),
         ("widths", min(widths) > 0, [True]),
         ("loss", case.loss, [{"kind": kind} for kind in ("quadratic", "squared_error", "cross_entropy")]),
         ("head", type(case.head), [int, type(None)]),

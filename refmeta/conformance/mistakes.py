@@ -56,6 +56,12 @@ def weights(s: Setting) -> tuple[bool, ...]:
     return tuple(many > 1 or max(axes) < 2 for many in axes)
 
 
+def paced(s: Setting, more: Callable[[Setting, int], Any]) -> dict[str, Any]:
+    """The rate of every step times another number."""
+    before = s.pace
+    return {"pace": (lambda s, k: before(s, k) * more(s, k)) if before else more}
+
+
 def after_every_step(s: Setting) -> list[Term]:
     return [(k, s.query, 1) for k in range(1, len(s.supports) + 1)]
 
@@ -332,7 +338,8 @@ def inner_loss_divided_twice(s: Setting) -> Setting | None:
     Seen in: learnables/learn2learn#190 #201
     Ledger: B10a
     """
-    return s._replace(alpha=s.alpha / s.n) if s.adapts and s.n else None
+    one = 1 + 0 * s.alpha  # of α's kind: a Decimal takes no float
+    return s._replace(**paced(s, lambda s, k: one / len(s.supports[k][0]))) if s.adapts and s.n else None
 
 
 @mistake
@@ -344,7 +351,7 @@ def inner_loss_summed(s: Setting) -> Setting | None:
     Seen in: keras-io examples/vision/reptile.py
     Ledger: B10b
     """
-    return s._replace(alpha=s.alpha * s.n) if s.adapts and s.n else None
+    return s._replace(**paced(s, lambda s, k: len(s.supports[k][0]))) if s.adapts and s.n else None
 
 
 @mistake

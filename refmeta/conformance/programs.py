@@ -19,6 +19,7 @@ from refmeta.conformance.mistakes import (
     Mistake,
     after_every_step,
     and_supports,
+    paced,
     times,
     weights,
 )
@@ -471,12 +472,6 @@ def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
 # --- The inner update ---
 
 
-def paced(s: Setting, more: Callable[[Setting, int], Any]) -> Fields:
-    """The rate of every step times another number."""
-    before = s.pace
-    return {"pace": (lambda s, k: before(s, k) * more(s, k)) if before else more}
-
-
 def scaled(s: Setting, count: Callable[[Setting, Batch], Any], power: int) -> tuple[Fields, Fields]:
     """The inner losses, and those that count, times a number to this power."""
     before = s.outer
@@ -625,6 +620,7 @@ def loss(s: Setting, where: tuple[str, ...]) -> dict[str, Fields]:
     """The loss and the network in it.
 
     relu: the activation is relu{}
+    tanh: the activation is tanh{}
     sigmoid: the activation is the logistic function{}
     linear: the activation is missing{}
     no_biases: the biases are not used in the forward pass{}
@@ -659,7 +655,7 @@ def loss(s: Setting, where: tuple[str, ...]) -> dict[str, Fields]:
 
 
 LOSSES = (
-    *("relu", "sigmoid", "linear", "no_biases", "bias_twice", "tanh_at_the_end", "softmax_twice", "squashed"),
+    *("relu", "tanh", "sigmoid", "linear", "no_biases", "bias_twice", "tanh_at_the_end", "softmax_twice", "squashed"),
     *("softmax_over_examples", "squared_labels", "huber", "absolute", "smoothed", "labels_shifted"),
     "first_output_alone",
 )

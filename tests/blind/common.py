@@ -1,9 +1,11 @@
 """What a small NumPy repository shares: networks and losses in autograd's NumPy, and lists of arrays as vectors."""
 
+from functools import partial
+
 import autograd.numpy as np
 from autograd import grad
 
-from refmeta.models import tanh  # autograd's own overflows to NaN where an inner loop runs away
+from refmeta.models import ACTIVATIONS, tanh  # autograd's own overflows to NaN where an inner loop runs away
 
 
 def flat(theta):
@@ -19,9 +21,9 @@ def unflat(vector, theta):
     return parts
 
 
-def mlp(theta, x):
+def mlp(theta, x, act=tanh):
     for i in range(0, len(theta), 2):
-        x = (tanh(x) if i else x) @ theta[i] + theta[i + 1]
+        x = (act(x) if i else x) @ theta[i] + theta[i + 1]
     return x
 
 
@@ -43,9 +45,10 @@ def quadratic(theta, batch):
     return t @ A @ t / 2 - b @ t
 
 
-def make_loss(case, net=mlp, reduction=None):
+def make_loss(case, net=None, reduction=None):
     if case.model["kind"] == "quadratic":
         return quadratic
+    net = net or partial(mlp, act=ACTIVATIONS[case.model["activation"]])
     reduce = {"mean": np.mean, "sum": np.sum}[reduction or case.conventions["examples"]]
     return lambda theta, batch: reduce(errors(case, net(theta, batch[0]), batch[1]))
 

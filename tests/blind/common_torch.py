@@ -1,5 +1,7 @@
 """What a small PyTorch repository shares."""
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -37,9 +39,10 @@ def quadratic(theta, batch):
     return t @ batch[0] @ t / 2 - batch[1] @ t
 
 
-def make_loss(case, net=mlp, criterion=criterion, reduction=None):
+def make_loss(case, net=None, criterion=criterion, reduction=None):
     if case.model["kind"] == "quadratic":
         return quadratic
+    net = net or partial(mlp, act=getattr(torch, case.model["activation"]))
     return lambda theta, batch: criterion(case, net(theta, batch[0]), batch[1], reduction)
 
 

@@ -269,8 +269,8 @@ def test_every_vector_that_is_chosen_is_asked_for_in_the_dtype_and_time_given(wa
             "algorithm 'cavia': expected one of maml, fomaml, anil, reptile, joint",
         ),
         (
-            {"tiers": ["relu", "elu"]},
-            "tier 'elu': expected one of canary, quadratic, regression, tanh, softmax, edge, scalar",
+            {"tiers": ["selu", "elu"]},
+            "tier 'elu': expected one of canary, quadratic, regression, tanh, softmax, edge, scalar, deep, relu",
         ),
     ],
 )

@@ -115,7 +115,7 @@ def test_no_right_gradient_with_rounding_noise_is_accused(seed, size, dtype):
         return [g + e / (np.linalg.norm(e) or 1) * size / 2 * vector.tolerance[dtype] * s for e, s, g in pairs]
 
     report = judge((vector, Answer(noisy(vector), {}, dtype)) for vector in VECTORS)
-    assert report.passed and len(report.rows) == 53
+    assert report.passed and len(report.rows) == len(VECTORS)
 
 
 @pytest.mark.parametrize("size", [3, 30, 300])

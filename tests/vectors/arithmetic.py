@@ -16,6 +16,7 @@ import numpy as np
 from refmeta.conformance import Case
 
 DIGITS = 50
+NEXT = 2.0**-14  # to a kink: rounding to float32 moves no unit as far
 
 
 def fifty_digits() -> None:
@@ -140,6 +141,22 @@ def _decimal_exp(v: Decimal, digits: int) -> Decimal:
 def _decimal_tanh(v: Decimal, digits: int) -> Decimal:
     e = (-2 * abs(v)).exp()
     return ((1 - e) / (1 + e)).copy_sign(v)
+
+
+class Kink(ArithmeticError):
+    """A unit is so near to its kink that rounding may take it to the other side."""
+
+
+def relu(v: Any, margin: float = NEXT) -> Any:
+    """Of a number of any kind. Kink: of one that is nearer than this to 0."""
+    if abs(v.a if isinstance(v, Dual) else v) < margin:
+        raise Kink
+    return v * positive(v)
+
+
+def positive(v: Any) -> int:
+    """The slope of relu at v, or where its value is v."""
+    return int((v.a if isinstance(v, Dual) else v) > 0)
 
 
 def in_kind(case: Case, kind: Callable[[Any], Any]) -> Case:

@@ -15,19 +15,19 @@ import numpy as np
 from refmeta.conformance import Case
 from refmeta.conformance.rules import Derivatives
 from refmeta.trees import Batch, Theta
-from tests.vectors.arithmetic import Dual, exp, tanh
+from tests.vectors.arithmetic import NEXT, Dual, exp, positive, relu, tanh
 
-_exp, _tanh = np.frompyfunc(exp, 1, 1), np.frompyfunc(tanh, 1, 1)
+_exp, _tanh, _positive = (np.frompyfunc(f, 1, 1) for f in (exp, tanh, positive))
 _ahead, _dual_part = (
     np.frompyfunc(Dual, 2, 1),
     np.frompyfunc(lambda value: value.b if isinstance(value, Dual) else 0 * value, 1, 1),
 )
 
 
-def derivatives(case: Case) -> Derivatives:
-    """The derivatives of the case's loss, for arrays of objects."""
-    examples = case.conventions["examples"]
-    grad = quadratic if case.model["kind"] == "quadratic" else partial(network, examples=examples)
+def derivatives(case: Case, margin: float = NEXT) -> Derivatives:
+    """The derivatives of the case's loss, for arrays of objects. Kink: a unit is nearer than `margin` to one."""
+    named = {"examples": case.conventions["examples"], "activation": case.model.get("activation"), "margin": margin}
+    grad = quadratic if case.model["kind"] == "quadratic" else partial(network, **named)
 
     def hvp(phi: Theta, batch: Batch, v: Theta) -> Theta:
         return [_dual_part(leaf) for leaf in grad([_ahead(p, w) for p, w in zip(phi, v, strict=True)], batch)]
@@ -43,26 +43,27 @@ def quadratic(phi: Theta, batch: Batch) -> Theta:
     return [part.reshape(np.shape(leaf)) for part, leaf in zip(parts, phi, strict=True)]
 
 
-def network(phi: Theta, batch: Batch, examples: str = "mean") -> Theta:
-    """∇L(φ; B) of a tanh network: cross-entropy if y are labels, else squared error."""
+def network(phi: Theta, batch: Batch, examples: str = "mean", activation: str = "tanh", margin: float = NEXT) -> Theta:
+    """∇L(φ; B) of a network: cross-entropy if y are labels, else squared error."""
     x, y = batch
-    *values, out = forward(phi, x)
+    *values, out = forward(phi, x, activation, margin)
     g = _softmax_minus(out, y) if y.dtype.kind in "iu" else 2 * (out - y)
     if examples == "mean":
         g = g / (len(y) if y.dtype.kind in "iu" else out.size)
     leaves: Theta = []
     for layer, value in reversed(list(enumerate(values))):
         leaves = [value.T @ g, g.sum(0), *leaves]
-        g = (g @ phi[2 * layer].T) * (1 - value * value)
+        if layer:
+            g = (g @ phi[2 * layer].T) * SLOPES[activation](value)
     return leaves
 
 
-def forward(phi: Theta, x: Any) -> list[Any]:
+def forward(phi: Theta, x: Any, activation: str = "tanh", margin: float = NEXT) -> list[Any]:
     """The values of all layers: x, tanh(…), …, the output."""
-    values = [x]
+    values, active = [x], ACTIVATIONS[activation](margin)
     for layer in range(0, len(phi), 2):
         z = values[-1] @ phi[layer] + phi[layer + 1]
-        values.append(z if layer == len(phi) - 2 else _of(_tanh, np.tanh, z))
+        values.append(z if layer == len(phi) - 2 else _of(*active, z))
     return values
 
 
@@ -73,6 +74,16 @@ def _softmax_minus(out: Any, y: Any) -> Any:
     for row, label in enumerate(y):
         g[row, label] = g[row, label] - 1
     return g
+
+
+ACTIVATIONS: dict[str, Any] = {
+    "tanh": lambda margin: (_tanh, np.tanh),
+    "relu": lambda margin: (np.frompyfunc(partial(relu, margin=margin), 1, 1), lambda z: z * (z.real > 0)),
+}
+SLOPES = {
+    "tanh": lambda value: 1 - value * value,
+    "relu": lambda value: _of(_positive, lambda value: value.real > 0, value),
+}
 
 
 def _of(objects: Any, numbers: Any, z: Any) -> Any:

@@ -44,7 +44,7 @@ def together(case):
 def complex_steps_of(case, task):
     if case.algorithm not in ("maml", "anil") or case.model["kind"] != "mlp" or case.conventions["examples"] == "sum":
         raise Skip("the objective of a network, a mean over examples")
-    return complex_steps.meta_gradient(case.theta, [task], case.alpha, case.head)
+    return complex_steps.meta_gradient(case.theta, [task], case.alpha, case.head, case.model["activation"])
 
 
 def differences(case, task, h=1e-3):

@@ -21,11 +21,13 @@ from refmeta.conformance.mistakes import MISTAKES
 from refmeta.conformance.programs import with_mistakes
 from refmeta.conformance.rules import Setting
 from refmeta.trees import Theta, add
-from tests.vectors.arithmetic import DIGITS, Bounded, fifty_digits, in_kind
+from tests.vectors.arithmetic import DIGITS, Bounded, Kink, fifty_digits, in_kind
 from tests.vectors.derivation import derivatives
 
 UNIT = {"float32": 2.0**-24, "float64": 2.0**-53}
 SEPARATION = 100  # a mistake is listed only if it is further off than this many float32 tolerances
+MARGIN = 2.0**-6  # from every unit of a relu network to its kink, on the right way
+FARTHEST = 1e12  # of a mistake: what diverges is not the same in float32
 EXACT_SEPARATION = 1e-3  # the same in the exact tiers, where the tolerance is 0
 
 
@@ -40,16 +42,19 @@ class Answers(NamedTuple):
 
 
 def vector(case: Case, exact: bool, difficulty: str) -> dict[str, Any] | None:
-    """The vector as JSON has it; None where the case is not exact, or not tell-tale enough, as it should be."""
-    if exact and not is_exact(case):
+    """The vector as JSON has it; None where a case is not exact, near a kink, or tells too little."""
+    if (exact and not is_exact(case)) or not is_clear(case):
         return None
     fifty_digits()
     same = in_kind(case, Fraction if exact else Decimal)
-    answers = derived(same, exact)
-    if answers is None:
+    try:
+        answers = derived(same, exact)
+        if answers is None:
+            return None
+        assert_agreement(case, answers)
+        told = mistakes_told(same, answers)
+    except ArithmeticError:  # a unit next to its kink, or a mistake that diverges
         return None
-    assert_agreement(case, answers)
-    told = mistakes_told(same, answers)
     return None if told is None else written(case, answers, told, exact, difficulty)
 
 
@@ -61,6 +66,16 @@ def is_exact(case: Case) -> bool:
         for s in same.settings:
             inside(d, s)
     except OverflowError:
+        return False
+    return True
+
+
+def is_clear(case: Case) -> bool:
+    """Whether no unit comes near a kink on the way to the gradient, in floats."""
+    try:
+        same = in_kind(case, float)
+        rules.gradients(derivatives(same, MARGIN), same.settings)
+    except Kink:
         return False
     return True
 
@@ -102,14 +117,24 @@ def rounding(same: Case, gradient: Theta, scale: list[float], dtype: str) -> flo
     random, worst = Random(same.id), UNIT[dtype]
     rounded = in_kind(same, np.float32 if dtype == "float32" else float)
     for _ in range(32):
-        settings = [_shuffled(s, random) for s in rounded.settings]
-        per_task = rounded.scaled(rules.gradients(derivatives(same), settings))
+        settings, back = shuffled(rounded, random)
+        per_task = rounded.scaled([back(g) for g in rules.gradients(derivatives(same), settings)])
         random.shuffle(per_task)
         worst = max(worst, distance([leaf / same.divisor for leaf in add(per_task)], gradient, scale))
     return float(2.0 ** np.ceil(np.log2(8 * worst)))
 
 
-def _shuffled(s: Setting, random: Random) -> Setting:
+def shuffled(same: Case, random: Random) -> tuple[list[Setting], Callable[[Theta], Theta]]:
+    """The tasks with their examples, or a quadratic's coordinates, in another order; and how a gradient is put back."""
+    if same.model["kind"] == "mlp":
+        return [_reordered(s, random) for s in same.settings], lambda g: g
+    (t,) = same.theta
+    order = random.sample(range(len(t)), len(t))
+    changed = same.each(lambda a: a[np.ix_(*[order] * a.ndim)])
+    return changed.settings, lambda g: [leaf[np.argsort(order)] for leaf in g]
+
+
+def _reordered(s: Setting, random: Random) -> Setting:
     """The same task with its examples in another order."""
 
     def batch(b: Any) -> Any:
@@ -159,7 +184,7 @@ def assert_agreement(case: Case, answers: Answers) -> None:
 
 
 def mistakes_told(same: Case, answers: Answers) -> dict[str, list[Theta]] | None:
-    """Of every mistake that is far from the truth each task's gradient; None if one is neither far nor the same."""
+    """Of every mistake that is far from the truth each task's gradient; None if one is neither, or diverges."""
     told, tolerance, settings = {}, answers.tolerance["float32"], same.settings
     for name in MISTAKES:
         changed = with_mistakes([name], settings)
@@ -167,6 +192,8 @@ def mistakes_told(same: Case, answers: Answers) -> dict[str, list[Theta]] | None
             continue  # it cannot be made here
         wrong = rules.gradients(derivatives(same), changed)
         off = distance(same.combine(wrong), answers.gradient, answers.scale)
+        if off > FARTHEST:
+            return None
         if off > (SEPARATION * tolerance or EXACT_SEPARATION):
             told[name] = same.scaled(wrong)
         elif off > max(tolerance, 1e-12):

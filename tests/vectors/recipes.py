@@ -1,6 +1,6 @@
 """The cases: a recipe makes one from random numbers, and a tier is a list of recipes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -25,8 +25,14 @@ NOTES = {
     "BodyAndHead": "Only the head adapts; the body's gradient runs through the adapted head.",
     "EdgeCase": "An ordinary implementation need not think of it, and a correct one gets it right.",
     "Convention": "Differs from the other vectors in a declared convention.",
+    "Deep": "Several hidden layers, so a mistake in the middle ones is visible.",
+    "Long": "Ten inner steps and more, so what keeps the last ones only is visible.",
+    "Steep": "An inner gradient is longer than 100, and a number in it larger than 40: one that is clipped is visible.",
+    "UnequalSteps": "The steps of a task have batches of unequal sizes.",
+    "Ragged": "The tasks differ in their number of steps.",
 }
 DEFAULT = {"tasks": "sum", "examples": "mean", "reptile": "displacement"}
+Layout = Sequence[tuple[tuple[int, ...], int]]  # the examples at each step of a task, and in its query
 SIZES = ((5, 7), (4, 9), (3, 8), (2, 5))  # the examples of each task's supports and of its query
 
 
@@ -71,32 +77,39 @@ def scalar(random: Random) -> Values:
 
 
 def network(
+    random: Random, steps: int, tasks: int, sizes: tuple[tuple[int, int], ...] = SIZES, **options: Any
+) -> Values:
+    return laid_out(random, [((n,) * steps, m) for n, m in sizes[:tasks]], **options)
+
+
+def laid_out(
     random: Random,
-    steps: int,
-    tasks: int,
+    layout: Layout,
     head: int | None = None,
     widths: tuple[int, ...] = (2, 3, 2),
     loss: str = "squared_error",
     unit: int = 16,
-    sizes: tuple[tuple[int, int], ...] = SIZES,
     alpha: float = float(np.float32(0.3)),
     conventions: dict[str, str] = {},  # noqa: B006
+    activation: str = "tanh",
+    reach: int = 1,
 ) -> Values:
+    """reach: how many times as large the targets of a regression are."""
     net = MLP(widths)
 
     def batch(n: int) -> Any:
         x = draw(random, (n, widths[0]), -2 * unit, 2 * unit, unit)
         if loss == "cross_entropy":
             return x, draw(random, (n,), 0, widths[-1] - 1).astype(np.int64)
-        return x, draw(random, (n, widths[-1]), -2 * unit, 2 * unit, unit)
+        return x, reach * draw(random, (n, widths[-1]), -2 * unit, 2 * unit, unit)
 
     return {
         "theta": [draw(random, shape, -unit, unit, unit) for shape in net.shapes],
         "names": net.names,
-        "tasks": [([batch(n) for _ in range(steps)], batch(m)) for n, m in sizes[:tasks]],
+        "tasks": [([batch(n) for n in steps], batch(m)) for steps, m in layout],
         "alpha": alpha,
         "head": head,
-        "model": {"kind": "mlp", "widths": list(widths), "activation": "tanh"},
+        "model": {"kind": "mlp", "widths": list(widths), "activation": activation},
         "loss": {"kind": loss},
         "conventions": DEFAULT | conventions,
     }
@@ -115,6 +128,30 @@ def ragged(random: Random) -> Values:
 def repeated_batch(random: Random) -> Values:
     made = network(random, 1, 2)
     return {**made, "tasks": [(supports * 3, query) for supports, query in made["tasks"]]}
+
+
+def valley(random: Random, steps: int, tasks: int, size: int = 3) -> Values:
+    """Quadratics that are convex, so that many inner steps stay tame."""
+    made = quadratic(random, steps, tasks, size=size)
+
+    def convex(batch: Any) -> Any:
+        A, b = batch
+        return A + np.diag(draw(random, (size,), 3, 6)), b
+
+    of_tasks = [([convex(b) for b in supports], convex(query)) for supports, query in made["tasks"]]
+    return {**made, "tasks": of_tasks, "alpha": 2.0**-5}
+
+
+UNEQUAL = ((3, 2, 4), 5), ((2, 4, 3), 7)
+RAGGED = ((2, 2, 2), 5), ((3,), 2), ((2,), 3)
+UNEVEN = ((2, 3, 2), 5), ((3,), 2), ((2,), 3)
+SHORT = ((2, 2), 3), ((3, 3), 4)
+LONG = ((2,) * 12, 3), ((3,), 2)
+deep = partial(laid_out, widths=(2, 2, 2, 2, 2))
+deep_softmax = partial(deep, layout=RAGGED, widths=(2, 2, 2, 2, 3), loss="cross_entropy", alpha=0.5)
+long = partial(laid_out, layout=LONG, widths=(2, 2, 2, 1), alpha=0.125)
+relu = partial(laid_out, widths=(2, 3, 3, 1), alpha=0.0625, activation="relu")
+STEEP = {"reach": 64, "alpha": 2.0**-11}
 
 
 class Tier(NamedTuple):
@@ -196,6 +233,33 @@ TIERS = {
         },
     ),
     "scalar": Tier(True, "average", {"maml-scalar": scalar, "reptile-scalar": scalar}),
+    "deep": Tier(
+        False,
+        "higher",
+        {
+            "maml-deep-unequal-k3-t2": partial(deep, layout=UNEQUAL),
+            "maml-deep-k12-t2": long,
+            "maml-deep-quadratic-k12-t2": partial(valley, steps=12, tasks=2),
+            "maml-deep-steep-k2-t2": partial(deep, layout=SHORT, **STEEP),
+            "maml-deep-softmax-ragged": deep_softmax,
+            "fomaml-deep-softmax-ragged": deep_softmax,
+            "anil-deep-k12-t2": partial(long, widths=(2, 2, 2, 2), head=2),
+            "reptile-deep-ragged": partial(deep, layout=RAGGED),
+            "joint-deep-sum-over-examples": partial(deep, layout=SHORT, alpha=0.03125, conventions={"examples": "sum"}),
+        },
+    ),
+    "relu": Tier(
+        False,
+        "higher",
+        {
+            "maml-relu-steep-ragged": partial(relu, layout=UNEVEN, widths=(2, 3, 3, 3, 1), **STEEP),
+            "maml-relu-k12-t1": partial(long, layout=LONG[:1], activation="relu"),
+            "fomaml-relu-steep-k12-t1": partial(relu, layout=LONG[:1], **STEEP),
+            "anil-relu-steep-k2-t2": partial(relu, layout=SHORT, head=2, **STEEP),
+            "reptile-relu-steep-k12-t1": partial(relu, layout=LONG[:1], **STEEP),
+            "joint-relu-k2-t2": partial(relu, layout=SHORT, widths=(2, 3, 3, 3, 1)),
+        },
+    ),
 }
 
 
@@ -214,14 +278,19 @@ def flags(case: Case) -> list[str]:
     """What the case shows, in the words of NOTES."""
     if case.tier == "canary":
         return ["Basic"]
-    steps = max(len(supports) for supports, _ in case.tasks)
+    steps, targets = max(len(supports) for supports, _ in case.tasks), case.tasks[0][1][1]
     holds = {
         "SecondOrder": case.algorithm in ("maml", "anil") and steps > 0 and case.alpha > 0,
         "NonCommuting": case.algorithm in ("maml", "anil") and steps > 1 and case.alpha > 0,
         "UnequalTasks": len(case.tasks) > 1,
-        "UnequalSizes": case.model["kind"] == "mlp" and case.tier in ("tanh", "softmax"),
+        "UnequalSizes": case.model["kind"] == "mlp" and case.tier in ("tanh", "softmax", "deep", "relu"),
         "BodyAndHead": case.algorithm == "anil",
         "EdgeCase": case.tier in ("edge", "scalar"),
         "Convention": case.conventions != DEFAULT,
+        "Deep": len(case.model.get("widths", [])) > 3,
+        "Long": steps >= 10,
+        "Steep": targets.dtype.kind == "f" and abs(targets).max() > 40,
+        "UnequalSteps": any(len({len(x) for x, _ in supports}) > 1 for supports, _ in case.tasks),
+        "Ragged": case.tier != "edge" and len({len(supports) for supports, _ in case.tasks}) > 1,
     }
     return [flag for flag, true in holds.items() if true]

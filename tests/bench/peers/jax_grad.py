@@ -17,7 +17,7 @@ def meta_gradient(case):
             t = jnp.concatenate([leaf.reshape(-1) for leaf in theta])
             return t @ (x @ t) / 2 - y @ t
         for i in range(0, len(theta), 2):
-            x = (jnp.tanh(x) if i else x) @ theta[i] + theta[i + 1]
+            x = (getattr(jax.nn, case.model["activation"])(x) if i else x) @ theta[i] + theta[i + 1]
         errors = (x - y) ** 2 if case.loss["kind"] == "squared_error" else -jax.nn.log_softmax(x)[jnp.arange(len(y)), y]
         return jnp.sum(errors) if case.conventions["examples"] == "sum" else jnp.mean(errors)
 

@@ -20,7 +20,7 @@ not do it. The last table is a MAML with a mistake, to see it caught. The source
 
 learn2learn 0.2.0 stands apart: it forces NumPy 1.26, does not build from PyPI on Python 3.11, and needs
 torchvision. Built with Cython 3, and with torchvision's data sets stubbed out, `learn2learn_maml.py` gave all
-20 MAML and 6 first-order vectors right, the exact ones exactly, the others to 15.3 digits and more."""
+20 MAML and 6 first-order vectors of version 1.0.0 right, the exact ones exactly, the others to 15.3 digits and more."""
 
 PEERS = {
     "refmeta.conformance.harness": "numpy",

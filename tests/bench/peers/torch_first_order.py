@@ -18,7 +18,7 @@ def meta_gradient(case):
             t = torch.cat([leaf.reshape(-1) for leaf in theta])
             return t @ (x @ t) / 2 - y @ t
         for i in range(0, len(theta), 2):
-            x = (torch.tanh(x) if i else x) @ theta[i] + theta[i + 1]
+            x = (getattr(torch, case.model["activation"])(x) if i else x) @ theta[i] + theta[i + 1]
         return (
             F.mse_loss(x, y, reduction=case.conventions["examples"]) if y.is_floating_point() else F.cross_entropy(x, y)
         )

@@ -16,7 +16,7 @@ def meta_gradient(case):
             t = torch.cat([leaf.reshape(-1) for leaf in theta])
             return t @ (x @ t) / 2 - y @ t
         for i in range(0, len(theta), 2):
-            x = (torch.tanh(x) if i else x) @ theta[i] + theta[i + 1]
+            x = (getattr(torch, case.model["activation"])(x) if i else x) @ theta[i] + theta[i + 1]
         distance = {"squared_error": F.mse_loss, "cross_entropy": F.cross_entropy}[case.loss["kind"]]
         return distance(x, y, reduction=case.conventions["examples"])
 
