@@ -19,7 +19,16 @@ import numpy as np
 from refmeta.conformance import report as words
 from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
 from refmeta.conformance.evidence import Evidence, combination, factor, multiples, nearest, rule, wrong_arrays
-from refmeta.conformance.explain import SEARCHES, ZERO, Explanation, explain, factors, of_vector, of_vectors
+from refmeta.conformance.explain import (
+    SEARCHES,
+    ZERO,
+    Answered,
+    Explanation,
+    cheapest_first,
+    explain,
+    factors,
+    of_vector,
+)
 from refmeta.conformance.report import Report, Row, Verdict
 from refmeta.conformance.rules import flat, gradients
 from refmeta.trees import Theta
@@ -333,7 +342,8 @@ def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verd
     if not wrong:
         return Verdict(algorithm, *(passed(asked) if asked else ("none", f"not checked: {every[0].row.message}")))
     came = of("right", "nearly", "rounded", "wrong")
-    found = named_mistakes(came) if of("wrong") else []
+    answers = [of_vector(j.vector, j.answer.gradient or [], j.answer.dtype) for j in came]
+    found = named_mistakes(came, answers) if of("wrong") else []
     if canaries and not found:
         return Verdict(algorithm, "wiring", words.WIRING.format(row=canaries[0].row))
     if formal := of("form", "not finite"):
@@ -348,23 +358,22 @@ def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verd
     if found or len(came) == 1:
         kind = "unexplained" if not found else "convention" if found[0].convention else "bug"
         return Verdict(algorithm, kind, first + (words.describe(found) if found else alone(*of("wrong"))), tuple(found))
-    return unnamed(algorithm, came, first, ask)
+    return unnamed(algorithm, came, answers, first, ask)
 
 
-def named_mistakes(came: list[Judged]) -> list[Explanation]:
+def named_mistakes(came: list[Judged], answers: list[Answered]) -> list[Explanation]:
     """What explains all of these; of a single one nothing but that it is zero."""
     if len(came) == 1:
         return [] if flat(came[0].answer.gradient or []).any() else [ZERO]
-    answers = of_vectors((j.vector, j.answer.gradient or [], j.answer.dtype) for j in came)
-    return explain(answers, SEARCHES[:NEAR] if min(j.row.digits for j in came) >= LOW else SEARCHES)
+    return explain(cheapest_first(answers), SEARCHES[:NEAR] if min(j.row.digits for j in came) >= LOW else SEARCHES)
 
 
-def unnamed(algorithm: str, came: list[Judged], first: str, ask: Ask | None) -> Verdict:
+def unnamed(algorithm: str, came: list[Judged], answers: list[Answered], first: str, ask: Ask | None) -> Verdict:
     """The verdict on what nothing explains: whether it is the same when it is asked again, and what it proves."""
     wrong = [j for j in came if j.cause == "wrong"]
     if ask and (changed := next((j for j in wrong if not repeated(j, ask(j.vector))), None)):
         return Verdict(algorithm, "unrepeatable", words.TWICE.format(changed.row.id))
-    proof = proven(came)
+    proof = proven(came, answers)
     kind = "precision" if proof.digits else "unexplained"
     more = "" if proof.digits or any(j.answer.inside for j in came) else words.ASK
     return Verdict(algorithm, kind, first + words.evidence(proof) + more, evidence=proof)
@@ -376,11 +385,10 @@ def repeated(j: Judged, again: Answer) -> bool:
     return one.shape == two.shape and bool(np.linalg.norm(one - two) <= 1e-5 * np.linalg.norm(one))
 
 
-def proven(came: list[Judged]) -> Evidence:
+def proven(came: list[Judged], answers: list[Answered]) -> Evidence:
     """What the answers prove, where no program explains all of them."""
     wrong = [j for j in came if j.cause in ("wrong", "rounded")]
     worst = min(j.row.digits for j in wrong)
-    answers = [of_vector(j.vector, j.answer.gradient or [], j.answer.dtype) for j in came]
     if worst >= LOW:
         return Evidence(wrong=len(wrong), asked=len(came), digits=worst, factor=factor(answers))
     cases, others = [j.vector.case for j in wrong], [j.vector.case for j in came if j not in wrong]

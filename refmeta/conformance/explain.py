@@ -205,6 +205,11 @@ class Answered(NamedTuple):
         """Whether the right gradient is visibly another."""
         return bool(np.linalg.norm((self.under(program) - self.under(())).sum(0)) > 10 * self.limit)
 
+    def tells(self, program: Program, family: str) -> bool:
+        """Whether it is another with another number."""
+        one, other = (self.under((*program, f"{family}={number!r}")).sum(0) for number in FAMILIES[family].usual[:2])
+        return bool(np.linalg.norm(one - other) > 10 * self.limit)
+
     def off(self, program: Program) -> np.ndarray:
         """What is left of the answer without the best multiple of the program's sum."""
         u = np.clip(np.nan_to_num(self.under(program).sum(0), nan=1e150), -1e150, 1e150)
@@ -243,15 +248,14 @@ def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
     return Answered(flat(got), under, named, 10 * rounding(vector, got, dtype), settings=settings, small=small)
 
 
-def of_vectors(answers: Iterable[tuple[Vector, Theta, str]]) -> list[Answered]:
-    """Answers to vectors, the cheapest that tell programs apart first: a few numbers, several steps, several tasks."""
+def cheapest_first(answers: Iterable[Answered]) -> list[Answered]:
+    """The cheapest that tell programs apart first: a few numbers, several steps, several tasks."""
 
-    def cost(a: tuple[Vector, Theta, str]) -> Any:
-        case = a[0].case
-        work = sum(1 + len(supports) for supports, _ in case.tasks)
-        return case.model["kind"] != "quadratic", len(flat(a[1])) < 3 or work < 6, work
+    def cost(a: Answered) -> Any:
+        work = sum(1 + len(s.supports) for s in a.settings)
+        return not a.small, a.got.size < 3 or work < 6, work
 
-    return [of_vector(*a) for a in sorted(answers, key=cost)]
+    return sorted(answers, key=cost)
 
 
 # --- Searches: each yields what explains all answers ---
@@ -302,17 +306,13 @@ def beside(
 ) -> Iterator[Explanation]:
     """A mistake with a number in it beside those of a program."""
     wrong = [a for a in answers if a.got.size > 2 and a.wrong()]
-    shown = {
-        name: next((a for a in wrong if a.shows((f"{name}={f.usual[0]}",))), None)
-        for name, f in FAMILIES.items()
-        if name in families
-    }
-    for program in programs:
-        for name, a in shown.items():
-            whole = FAMILIES[name].whole
-            found = FAMILIES[name].usual if whole else [value] if a and (value := fit(a, program, name)) else []
-            for number in found:
-                yield from held(answers, (*program, f"{name}={number:.6g}"))
+    for program, name in product(programs, families):
+        found: Sequence[float | None] = FAMILIES[name].usual
+        if not FAMILIES[name].whole:
+            tells = next((a for a in wrong if a.tells(program, name)), None)
+            found = [fit(tells, program, name) if tells else None]
+        for number in filter(None, found):
+            yield from held(answers, (*program, f"{name}={number:.6g}"))
 
 
 def fit(a: Answered, program: Program, family: str) -> float | None:
@@ -343,8 +343,10 @@ def fit(a: Answered, program: Program, family: str) -> float | None:
 def pairs(answers: Sequence[Answered], names: Sequence[str] = tuple(EVERY)) -> Iterator[Explanation]:
     """Two mistakes at once; in both orders only where they change the same choice."""
     touched = {name: touches(name, answers) for name in possible(answers, names)}
-    # An optimiser's derivative takes its time, so it is tried beside the listed mistakes alone.
-    both = [(a, b) for a, b in combinations(touched, 2) if a in MISTAKES or "update" not in touched[a] | touched[b]]
+    # What takes its time is tried beside the listed mistakes alone: an optimiser's derivative; all, if it is a network.
+    dear = not any(a.small and a.wrong() for a in answers)
+    late = {name for name, fields in touched.items() if dear or "update" in fields}
+    both = [(a, b) for a, b in combinations(touched, 2) if a in MISTAKES or not {a, b} & late]
     turned = [(b, a) for a, b in both if touched[a] & touched[b] or {a, b} <= {*MISTAKES}]
     return trying(answers, [*both, *turned], "pairs of mistakes")
 

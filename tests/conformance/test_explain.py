@@ -13,13 +13,13 @@ from refmeta.conformance.explain import (
     Answered,
     Explanation,
     Factor,
+    cheapest_first,
     explain,
     factors,
     held,
     listed,
     matches,
     of_vector,
-    of_vectors,
     others,
     pairs,
     simplest,
@@ -35,6 +35,10 @@ VECTORS = load()
 BY_ID = {vector.case.id: vector for vector in VECTORS}
 ONE, MEAN, FLIPPED = Factor(), Factor(1, "1/tasks"), Factor(-1)
 OWN_MEAN = Factor(1, "", (("tasks", "mean"), ("reptile", "displacement")))
+
+
+def of_vectors(answers):
+    return cheapest_first([of_vector(*a) for a in answers])
 
 
 def plain(found):
