@@ -275,7 +275,12 @@ def _name(network: Network, under: Rows, ask: Ask, got: np.ndarray, precision: f
         unit = float(np.abs(got).max()) or 1.0  # of an answer of 1e200 the square is infinite
 
         def scaled(program: Program) -> np.ndarray:
-            return under(many, program) / unit
+            try:
+                return under(many, program) / unit
+            except Exception:  # a batch norm takes no single example, and the like: then this is no explanation
+                if not program:
+                    raise
+                return np.full((many, len(got)), np.nan)
 
         def rounding(program: Program) -> float:
             return network.rounding(dtype, under(many, program), network.changed(many, program)) / unit

@@ -450,7 +450,8 @@ def simplest(found: Collection[Explanation]) -> list[Explanation]:
         return 2 if not e.scale.named else int(e.scale.name in odd)
 
     def cost(e: Explanation) -> tuple[int, ...]:
-        return e.mistakes, sum(name not in MISTAKES for name in e.suspects), len(e.own)
+        odd_tasks = "several" in e.tasks  # of two tasks that is one of them
+        return e.mistakes, sum(name not in MISTAKES for name in e.suspects), len(e.own), odd_tasks
 
     def rank(e: Explanation) -> Any:
         return [order.get(s.partition("=")[0], 0) for s in e.suspects], e.suspects, str(e.tasks), str(e.scale)

@@ -412,7 +412,9 @@ def first_layer(s: Setting) -> tuple[bool, ...]:
 
 
 def network(s: Setting) -> bool:
-    return np.ndim(s.theta[0]) > 1
+    """Whether a batch is examples: all but (A, b) of a quadratic."""
+    size = sum(map(np.size, s.theta))
+    return all(np.shape(x) != (size, size) or np.shape(y) != (size,) for x, y in [*s.supports, *filter(None, [s.query])])
 
 
 def but(arrays: Arrays) -> Arrays:

@@ -261,7 +261,7 @@ def test_the_scales_of_reptile_are_conventions(factor, name):
 
 
 @pytest.mark.parametrize(
-    "kept, which", [(slice(-1, None), "last"), (slice(0, 1), "first"), (slice(0, 2), "all but the last")]
+    "kept, which", [(slice(-1, None), "last"), (slice(0, 1), "first"), (slice(0, 2), "all but the last, of several")]
 )
 def test_lost_tasks_are_named(kept, which):
     found = judged(lambda theta, tasks, alpha: right("maml")(theta, tasks[kept], alpha))

@@ -11,7 +11,6 @@ jax = pytest.importorskip("jax", reason="JAX is not among refmeta's dependencies
 import jax.numpy as jnp  # noqa: E402
 from jax import Array  # noqa: E402
 
-from refmeta.conformance.explain import SEARCHES  # noqa: E402
 from refmeta.jax import audit  # noqa: E402
 
 LR, STEPS = 0.2, 2
@@ -107,7 +106,7 @@ def x64_is_off_before_and_after():
 @pytest.fixture
 def no_pairs(monkeypatch):
     """Where no mistake is found anyway, pairs are not tried: they take seconds."""
-    monkeypatch.setattr(sys.modules["refmeta.conformance.audit"], "SEARCHES", SEARCHES[:-1])
+    monkeypatch.setattr(sys.modules["refmeta.conformance.audit"], "listed_pairs", lambda answers: [])
 
 
 # --- What is right, and what is wrong ---
@@ -179,7 +178,7 @@ def test_every_style_passes(style):
 
 
 def test_another_step_size_is_named_in_compiled_code():
-    assert [e.alpha for e in judged(vmapped, lr=0.05, tasks=tasks_of(1)).explanations] == [LR]
+    assert [e.suspects for e in judged(vmapped, lr=0.05, tasks=tasks_of(1)).explanations] == [(f"alpha={LR}",)]
 
 
 def test_user_functions_that_are_compiled_are_asked_in_both_dtypes():
@@ -336,7 +335,7 @@ def test_the_head_is_a_key_or_a_number_of_arrays(given):
 
 def test_another_head_is_another_algorithm(no_pairs):
     assert suspects(judged(algorithm="anil", head="dense_2")) == [("body_adapted",)]
-    assert judged(anil, algorithm="anil", head="dense_1").kind == "unexplained"
+    found = judged(anil, algorithm="anil", head="dense_1"); print(found.text); assert 0
 
 
 def test_the_head_is_a_path(no_pairs):

@@ -17,7 +17,7 @@ MAIN = {
     "swapped data": ("support and query are swapped",),
     "query used for both": ("adapts to the query",),
     "support used for both": ("outer loss is taken on the support",),
-    "head only": ("only the last layer adapts",),
+    "head only": ("in the inner loop only the last layer can move",),
     "cut in the middle": ("not differentiated", "only the last inner step is differentiated"),
 }
 FURTHER = {  # a family that is in neither is refused, but has no name
@@ -25,7 +25,7 @@ FURTHER = {  # a family that is in neither is refused, but has no name
     "weight decay inside": ("the inner loop has weight decay",),
     "gradients clipped": ("the inner gradients are clipped",),
     "support loss added": ("the support loss after adaptation is added",),
-    "body frozen": ("only the last layer gets an outer gradient",),
+    "body frozen": ("the outer gradient is that of the last layer alone",),
     "first-order: .grad not zeroed": ("the sum of all gradients until then",),
     "first batch at every step": ("takes the first support batch",),
     "no adaptation": ("the adapted parameters are ignored",),
