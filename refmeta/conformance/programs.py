@@ -496,7 +496,7 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     gradients_late: every inner gradient is taken at the φ of the step before
     Cause: the inner gradient is not taken at the φ that it is subtracted from
 
-    head_in_front: the first arrays adapt in the place of the last
+    head_in_front: the head is taken at the other end of θ
     body_for_head: the body adapts, and the head stays
     head_without_gradient: the head gets no outer gradient
     one_layer_more: one layer more adapts than the head
@@ -538,7 +538,7 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
         "head_in_front": {"rates": s.rates[::-1]} if s.split else {},
         "body_for_head": {"rates": tuple(body)} if s.split else {},
         "head_without_gradient": only(s, body) if s.split else {},
-        "one_layer_more": {"rates": (*s.rates[2:], True, True)} if s.split else {},
+        "one_layer_more": {"rates": tuple(map(max, s.rates, (*s.rates[2:], True, True)))} if s.split else {},
         "head_of_zeros": zero_head,
         "head_of_zeros_constant": zero_head and zero_head | only(s, body),
         "added_up": {"update": s.update._replace(momentum=1)},
