@@ -8,6 +8,13 @@ from autograd.tracer import getval
 from refmeta.conformance import Skip, check
 from refmeta.conformance.cases import load
 from refmeta.conformance.evidence import conditions, rule
+from refmeta.conformance.explain import listed
+
+
+@pytest.fixture(autouse=True)
+def listed_alone(monkeypatch):
+    """None of these has a name, and the whole search takes seconds."""
+    monkeypatch.setattr("refmeta.conformance.check.SEARCHES", (listed,))
 
 
 def maml(case, inner=None, outer=None, cut=lambda k, K: False):
@@ -49,6 +56,75 @@ def test_where_it_is_wrong_is_said_and_is_data(harness, where):
     found = next(v for v in check(harness).verdicts if v.algorithm == "maml")
     assert found.kind == "unexplained" and found.evidence.where == where
     assert f"It is wrong exactly on the vectors with {where}: on " in found.text
+
+
+def on_maml(change):
+    """What is said of the right answers of MAML after a change of each."""
+    answers = {v.case.id: v.gradient for v in load()}
+    (found,) = check(lambda case: change(case, answers[case.id]), algorithms=["maml"]).verdicts
+    return found
+
+
+def test_a_factor_next_to_1_is_said_with_all_its_digits():
+    found = on_maml(lambda case, g: [1.00001 * leaf for leaf in g])
+    assert found.kind == "precision" and found.evidence.factor == pytest.approx(1.00001, abs=1e-12)
+    assert found.text == "right to 5 digits: it is the right answer times 1.00001, on every vector."
+
+
+@pytest.mark.parametrize("dtype, named", [("float16", "TF32 or float16"), ("float32", "float32")])
+def test_low_precision_is_told_by_its_digits(dtype, named):
+    found = on_maml(lambda case, g: [leaf.astype(dtype).astype(float) * (1 + 1e-9 * len(case.id)) for leaf in g])
+    assert found.kind == "precision" and (dtype == "float32" or found.evidence.digits > 2)
+    assert named in found.text
+
+
+def test_multiples_of_the_right_answer_that_differ_are_said():
+    found = on_maml(lambda case, g: [leaf / len(case.id) for leaf in g])
+    ids = [len(v.case.id) for v in load() if v.case.algorithm == "maml" and sum(map(np.size, v.gradient)) > 2]
+    assert found.kind == "unexplained" and found.evidence.multiples == pytest.approx((1 / max(ids), 1 / min(ids)))
+    assert "It is always a multiple of the right answer, but not the same" in found.text
+
+
+def test_the_pieces_of_the_answers_are_found():
+    def sums(case, g):
+        at_theta = case.combine([grad(case.loss_fn)(case.theta, query) for _, query in case.tasks])
+        return [
+            leaf + 0.3 * first + 2 * other
+            for leaf, first, other in zip(g, maml(case, cut=always), at_theta, strict=True)
+        ]
+
+    found = on_maml(sums)
+    expected = {"the query gradient at φ_K": 1.3, "the second-order term": 1.0, "the query gradient at θ": 2.0}
+    assert found.kind == "unexplained" and found.evidence.pieces == pytest.approx(expected)
+    assert (
+        "On every vector it is 1.3 times the query gradient at φ_K and the second-order term and 2 times" in found.text
+    )
+
+
+def always(k, K):
+    return True
+
+
+def test_the_arrays_that_alone_are_wrong_are_named():
+    def biases(case, g):
+        return [leaf + (np.ndim(leaf) == 1 and len(g) > 1) * np.cos(leaf + len(case.id)) for leaf in g]
+
+    assert on_maml(biases).evidence.arrays == "the biases"
+
+
+def test_the_mistake_that_explains_all_but_one_vector_comes_near():
+    def all_but_one(case, g):
+        return [leaf + np.cos(leaf) * (case.id == "maml-tanh-k3-t3") for leaf in maml(case, cut=always)]
+
+    found = on_maml(all_but_one)
+    assert found.evidence.nearest == ("first_order",) and found.evidence.missing == ("maml-tanh-k3-t3",)
+    assert found.kind == "unexplained" and "Near is: first-order" in found.text
+
+
+def test_what_is_drawn_at_random_is_told_by_asking_twice():
+    random = np.random.RandomState(0)
+    found = on_maml(lambda case, g: [leaf + random.normal(size=leaf.shape) for leaf in g])
+    assert found.kind == "unrepeatable" and "got two answers" in found.text
 
 
 def test_what_is_wrong_everywhere_or_without_a_rule_says_nothing_of_where():
