@@ -593,12 +593,11 @@ def query_seen_and_body_slowed(case):
 
 def displaced(case, end):
     """θ − end(loss, supports, query), in the case's unit."""
-    loss = make_loss(case)
-    return combine(
-        case,
-        [times(1 / unit(case, S), descend(case.theta, end(loss, S, Q), 1)) if S else times(0, case.theta)
-         for S, Q in case.tasks],
-    )  # fmt: skip
+    loss, parts = make_loss(case), []
+    for S, Q in case.tasks:
+        way = descend(case.theta, end(loss, S, Q), 1) if S else times(0, case.theta)
+        parts.append(times(1 / unit(case, S or [None]), way))
+    return combine(case, parts)
 
 
 @wrong("reptile", "the model's weights are not restored between the tasks, each of which is measured from θ")
@@ -703,16 +702,13 @@ def epoch_of_descent(case):
     return combine(case, parts)
 
 
-@wrong("joint", "gradient surgery: where two tasks' gradients conflict, each loses its part along the other")
-def conflicts_projected(case):
+@wrong("joint", "elements on whose sign the tasks do not agree are set to zero")
+def disagreeing_elements_masked(case):
     loss = make_loss(case)
     gradients = [grad(loss)(case.theta, Q) for _, Q in case.tasks]
-    parts = []
-    for i, g in enumerate(gradients):
-        for other in gradients[:i] + gradients[i + 1 :]:
-            g = descend(g, other, min(dot(g, other), 0) / (dot(other, other) + 1e-12))
-        parts.append(g)
-    return combine(case, parts)
+    signs = add([[np.sign(d) for d in g] for g in gradients])
+    agreed = [np.abs(s) == len(gradients) for s in signs]
+    return [d * mask for d, mask in zip(combine(case, gradients), agreed, strict=True)]
 
 
 @wrong("joint", "tasks are processed in pairs and the loader drops a pair that is not full")
