@@ -1,5 +1,7 @@
 """Mistakes that no list has: `check` says on which vectors they are, as the wrong implementations show it."""
 
+import sys
+
 import autograd.numpy as np
 import pytest
 from autograd import grad
@@ -14,7 +16,7 @@ from refmeta.conformance.explain import listed
 @pytest.fixture(autouse=True)
 def listed_alone(monkeypatch):
     """None of these has a name, and the whole search takes seconds."""
-    monkeypatch.setattr("refmeta.conformance.check.SEARCHES", (listed,))
+    monkeypatch.setattr(sys.modules["refmeta.conformance.check"], "SEARCHES", (listed,))
 
 
 def maml(case, inner=None, outer=None, cut=lambda k, K: False):
