@@ -414,7 +414,8 @@ def first_layer(s: Setting) -> tuple[bool, ...]:
 def network(s: Setting) -> bool:
     """Whether a batch is examples: all but (A, b) of a quadratic."""
     size = sum(map(np.size, s.theta))
-    return all(np.shape(x) != (size, size) or np.shape(y) != (size,) for x, y in [*s.supports, *filter(None, [s.query])])
+    batches = [*s.supports, *filter(None, [s.query])]
+    return all(np.shape(x) != (size, size) or np.shape(y) != (size,) for x, y in batches)
 
 
 def but(arrays: Arrays) -> Arrays:
@@ -765,8 +766,8 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     rounded 1 2 3: the inner step size is rounded to {} digits after the point
     Cause: it went through a text, or a table
 
-    always 1 2 3 5 10: there are always {} inner steps
-    always_last 2 3 5 10: there are always {} inner steps, on the last batch from then on
+    always 1 2 3 5 10: the number of inner steps is always {}
+    always_last 2 3 5 10: the number of inner steps is always {}, on the last batch from then on
     at_most 2 3 4 5 10: at most {} inner steps are taken
     Cause: the number of steps is written by hand
     """

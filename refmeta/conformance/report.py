@@ -205,10 +205,10 @@ def describe(found: Sequence[Explanation]) -> str:
     mistakes = [known(name) for name in e.suspects if name not in EXAMPLES]
     parts = [mistake.title for mistake in mistakes]
     if e.tasks != "all":
-        lost = f"only the {e.tasks} task counts" if e.tasks in ("first", "last") else f"{e.tasks} task count"
-        lost = (
-            lost if str(e.tasks).removesuffix(", of several") in LOST else f"the tasks do not count the same: {e.tasks}"
-        )
+        which, several, _ = str(e.tasks).partition(", of several")
+        lost = f"only the {which} task counts" if which in ("first", "last") else f"{which} task count"
+        lost = lost + ", if there are several" * bool(several)
+        lost = lost if which in LOST else f"the tasks do not count the same: {which}"
         parts.append(f"{lost} (B4, B5)" if isinstance(e.tasks, str) else f"the tasks are {pattern(e.tasks)}")
     if e.scale._replace(own=()) != Factor():
         factor = f"the result is multiplied by {e.scale}"
