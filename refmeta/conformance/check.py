@@ -440,7 +440,8 @@ def passed(asked: list[Judged]) -> tuple[str, str]:
     exact, digits = sum(j.vector.tolerance["float64"] == 0 for j in asked), min(j.row.digits for j in asked)
     if any(j.cause == "nearly" for j in asked):
         return "pass", words.NEARLY.format(digits)
-    return "pass", f"pass; exact on {exact}, at least {digits:.1f} digits on the rest"
+    single = ", in float32" * any(j.answer.dtype == "float32" for j in asked)
+    return "pass", f"pass{single}; exact on {exact}, at least {digits:.1f} digits on the rest"
 
 
 # --- Intermediate values ---

@@ -104,12 +104,14 @@ def conditions(case: Case) -> dict[str, bool]:
     """What a mistake may depend on, in words, and whether it is so of the case; then the contraries."""
     steps, widths = [len(supports) for supports, _ in case.tasks], case.model.get("widths", [])
     examples = {len(x) for supports, _ in case.tasks for x, _ in supports}
-    matters = max(steps, default=0) > 0 and case.alpha > 0 and case.tier != "canary" and case.algorithm != "joint"
+    most = max(steps, default=0)
+    matters = most > 0 and case.alpha > 0 and case.head != 0 and case.tier != "canary" and case.algorithm != "joint"
     both = {
-        **{(f"K ≥ {k}", f"K < {k}"): max(steps, default=0) >= k for k in (1, 2, 3, 5)},
+        **{(f"K ≥ {k}", f"K < {k}"): most >= k for k in (1, 2, 3, 5)},
         **{(f"{n} tasks or more", f"fewer than {n} tasks"): len(case.tasks) >= n for n in (2, 3)},
         ("α > 0", "α = 0"): case.alpha > 0,
         ("an inner loop that matters", "an inner loop that does not matter"): matters,
+        ("several steps or tasks", "one step of one task"): most * len(case.tasks) > 1,
         ("several parameters", "one parameter"): sum(map(np.size, case.theta)) > 1,
         ("a body", "no body"): case.head is not None and case.head < len(case.theta),
         ("a network", "a quadratic"): case.model["kind"] == "mlp",
