@@ -1,7 +1,5 @@
 """Mistakes that no list has: `check` says on which vectors they are, as the wrong implementations show it."""
 
-import sys
-
 import autograd.numpy as np
 import pytest
 from autograd import grad
@@ -10,13 +8,8 @@ from autograd.tracer import getval
 from refmeta.conformance import Skip, check
 from refmeta.conformance.cases import load
 from refmeta.conformance.evidence import conditions, rule
-from refmeta.conformance.explain import listed
 
-
-@pytest.fixture(autouse=True)
-def listed_alone(monkeypatch):
-    """None of these has a name, and the whole search takes seconds."""
-    monkeypatch.setattr(sys.modules["refmeta.conformance.check"], "SEARCHES", (listed,))
+pytestmark = pytest.mark.usefixtures("listed_alone")  # none of these has a name
 
 
 def maml(case, inner=None, outer=None, cut=lambda k, K: False):

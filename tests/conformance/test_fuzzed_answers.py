@@ -17,6 +17,8 @@ from refmeta.conformance.cases import FOLDER, VectorError, load, parse
 from refmeta.conformance.check import select
 from refmeta.conformance.doors import DoorError, check_command, check_results
 
+pytestmark = pytest.mark.usefixtures("listed_alone_here")
+
 # --- Vectors ---
 
 
