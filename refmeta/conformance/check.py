@@ -241,10 +241,8 @@ def read_array(leaf: Any) -> Any:
 
 # Of other causes: fail.
 STATUS = {"skipped": "skip", "none": "error", "not finite": "error", "right": "pass", "nearly": "pass"}
-NEARLY = {
-    "float64": 1e-13,
-    "float32": 1e-6,
-}  # relative: what float64 loses in a roundabout way, while no mistake that is known is so small
+# Relative: what float64 loses in a roundabout way, while no mistake that is known is so small.
+NEARLY = {"float64": 1e-13, "float32": 1e-6}
 
 
 LOW = 1.5  # digits: who has as many everywhere may be imprecise and not wrong
@@ -342,7 +340,7 @@ def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verd
     if not wrong:
         return Verdict(algorithm, *(passed(asked) if asked else ("none", f"not checked: {every[0].row.message}")))
     came = of("right", "nearly", "rounded", "wrong")
-    answers = [of_vector(j.vector, j.answer.gradient or [], j.answer.dtype) for j in came]
+    answers = [of_vector(j.vector, j.answer.gradient or [], j.answer.dtype) for j in came if of("wrong")]
     found = named_mistakes(came, answers) if of("wrong") else []
     if canaries and not found:
         return Verdict(algorithm, "wiring", words.WIRING.format(row=canaries[0].row))
@@ -364,7 +362,7 @@ def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verd
 def named_mistakes(came: list[Judged], answers: list[Answered]) -> list[Explanation]:
     """What explains all of these; of a single one nothing but that it is zero."""
     if len(came) == 1:
-        return [] if flat(came[0].answer.gradient or []).any() else [ZERO]
+        return [] if answers[0].got.any() else [ZERO]
     return explain(cheapest_first(answers), SEARCHES[:NEAR] if min(j.row.digits for j in came) >= LOW else SEARCHES)
 
 

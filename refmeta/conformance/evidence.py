@@ -62,10 +62,8 @@ def combination(answers: Sequence[Answered]) -> dict[str, float]:
         rows = [row / len(a.settings) for row, a in zip(rows, answers, strict=True)] if name == "θ" else rows
         if name == "the displacement θ − φ_K" and not answers[0].settings[0].displaced:
             continue
-        known = [np.concatenate(other) for other in pieces.values()]
-        if any(np.any(row) for row in rows) and not any(
-            np.allclose(np.concatenate(rows), other, 1e-9) for other in known
-        ):
+        joined = np.concatenate(rows)
+        if joined.any() and not any(np.allclose(joined, np.concatenate(p), 1e-9) for p in pieces.values()):
             pieces[name] = rows
     weights, got = np.concatenate([np.full(a.got.size, 1 / a.limit) for a in answers]), [a.got for a in answers]
     for many in range(1, MOST + 1):
@@ -132,7 +130,7 @@ def conditions(case: Case) -> dict[str, bool]:
 def rule(wrong: Sequence[Case], right: Sequence[Case]) -> str:
     """The fewest conditions that hold for all that is wrong, and together for nothing that is right; "" if none do.
 
-    Of a single case any two are a rule, so one must do.
+    Any two conditions single out one case, so there one must do.
     """
     few = min(len(wrong), len(right))
     if not few:

@@ -22,7 +22,7 @@ import numpy as np
 from refmeta.conformance.cases import CONVENTIONS, Case, Vector
 from refmeta.conformance.mistakes import MISTAKES
 from refmeta.conformance.programs import EVERY, EXAMPLES, FAMILIES, OTHERS, known, with_mistakes
-from refmeta.conformance.rules import Setting, finished, flat, gradients
+from refmeta.conformance.rules import Derivatives, Setting, finished, flat, gradients
 from refmeta.trees import Theta
 
 T = TypeVar("T")
@@ -114,13 +114,18 @@ def factors(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[Factor
     return {Factor(1, name): c for name, c in named.items()} | flipped
 
 
+def of_tasks(tasks: int) -> dict[str, float]:
+    return {"1/(tasks - 1)": 1 / max(tasks - 1, 1), "1/(tasks + 1)": 1 / (tasks + 1)}
+
+
+def of_steps(steps: int) -> dict[str, float]:
+    return {"steps": float(steps), "1/steps": 1 / steps, "1/(steps + 1)": 1 / (steps + 1)}
+
+
 def odd_factors(tasks: int, alpha: float, steps: int) -> dict[Factor, float]:
     """Those that nobody means."""
-    named = {"1/(tasks - 1)": 1 / max(tasks - 1, 1)} | ({"alpha": alpha, "1/alpha": 1 / alpha} if alpha else {})
-    if steps > 1:
-        named |= {"steps": float(steps), "1/steps": 1 / steps, "1/(steps tasks)": 1 / (steps * tasks)}
-        named |= {"1/(steps + 1)": 1 / (steps + 1)}
-    named |= {"1/(tasks + 1)": 1 / (tasks + 1)}
+    named = of_tasks(tasks) | ({"alpha": alpha, "1/alpha": 1 / alpha} if alpha else {})
+    named |= of_steps(steps) | {"1/(steps tasks)": 1 / (steps * tasks)} if steps > 1 else {}
     return {Factor(sign, name): sign * c for name, c in named.items() for sign in (1, -1)}
 
 
@@ -129,8 +134,7 @@ def conventions(case: Case) -> dict[Factor, float]:
     T, K = len(case.tasks), max(len(case.tasks[0][0]), 1)
     found = {Factor(1, "1/(tasks - 1)"): case.divisor / max(T - 1, 1)}
     found[Factor(1, "tasks/(tasks - 1), of a mean")] = 1.0 if case.divisor == 1 else T / max(T - 1, 1)
-    beside = {"": 1.0, "1/tasks": 1 / T, "1/(tasks - 1)": 1 / max(T - 1, 1), "1/(tasks + 1)": 1 / (T + 1)}
-    beside |= {"1/steps": 1 / K, "steps": float(K), "1/(steps + 1)": 1 / (K + 1)}
+    beside = {"": 1.0, "1/tasks": 1 / T} | of_tasks(T) | of_steps(K)
     for tasks, reptile in product(*(CONVENTIONS[what].split() for what in ("tasks", "reptile"))):
         own = replace(case, conventions={**case.conventions, "tasks": tasks, "reptile": reptile})
         ratios = {1.0} if reptile == "displacement" or case.algorithm == "reptile" else set()
@@ -141,6 +145,12 @@ def conventions(case: Case) -> dict[Factor, float]:
             for (name, c), sign in product(beside.items(), (1, -1)):
                 found[Factor(sign, name, kept)] = sign * c * ratio
     return found
+
+
+def every_factor(case: Case) -> dict[Factor, float]:
+    """All that a case's answer may be multiplied by and that has a name."""
+    T, K = len(case.tasks), len(case.tasks[0][0])
+    return odd_factors(T, case.alpha, K) | factors(T, case.alpha, K, case.algorithm) | conventions(case)
 
 
 def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], limit: float) -> set[Fit]:
@@ -206,7 +216,7 @@ class Answered(NamedTuple):
         return bool(np.linalg.norm((self.under(program) - self.under(())).sum(0)) > 10 * self.limit)
 
     def tells(self, program: Program, family: str) -> bool:
-        """Whether it is another with another number."""
+        """Whether two numbers of a family, beside a program, give visibly different gradients."""
         one, other = (self.under((*program, f"{family}={number!r}")).sum(0) for number in FAMILIES[family].usual[:2])
         return bool(np.linalg.norm(one - other) > 10 * self.limit)
 
@@ -227,25 +237,30 @@ def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
     stored[()] = right
     derivatives, settings = case.derivatives, case.settings
 
-    def rows(per_task: Iterable[Theta]) -> np.ndarray:
-        return np.array([flat(g) for g in per_task]) / case.divisor
-
     @cache
     def under(program: Program) -> np.ndarray:
         if program in stored:
-            return rows(stored[program])
+            return divided(case, stored[program])
         changed, shown = settings, list[str]()
         for name in program:  # most pairs have one that a case does not show, so they are the other alone
             before, changed = changed, with_mistakes([name], changed)
             shown += [] if all(map(is_, changed, before)) else [name]
         if len(shown) < len(program):
             return under(tuple(shown))
-        return finished(rows(case.scaled(gradients(derivatives, changed))), changed)
+        return of_settings(case, derivatives, changed)
 
-    T, K = len(case.tasks), len(case.tasks[0][0])
-    named = odd_factors(T, case.alpha, K) | factors(T, case.alpha, K, case.algorithm) | conventions(case)
-    small = case.model["kind"] == "quadratic"
-    return Answered(flat(got), under, named, 10 * rounding(vector, got, dtype), settings=settings, small=small)
+    small, limit = case.model["kind"] == "quadratic", 10 * rounding(vector, got, dtype)
+    return Answered(flat(got), under, every_factor(case), limit, settings=settings, small=small)
+
+
+def of_settings(case: Case, derivatives: Derivatives, settings: list[Setting]) -> np.ndarray:
+    """What each task adds to a case's answer by these settings, a row each."""
+    return finished(divided(case, case.scaled(gradients(derivatives, settings))), settings)
+
+
+def divided(case: Case, per_task: Iterable[Theta]) -> np.ndarray:
+    """The tasks' gradients as rows, whose sum is the sum or the mean that the case asks for."""
+    return np.array([flat(g) for g in per_task]) / case.divisor
 
 
 def cheapest_first(answers: Iterable[Answered]) -> list[Answered]:
@@ -413,7 +428,7 @@ SEARCHES: tuple[Search, ...] = (listed, others, fitted, listed_pairs, with_a_num
 
 @np.errstate(all="ignore")  # a wrong program may overflow, or divide by the norm of nothing
 def explain(answers: Sequence[Answered], searches: Sequence[Search] = SEARCHES) -> list[Explanation]:
-    """The simplest explanations of all answers, by the first search that has any; those with few numbers are cheap."""
+    """The simplest explanations of all answers, by the first search that has any."""
     if not np.isfinite([a.limit for a in answers]).all():
         return []  # within an infinite limit anything is explained
     if not any(a.got.any() for a in answers):

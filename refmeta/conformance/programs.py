@@ -66,10 +66,8 @@ def choice(over: dict[str, tuple[str, Any]] = {"": ("", None)}) -> Callable[[Gro
                 if usual:
                     FAMILIES[id] = Family(title, cause, part(group, id), tuple(map(float, usual)))
                 else:
-                    made = Mistake(
-                        name + id, title.format(phrase), cause, seen, ledger, replaced(part(group, id), value)
-                    )
-                    OTHERS[name + id] = made
+                    change = replaced(part(group, id), value)
+                    OTHERS[name + id] = Mistake(name + id, title.format(phrase), cause, seen, ledger, change)
         return group
 
     return register
@@ -245,7 +243,6 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     last_inner_gradient_added: the loss of the last inner step is added to the query loss
     supports_and_every_step: the losses of all inner steps, and of the query after every step, are added up
     Cause: what the inner loop left in .grad is not cleared before the outer loss: zero_grad is missing
-
     """
     K, first, last = len(s.supports), s.supports[:1], s.supports[-1:]
     if not s.adapts or s.displaced:
@@ -282,8 +279,8 @@ def other_outer(s: Setting, _: None) -> dict[str, Fields]:
     supports_at_theta: the losses of the supports are added up, without the query
     Cause: all batches of a task are put together
 
-    towards_the_mean: the mean of φ_1 … φ_K goes for φ_K
-    towards_the_mean_from_theta: the mean of φ_0 … φ_K goes for φ_K
+    towards_the_mean: the mean of φ_1 … φ_K is taken for φ_K
+    towards_the_mean_from_theta: the mean of φ_0 … φ_K is taken for φ_K
     Cause: an average of the weights, as in SWA
 
     mean_of_gradients: Reptile that averages K + 1 gradients
@@ -436,12 +433,22 @@ ARRAYS: dict[str, tuple[str, Arrays]] = {
 }
 
 
+def each(s: Setting, change: Callable[[Theta, Theta], Theta]) -> Fields:
+    """Something more is made of every task's gradient and θ."""
+    return {"each": (*s.each, change)}
+
+
+def after(s: Setting, change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Fields:
+    """Something more is made of the result and θ."""
+    return {"after": (*s.after, change)}
+
+
 def only(s: Setting, shares: Sequence[Any]) -> Fields:
-    return {"each": (*s.each, lambda g, theta: kept(g, shares))}
+    return each(s, lambda g, theta: kept(g, shares))
 
 
 def times_each(s: Setting, c: float) -> Fields:
-    return {"each": (*s.each, lambda g, theta: [c * leaf for leaf in g])}
+    return each(s, lambda g, theta: [c * leaf for leaf in g])
 
 
 def shortened(g: Theta, norm: float) -> Theta:
@@ -521,7 +528,6 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     rmsprop_inside: the inner loop is RMSprop's, with a number under the root
     adagrad_inside: the inner loop is Adagrad's, with a number under the root
     Cause: the inner optimiser is another than plain gradient descent
-
     """
     if not s.adapts:
         return {}
@@ -717,13 +723,13 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
     K = len(s.supports) or 1
     away: Fields = {"displaced": True, "curvature": None} if s.adapts and not s.displaced else {}
     return {
-        "new_theta": {"after": (*s.after, lambda g, theta: theta - s.alpha * g)},
-        "theta_once": {"after": (*s.after, lambda g, theta: g + theta)},
-        "sign_returned": {"after": (*s.after, lambda g, theta: np.sign(g))},
-        "unit_returned": {"after": (*s.after, lambda g, theta: g / np.linalg.norm(g))},
-        "unit_tasks": {"each": (*s.each, lambda g, theta: shortened(g, np.inf))},
+        "new_theta": after(s, lambda g, theta: theta - s.alpha * g),
+        "theta_once": after(s, lambda g, theta: g + theta),
+        "sign_returned": after(s, lambda g, theta: np.sign(g)),
+        "unit_returned": after(s, lambda g, theta: g / np.linalg.norm(g)),
+        "unit_tasks": each(s, lambda g, theta: shortened(g, np.inf)),
         "displacement": away,
-        "phi_returned": away | {"curvature": None, "displaced": True, "each": (*s.each, lambda g, t: axpy(-1, g, t))},
+        "phi_returned": {"curvature": None, "displaced": True} | each(s, lambda g, theta: axpy(-1, g, theta)),
         "over_own_steps": times_each(s, 1 / K),
         "path_added": {"towards": 1} | times_each(s, K) if s.displaced else {},
     }
@@ -828,26 +834,24 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop. JAX: stop_gradient in the carry
     """
     found: dict[str, Fields] = {
-        "penalty": {"each": (*s.each, lambda g, theta: axpy(p, theta, g))},
-        "lasso_tasks": {"each": (*s.each, lambda g, theta: axpy(p, [np.sign(leaf) for leaf in theta], g))},
-        "clip_tasks": {"each": (*s.each, lambda g, theta: shortened(g, p))},
-        "stepped": {"after": (*s.after, lambda g, theta: theta - p * g)},
-        "penalty_once": {"after": (*s.after, lambda g, theta: g + p * theta)},
-        "lasso": {"after": (*s.after, lambda g, theta: g + p * np.sign(theta))},
-        "clip_value": {"after": (*s.after, lambda g, theta: np.clip(g, -p, p))},
-        "clip_norm": {"after": (*s.after, lambda g, theta: g * min(1, p / (np.linalg.norm(g) or 1)))},
+        "penalty": each(s, lambda g, theta: axpy(p, theta, g)),
+        "lasso_tasks": each(s, lambda g, theta: axpy(p, [np.sign(leaf) for leaf in theta], g)),
+        "clip_tasks": each(s, lambda g, theta: shortened(g, p)),
+        "stepped": after(s, lambda g, theta: theta - p * g),
+        "penalty_once": after(s, lambda g, theta: g + p * theta),
+        "lasso": after(s, lambda g, theta: g + p * np.sign(theta)),
+        "clip_value": after(s, lambda g, theta: np.clip(g, -p, p)),
+        "clip_norm": after(s, lambda g, theta: shortened([g], p)[0]),
     }
-    return found | (
-        {
-            "bend": {"back": p * s.back},
-            "first_steps_cut": {"through": lambda k, steps: k >= p},
-            "last_steps_alone": {"through": lambda k, steps: k >= steps - p},
-            "first_steps_alone": {"through": lambda k, steps: k < p},
-            "step_cut": {"through": lambda k, steps: k != p - 1},
-        }
-        if s.differentiates
-        else {}
-    )
+    if not s.differentiates:
+        return found
+    return found | {
+        "bend": {"back": p * s.back},
+        "first_steps_cut": {"through": lambda k, steps: k >= p},
+        "last_steps_alone": {"through": lambda k, steps: k >= steps - p},
+        "first_steps_alone": {"through": lambda k, steps: k < p},
+        "step_cut": {"through": lambda k, steps: k != p - 1},
+    }
 
 
 EXAMPLES = {"examples_mean": "mean", "examples_sum": "sum"}  # conventions of its own that change the inner loop too

@@ -39,7 +39,7 @@ class Update(NamedTuple):
     norm: float = float("inf")
     constant: bool = False  # a norm is not differentiated
     inside: float = 0  # added under the root
-    pull: float = 0  # towards θ
+    pull: float = 0  # of a proximal term, towards θ
 
 
 Term = tuple[int, Batch, Any]  # (k, batch, weight): weight L(φ_k; batch)
@@ -85,7 +85,7 @@ class Setting(NamedTuple):
     lag: int = 0  # a step's gradient is taken at φ_{k − lag}
     displaced: bool = False
     origin: int = 0
-    towards: int | None = None  # the mean of φ_towards … φ_K goes for φ_K at the end
+    towards: int | None = None  # the mean of φ_towards … φ_K stands for φ_K at the end
     outer: Outer = at_the_end
     direct: tuple[Any, ...] | None = None  # of each array, the share of the outer loss's own gradient
     curvature: Callable[..., Theta] | None = hessian
@@ -97,7 +97,9 @@ class Setting(NamedTuple):
     each: tuple[Callable[[Theta, Theta], Theta], ...] = ()  # of one task's gradient and θ, what is made of it
     leaks: bool = False  # the next task starts where this one ended
     together: bool = False  # the next task takes its steps after this one's, and all are differentiated
-    after: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = ()  # the same of the result, flat
+    after: tuple[
+        Callable[[np.ndarray, np.ndarray], np.ndarray], ...
+    ] = ()  # of the result and θ, both flat, what is made of it
 
     @property
     def adapts(self) -> bool:
@@ -172,9 +174,8 @@ def path(d: Derivatives, s: Setting) -> list[Theta]:
 def walk(d: Derivatives, s: Setting, steps: int) -> tuple[list[Theta], list[Any]]:
     """φ_0, φ_1, …, and what each step was made of: φ, the gradient, and the optimiser's memory."""
     d = with_loss(d, s.loss_inside)
-    phis, made, memory = [s.start or s.theta], list[Any](), None
-    if s.update != Update():
-        memory = np.array([0, 0, 1])[:, None] * flat(phis[0])
+    phis, made = [s.start or s.theta], list[Any]()
+    memory = np.array([0, 0, 1])[:, None] * flat(phis[0]) if s.update != Update() else None
     for k, support in enumerate(s.supports[:steps]):
         base, g = phis[0 if s.restarts else k], d.grad(phis[max(k - s.lag, 0)], support)
         made.append((base, g, memory))
@@ -206,7 +207,7 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
         g = of_query.grad(mean([phis[j] for j in places]), batch)
         for j in places:
             vs[j] = plus(vs[j], weight / len(places), kept(g, s.direct) if s.direct else g)
-    memory = np.zeros((3, 1)) if s.update == Update() else np.zeros((3, flat(s.theta).size))
+    memory = np.zeros((3, sum(map(np.size, s.theta))))
     for k in reversed(range(last)):
         v, base, at = vs[k + 1] or [0 * leaf for leaf in s.theta], 0 if s.restarts else k, max(k - s.lag, 0)
         factor = -(rate(s, k) if s.alpha_back is None else s.alpha_back) * s.back

@@ -4,9 +4,9 @@ import numpy as np
 
 from refmeta.conformance import Skip
 from refmeta.conformance.check import read_answer
-from refmeta.conformance.explain import conventions, factors, odd_factors, patterns
+from refmeta.conformance.explain import every_factor, of_settings, patterns
 from refmeta.conformance.programs import with_mistakes
-from refmeta.conformance.rules import finished, flat, gradients
+from refmeta.conformance.rules import flat
 from tests.blind.fresh import cases
 
 SEEDS = 2
@@ -19,12 +19,9 @@ def predicted(explanation, case):
     if not isinstance(explanation.tasks, str) and len(explanation.tasks) != len(case.tasks):
         return None
     weights = names[explanation.tasks] if isinstance(explanation.tasks, str) else np.array(explanation.tasks)
-    T, K = len(case.tasks), len(case.tasks[0][0])
-    known = odd_factors(T, case.alpha, K) | factors(T, case.alpha, K, case.algorithm) | conventions(case)
-    scale = known.get(explanation.scale, explanation.scale.number)
+    scale = every_factor(case).get(explanation.scale, explanation.scale.number)
     settings = with_mistakes(explanation.suspects, case.settings)
-    per_task = case.scaled(gradients(case.derivatives, settings))
-    return scale * (weights @ finished(np.array([flat(g) for g in per_task]) / case.divisor, settings))
+    return scale * (weights @ of_settings(case, case.derivatives, settings))
 
 
 @np.errstate(all="ignore")

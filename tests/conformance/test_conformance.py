@@ -18,6 +18,7 @@ from refmeta.conformance.check import NEARLY, Answer, judge
 from refmeta.conformance.explain import Explanation, Factor
 from refmeta.conformance.harness import meta_gradient
 from refmeta.conformance.mistakes import MISTAKES
+from tests.blind.noise import noisy
 from tests.vectors.derivations import in_floats
 
 VECTORS = load()
@@ -109,12 +110,7 @@ def test_no_right_gradient_with_rounding_noise_is_accused(seed, size, dtype):
     """10,000 of them, each with noise of up to half the tolerance; the other half is the rounding of adding it."""
     rng = np.random.default_rng(seed)
 
-    def noisy(vector):
-        noise = [rng.normal(size=g.shape) for g in vector.gradient]
-        pairs = zip(noise, vector.scale, vector.gradient, strict=True)
-        return [g + e / (np.linalg.norm(e) or 1) * size / 2 * vector.tolerance[dtype] * s for e, s, g in pairs]
-
-    report = judge((vector, Answer(noisy(vector), {}, dtype)) for vector in VECTORS)
+    report = judge((vector, Answer(noisy(vector, dtype, size / 2, rng), {}, dtype)) for vector in VECTORS)
     assert report.passed and len(report.rows) == len(VECTORS)
 
 
