@@ -124,6 +124,29 @@ defvjp(unpatches, lambda y, p, shape: lambda g: patches(g))
 
 
 @primitive
+def centred(a: Array) -> Array:
+    """a minus the mean of its rows, over any leading axes: a projection, so its own derivative."""
+    return a - a.mean(-2, keepdims=True)
+
+
+@primitive
+def dot_rows(a: Array, b: Array) -> Array:
+    """Σ_n a·b, of (…, n, m) and (…, n, m): (…, m)."""
+    return numpy.einsum("...nm,...nm->...m", a, b)
+
+
+@primitive
+def scale_rows(a: Array, r: Array) -> Array:
+    """Every row of a (…, n, m) times r (…, m)."""
+    return a * r[..., None, :]
+
+
+defvjp(centred, lambda y, a: lambda g: centred(g))
+defvjp(dot_rows, lambda y, a, b: lambda g: scale_rows(b, g), lambda y, a, b: lambda g: scale_rows(a, g))
+defvjp(scale_rows, lambda y, a, r: lambda g: scale_rows(g, r), lambda y, a, r: lambda g: dot_rows(g, a))
+
+
+@primitive
 def squared_distance(a: Array, b: Array) -> Array:
     """Σ (a − b)²."""
     d = (a - b).ravel()
@@ -159,6 +182,27 @@ defvjp(negative_log_likelihood, lambda y, z, labels: lambda g: g * (softmax(z) -
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"tanh": tanh, "relu": relu}
+EPSILON = 1e-3  # beside a variance, as in TensorFlow 1's batch_norm, which Finn et al. 2017 and Nichol et al. 2018 use
+
+
+def standardised(z: Array) -> Array:
+    """Each column of z (…, n, m) with mean 0 and variance 1 over its n rows: (z − mean) / √(variance + ε)."""
+    c = centred(z)
+    return scale_rows(c, (dot_rows(c, c) * (1 / z.shape[-2]) + EPSILON) ** -0.5)
+
+
+def batch_norm(z: Array, n: int) -> Array:
+    """Every unit standardised over the batch, and over the pixels. What an example gives depends on the others."""
+    return standardised(z)
+
+
+def layer_norm(z: Array, n: int) -> Array:
+    """Each of the n examples standardised over its units and pixels: it does not depend on the others."""
+    units = np.swapaxes(np.reshape(z, (*z.shape[:-2], n, -1)), -1, -2)
+    return np.reshape(np.swapaxes(standardised(units), -1, -2), z.shape)
+
+
+NORMS: dict[str, Callable[[Array, int], Array] | None] = {"none": None, "batch": batch_norm, "layer": layer_norm}
 
 
 def _he(rng: numpy.random.Generator, n: int, m: int) -> tuple[Array, Array]:
@@ -189,6 +233,13 @@ class _Network:
     """What MLP and ConvNet share: layers of two arrays, W and b, of these `shapes`."""
 
     activation: str
+    norm: str
+
+    def _hidden(self, x: Array, W: Array, b: Array, n: int) -> Array:
+        """activation(norm(x W) + b), for n examples."""
+        norm = NORMS[self.norm]
+        z = affine(x, W, b) if norm is None else norm(np.matmul(x, W), n) + repeat_row(b, x.shape[-2])
+        return ACTIVATIONS[self.activation](z)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -241,23 +292,27 @@ class MLP(_Network):
         theta = net.init(rng)        [W1, b1, W2, b2, …],  W (in, out),  b (out,)
         net(theta, x)                x (n, in) to (n, out); or (tasks, n, in) with a task axis on all of θ
 
-    ValueError: unknown activation, widths that are not two or more positive integers, arrays of θ or an x
+    norm="batch" or "layer" makes a hidden layer activation(norm(x W) + b), see `batch_norm` and `layer_norm`: functions
+    of θ and the batch alone, without running averages, which would be state that no gradient step sees.
+    ValueError: unknown activation or norm, widths that are not two or more positive integers, arrays of θ or an x
     that do not fit the widths.
     """
 
     widths: tuple[int, ...]
     activation: str = "tanh"
+    norm: str = "none"
 
     def __post_init__(self) -> None:
         if len(self.widths) < 2 or not all(isinstance(w, int) and w > 0 for w in self.widths):
             raise ValueError(f"widths: expected two or more positive integers, got {self.widths!r}")
         _choose("activation", self.activation, ACTIVATIONS)
+        _choose("norm", self.norm, NORMS)
 
     def layers(self, theta: Theta, x: Array) -> list[Array]:
         self._check_shapes(f"an MLP of widths {self.widths}", theta, x, self.widths[:1])
-        values, activation = [], ACTIVATIONS[self.activation]
+        values: list[Array] = []
         for layer in range(0, len(theta) - 2, 2):
-            x = activation(affine(x, theta[layer], theta[layer + 1]))
+            x = self._hidden(x, theta[layer], theta[layer + 1], x.shape[-2])
             values.append(x)
         return [*values, affine(x, theta[-2], theta[-1])]
 
@@ -275,16 +330,15 @@ class ConvNet(_Network):
         net(theta, x)                x (n, h, w, c) to (n, classes); or (tasks, n, h, w, c) with a task axis on all of θ
 
     A convolution is an affine map of the 3×3 patches around every second pixel (stride 2): ⌈h/2⌉ × ⌈w/2⌉ are left.
-    Beyond the border all is 0; row (i, j, channel) of W belongs to the pixel i, j of a patch. There is no batch
-    normalisation: it makes a prediction depend on the batch it is in (at test on the other queries), and its averages
-    are state that no gradient step sees.
-    ValueError: unknown activation, sizes that are not positive integers, arrays of θ or an x that do not fit.
+    Beyond the border all is 0; row (i, j, channel) of W belongs to the pixel i, j of a patch. `norm` as an MLP's.
+    ValueError: unknown activation or norm, sizes that are not positive integers, arrays of θ or an x that do not fit.
     """
 
     image: tuple[int, int, int]
     filters: tuple[int, ...]
     classes: int
     activation: str = "relu"
+    norm: str = "none"
 
     def __post_init__(self) -> None:
         sizes = (*self.image, *self.filters, self.classes)
@@ -292,14 +346,15 @@ class ConvNet(_Network):
             expected = "image (h, w, channels), filters (f, …) and classes, all positive integers"
             raise ValueError(f"ConvNet: expected {expected}; got {self}")
         _choose("activation", self.activation, ACTIVATIONS)
+        _choose("norm", self.norm, NORMS)
 
     def layers(self, theta: Theta, x: Array) -> list[Array]:
         """What each layer gives, activation included: images (…, n, h, w, filters), then the output."""
         self._check_shapes(str(self), theta, x, self.image)
-        values, activation = [], ACTIVATIONS[self.activation]
+        values: list[Array] = []
         for layer in range(0, len(theta) - 2, 2):
             *lead, h, w, _ = x.shape
-            rows = activation(affine(patches(x), theta[layer], theta[layer + 1]))
+            rows = self._hidden(patches(x), theta[layer], theta[layer + 1], lead[-1])
             x = np.reshape(rows, (*lead, (h + 1) // 2, (w + 1) // 2, rows.shape[-1]))
             values.append(x)
         return [*values, affine(np.reshape(x, (*x.shape[:-3], -1)), theta[-2], theta[-1])]

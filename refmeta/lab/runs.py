@@ -214,8 +214,18 @@ def check_config(config: Any) -> None:
     """ValueError: a setting that is impossible, or does not fit the method."""
     check_alpha(config.alpha)
     optimiser(config.outer, config.iterations)
+    check_alpha(test_alpha(config))
     if METHODS[config.method].displacement and not config.inner_steps:
         raise ValueError(f"inner-steps 0: {config.method} needs at least one inner step")
+    if config.inner != "sgd" and not METHODS[config.method].displacement:
+        raise ValueError(
+            f"inner {config.inner}: only reptile takes another inner optimiser than sgd, not {config.method}"
+        )
+
+
+def test_alpha(config: Any) -> float:
+    """The inner rate at test."""
+    return float(config.alpha if config.test_alpha is None else config.test_alpha)
 
 
 def compared(
@@ -332,6 +342,12 @@ def whole(lowest: int) -> Callable[[str], int]:
     return parse
 
 
+def steps(text: str) -> tuple[int, ...]:
+    """Numbers of inner steps, as 0,1,5, each once and in order, not 0 alone, for argparse."""
+    numbers = sorted({whole(0)(part) for part in text.split(",")})
+    return (*numbers[:-1], whole(1)(str(numbers[-1])))
+
+
 def seed_range(text: str) -> list[int]:
     """The seeds of "A-B" or "A". ValueError: anything else, or too many."""
     first, _, last = text.partition("-")
@@ -345,6 +361,7 @@ def seed_range(text: str) -> list[int]:
     return list(range(low, high + 1))
 
 
+INNER_HELP = "reptile's inner optimiser; adam has β₁ = 0 and starts afresh for every task (default: {})"
 QUICK = {"action": "store_true", "help": "a smoke run of seconds"}
 SEEDS: Options = {
     "seed": {"type": whole(0), "default": 0, "metavar": "N", "help": "default: 0"},

@@ -1,6 +1,7 @@
 """Meta-training and evaluation, for any algorithm, loss and source of tasks."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import inf, isfinite
 from typing import Any, NamedTuple
 
@@ -62,7 +63,9 @@ def _at(rate: Rate, t: int) -> float:
     return rate(t) if callable(rate) else rate
 
 
-INNER = {"sgd": sgd, "adam": adam}
+OUTER: dict[str, Callable[..., Step]] = {"sgd": sgd, "adam": adam}
+# Nichol et al. 2018 have β₁ = 0 in Reptile's Adam: the inner loop then keeps no direction from the steps before.
+INNER: dict[str, Callable[[float], Step]] = {"sgd": sgd, "adam": partial(adam, beta1=0.0)}
 
 
 def optimiser(text: str, iterations: int) -> Step:
@@ -74,11 +77,11 @@ def optimiser(text: str, iterations: int) -> Step:
     rate, _, schedule = rest.partition(":")
     try:
         number = check_alpha(float(rate))
-        if name not in INNER or schedule not in ("", "linear") or not number:
+        if name not in OUTER or schedule not in ("", "linear") or not number:
             raise ValueError
     except ValueError:
         raise ValueError(f"outer {text!r}: expected adam:RATE, sgd:RATE, or either with :linear behind") from None
-    return INNER[name](linear(number, iterations) if schedule else number)
+    return OUTER[name](linear(number, iterations) if schedule else number)
 
 
 # --- The methods ------------------------------------------------------------------------------------
@@ -138,6 +141,12 @@ METHODS = {
     "reptile": Method(algorithms.reptile, displacement=True),
     "joint": Method(algorithms.joint),
 }
+
+
+def method_of(config: Any) -> Method:
+    """The method of a Config, with its inner optimiser."""
+    method = METHODS[config.method]
+    return method if config.inner == "sgd" else method.by(INNER[config.inner])
 
 
 # --- Meta-training ----------------------------------------------------------------------------------
@@ -340,7 +349,8 @@ T95 = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 def over_seeds(curves: Sequence[list[dict[str, Any]]], score: str = "mse") -> list[dict[str, Any]]:
     """One curve from those of several seeds: mean, median and 95 % interval over the seeds' means of `score`.
 
-    `diverged` is the sum. One curve comes back as it is, its intervals those over its tasks.
+    `diverged` is the sum; other columns are as in the first curve. One curve comes back as it is, its intervals those
+    over its tasks.
     """
     freedom = len(curves) - 1
     if not freedom:
@@ -351,5 +361,5 @@ def over_seeds(curves: Sequence[list[dict[str, Any]]], score: str = "mse") -> li
         means = np.array([row[score] for row in same])
         ci95 = float(t * means.std(ddof=1) / len(means) ** 0.5)
         middle = {score: float(means.mean()), "median": float(np.median(means)), "ci95": ci95}
-        rows.append({"steps": same[0]["steps"], **middle, "diverged": sum(row["diverged"] for row in same)})
+        rows.append({**same[0], **middle, "diverged": sum(row["diverged"] for row in same)})
     return rows

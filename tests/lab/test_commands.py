@@ -394,7 +394,7 @@ def test_initial_theta_training_and_test_draw_from_streams_that_are_no_two_the_s
         born.append(rng.bit_generator.state["state"]["state"])
         return rng
 
-    config = experiment.Config(iterations=3, tasks=2, test_tasks=3, report_steps=(0, 1))
+    config = experiment.Config(iterations=3, tasks=2, test_tasks=3, test_steps=(0, 1))
     drawn = [images.glyphs(28, 0, 18)] * (experiment is fewshot)
     monkeypatch.setattr(np.random, "default_rng", default_rng)
     experiment.run(*drawn, config, 5, lambda iteration, loss: None)

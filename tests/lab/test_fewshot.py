@@ -121,7 +121,7 @@ def test_a_run_is_determined_by_its_seed_and_stays_float32():
 
 @pytest.mark.parametrize("method, adapt", [("maml", trajectory), ("anil", trajectory_of_head(2))])
 def test_accuracies_are_those_of_one_episode_after_another(method, adapt):
-    config = quick(method, test_tasks=23, report_steps=(0, 3))
+    config = quick(method, test_tasks=23, test_steps=(0, 3))
     net, loss = network(config)
     theta, tasks = initial(config, 0), episodes_to_test_on(config, DRAWN, 0)
     shares = []

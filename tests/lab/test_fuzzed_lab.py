@@ -170,7 +170,7 @@ def test_a_forged_array_of_a_checkpoint_is_refused_or_of_the_same_kind(data):
 
 # --- A sweep's folder ---
 
-JOB = Config(report_steps=(0, 1)), 3
+JOB = Config(test_steps=(0, 1)), 3
 ROW = {"steps": 0, "mse": 1.5, "median": 1.0, "ci95": None, "diverged": 0}
 RECORD = {"config": asdict(JOB[0]), "seed": JOB[1], "curve": [ROW, {**ROW, "steps": 1}], "seconds": 1.0}
 

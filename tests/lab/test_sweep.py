@@ -28,7 +28,7 @@ from refmeta.lab.sweep import Incomplete, grid, sweep
 from refmeta.lab.sweep.experiment import name_of, read, table
 from refmeta.lab.training import METHODS
 
-TINY = {"iterations": [5], "tasks": [2], "test_tasks": [10], "report_steps": [(0, 1, 2)]}
+TINY = {"iterations": [5], "tasks": [2], "test_tasks": [10], "test_steps": [(0, 1, 2)]}
 FAST = ["--quick", "--iterations", "5", "--tasks", "2"]
 DIVERGES = "sgd:1e200"
 
@@ -191,7 +191,7 @@ def test_a_job_that_fails_is_named_and_the_others_are_kept(tmp_path):
     assert sweep(jobs, tmp_path, Serial())[0]["seeds"] == 3
 
 
-SAID = r"maml, alpha 0.5, tasks 2, iterations 5, test_tasks 10, report_steps \(0, 1, 2\)"
+SAID = r"maml, alpha 0.5, tasks 2, iterations 5, test_tasks 10, test_steps \(0, 1, 2\)"
 
 
 def test_an_executor_that_is_shut_down_is_said(tmp_path):
@@ -360,11 +360,11 @@ def finished(tmp_path):
 
 def test_a_record_of_more_steps_than_there_are_numbers_is_refused_before_they_are_counted(tmp_path):
     for most in (10**12, 10**20):
-        settings = {**TINY, "report_steps": [(0, most)]}
+        settings = {**TINY, "test_steps": [(0, most)]}
         sweep(grid([0], **TINY), tmp_path / "good", Serial())
         (record,) = (tmp_path / "good").glob("*-*.json")
         said = json.loads(record.read_text())
-        said["config"]["report_steps"] = [0, most]
+        said["config"]["test_steps"] = [0, most]
         (tmp_path / str(most)).mkdir()
         (tmp_path / str(most) / f"{name_of(grid([0], **settings)[0])}.json").write_text(sealed(json.dumps(said)))
         with pytest.raises(ValueError, match="damaged, or not this job's"):
@@ -451,7 +451,7 @@ def test_a_full_disk_is_said_with_the_file_and_leaves_no_half_of_one(tmp_path, m
 
 def record(seed, mses, lost=0, **changes):
     curve = [{"steps": k, "mse": m, "median": 0.0, "ci95": 9.0, "diverged": lost} for k, m in enumerate(mses)]
-    config = experiment.Config(report_steps=(0, 1), **changes)
+    config = experiment.Config(test_steps=(0, 1), **changes)
     return {"config": config, "seed": seed, "curve": curve}
 
 

@@ -15,10 +15,22 @@ from refmeta.fast import recorded, stacked
 from refmeta.lab import runs
 from refmeta.lab.checkpoint import Keep, resumable
 from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over, plural
-from refmeta.lab.fewshot.images import SOURCE, Images, episode, glyphs, minibatches, nearest_neighbour, omniglot
+from refmeta.lab.fewshot.images import SOURCE, SPLITS, Images, episode, glyphs, minibatches, nearest_neighbour, omniglot
 from refmeta.lab.runs import Plan, Result, Run, option, whole
-from refmeta.lab.training import METHODS, Checkpoint, Report, Step, adapted, optimiser, over_seeds, summary, train
-from refmeta.models import MLP, ConvNet, cross_entropy
+from refmeta.lab.training import (
+    INNER,
+    METHODS,
+    Checkpoint,
+    Report,
+    Step,
+    adapted,
+    method_of,
+    optimiser,
+    over_seeds,
+    summary,
+    train,
+)
+from refmeta.models import MLP, NORMS, ConvNet, cross_entropy
 from refmeta.trees import Array, Loss, Tasks, Theta
 
 # --- Settings ---------------------------------------------------------------------------------------
@@ -33,6 +45,9 @@ def _widths(text: str) -> tuple[int, ...]:
 
 OUTER = "as in refmeta sine (default: {}; reptile: sgd:1:linear)"
 WIDTHS = "of the convolutions (default: 32,32,32,32)"
+NORM = "normalisation of the hidden layers; batch: by the statistics of the batch at hand (default: {})"
+SPLIT = "of omniglot: lake's own, other alphabets at test, or finn's, 1200 and 423 of all characters (default: {})"
+STEPS = "numbers of inner steps to test after (default: 0,1,5,10)"
 
 
 @dataclass(frozen=True)
@@ -40,22 +55,28 @@ class Config:
     """Everything that determines a run, but for its seed and the images."""
 
     method: str = option("maml", "default: {}", default="maml", choices=[*METHODS, "all"])
-    data: str = option("glyphs", "default: {}, invented here", choices=["glyphs", "omniglot"])
+    data: str = option("glyphs", "default: {}, invented here", choices=["glyphs", "omniglot", "folder"])
+    split: str = option("lake", SPLIT, choices=list(SPLITS))
     ways: int = option(5, "classes of an episode (default: {})", type=whole(2), metavar="N")
     shots: int = option(1, "images of each to adapt to (default: {})", type=whole(1), metavar="K")
     queries: int = option(1, "images of each to learn from (default: {})", type=whole(1), metavar="N")
     inner_steps: int = option(1, "in training (default: {}; reptile: 5)", type=whole(0), metavar="N")
     alpha: float = option(1.0, "inner rate on the mean cross-entropy (default: {:g}; reptile: 0.2)", type=float)
+    inner: str = option("sgd", runs.INNER_HELP, choices=list(INNER))
     outer: str = option("adam:0.002:linear", OUTER, metavar="NAME:RATE")
     tasks: int = option(16, "episodes in an outer step (default: {}; reptile: 8)", type=whole(1), metavar="N")
     iterations: int = option(1000, "outer steps (default: {})", type=whole(1), metavar="N")
     network: str = option("conv", "default: {}; mlp: hidden layers 256, 128, 64, 64", choices=["conv", "mlp"])
     filters: tuple[int, ...] = option((32, 32, 32, 32), WIDTHS, type=_widths, metavar="N,N,…")
-    size: int = option(28, "pixels of an image's side (default: {})", type=int, choices=[14, 28])
+    norm: str = option("none", NORM, choices=list(NORMS))
+    size: int = option(28, "pixels of an image's side (default: {})", type=whole(8), metavar="N")
+    channels: int = 1  # of the images: 3 where they are in colour
     batch: int = 2  # of each class at an inner step of Reptile's training
-    test_queries: int = 5
-    test_tasks: int = 600
-    report_steps: tuple[int, ...] = (0, 1, 5, 10)
+    test_shots: int | None = option(None, "K at test (default: as in training)", type=whole(1), metavar="K")
+    test_alpha: float | None = option(None, "inner rate at test (default: as in training)", type=float)
+    test_steps: tuple[int, ...] = option((0, 1, 5, 10), STEPS, type=runs.steps, metavar="N,N,…")
+    test_queries: int = option(5, "images of each class to be judged by (default: {})", type=whole(1), metavar="N")
+    test_tasks: int = option(600, "unseen episodes (default: {})", type=whole(1), metavar="N")
 
 
 QUICKLY: dict[str, Any] = {"iterations": 150, "tasks": 4, "filters": (8, 8), "size": 14, "test_tasks": 60}
@@ -80,21 +101,23 @@ def configure(method: str, quick: bool, explicit: dict[str, Any]) -> Config:
     return config
 
 
-def load(data: str, size: int, root: str | None) -> Images:
-    """The images of `data`. ValueError: omniglot without its folder, or an error of `omniglot`."""
-    if data == "glyphs" and root is not None:
+def load(config: Config, root: str | None) -> Images:
+    """The images of a config's data. ValueError: a folder too few or too many, or an error of `omniglot`."""
+    if config.data == "glyphs" and root is not None:
         raise ValueError(f"--root {root}: only --data omniglot reads it")
-    if data == "omniglot" and root is None:
+    if config.data != "omniglot" and config.split != Config.split:
+        raise ValueError(f"split {config.split}: only --data omniglot has it")
+    if config.data == "omniglot" and root is None:
         archives = "the folder that holds images_background.zip and images_evaluation.zip"
         raise ValueError(f"--data omniglot: name with --root {archives}; they are at {SOURCE}")
-    return glyphs(size) if root is None else omniglot(root, size)
+    return glyphs(config.size) if root is None else omniglot(root, config.size, split=config.split)
 
 
 def check_images(config: Config, images: Images) -> None:
     """ValueError: more ways than classes, or a class with fewer images than an episode takes."""
     displaces = METHODS[config.method].displacement
     shots = config.batch * config.inner_steps if displaces else config.shots
-    takes = shots + config.queries, config.shots + config.test_queries
+    takes = shots + config.queries, (config.test_shots or config.shots) + config.test_queries
     for part, classes, needed in zip(("training", "test"), images, takes, strict=True):
         if config.ways > len(classes):
             raise ValueError(f"ways {config.ways}: {config.data} has {len(classes)} {part} classes; ask for fewer ways")
@@ -117,12 +140,13 @@ class FlatMLP(MLP):
 
 
 def network(config: Config) -> tuple[Any, Loss]:
-    """conv: 3×3 convolutions of stride 2; mlp: Finn et al. 2017's 256, 128, 64, 64; without batch normalisation."""
+    """conv: 3×3 convolutions of stride 2; mlp: Finn et al. 2017's 256, 128, 64, 64."""
     net: Any
     if config.network == "mlp":
-        net = FlatMLP((config.size**2, 256, 128, 64, 64, config.ways), activation="relu")
+        inputs = config.size**2 * config.channels
+        net = FlatMLP((inputs, 256, 128, 64, 64, config.ways), activation="relu", norm=config.norm)
     else:
-        net = ConvNet((config.size, config.size, 1), config.filters, config.ways)
+        net = ConvNet((config.size, config.size, config.channels), config.filters, config.ways, norm=config.norm)
     return net, cross_entropy(net)
 
 
@@ -139,7 +163,7 @@ def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | 
     """
     check_images(config, images)
     began, outer = perf_counter(), optimiser(config.outer, config.iterations)
-    method, (_, loss), start = METHODS[config.method], network(config), initial(config, seed)
+    method, (_, loss), start = method_of(config), network(config), initial(config, seed)
     draw, shots = (minibatches, config.batch) if method.displacement else (episode, config.shots)
     shape = config.ways, shots, config.queries, config.inner_steps
 
@@ -164,30 +188,56 @@ def resumable_on(
 def test_episodes(config: Config, images: Images, seed: int) -> Tasks:
     """The episodes of unseen classes that every method of a seed is tested on."""
     streams = (np.random.default_rng([seed, 2**33, i]) for i in range(config.test_tasks))
-    steps = max(config.report_steps)
-    return [episode(rng, images.test, config.ways, config.shots, config.test_queries, steps) for rng in streams]
+    steps = max(config.test_steps)
+    shape = config.ways, config.test_shots or config.shots, config.test_queries, steps
+    return [episode(rng, images.test, *shape) for rng in streams]
 
 
 TOGETHER = 20  # episodes adapted at once: more take memory, and are no faster
 
 
 def accuracies(config: Config, theta: Theta, tasks: Tasks) -> Curve:
-    """Adapt θ to each episode: a row {steps, accuracy, median, ci95, diverged} for each of `report_steps`.
+    """Adapt θ to each episode: a row {steps, accuracy, median, ci95, diverged} for each of `test_steps`.
 
-    An episode whose logits are not finite has diverged, and is left out of the mean, as in `summary`.
+    An episode whose logits are not finite has diverged, and is left out of the mean, as in `summary`. With batch
+    normalisation a query is asked with the support images and no other query in its batch; and then all queries
+    together, as the papers do, in further rows, whose "method" says so (see `TRANSDUCTIVE`).
     """
-    (net, loss), trajectory = network(config), recorded(METHODS[config.method].trajectory)
-    scores = []
+    (net, loss), trajectory = network(config), recorded(method_of(config).trajectory)
+    ways: list[Ask] = [_one_by_one, _together] if config.norm == "batch" else [_together]
+    scores = []  # (ways, steps, tasks)
     with np.errstate(over="ignore", invalid="ignore"):
-        for part, phis, _, (x, labels) in adapted(loss, theta, tasks, config.alpha, trajectory, TOGETHER):
-            logits = np.stack([net(phis[k], x) for k in config.report_steps])  # (reports, [tasks,] n, ways)
+        for part, phis, supports, (x, labels) in adapted(
+            loss, theta, tasks, runs.test_alpha(config), trajectory, TOGETHER
+        ):
+            asked = [[ask(net, phis[k], supports[-1][0], x) for k in config.test_steps] for ask in ways]
+            logits = np.array(asked)  # (ways, steps, [tasks,] n, classes)
             hits = np.where(np.isfinite(logits).all((-2, -1)), (logits.argmax(-1) == labels).mean(-1), np.nan)
-            scores.append(hits.reshape(-1, len(part)))
-    return [_row(k, column) for k, column in zip(config.report_steps, np.hstack(scores), strict=True)]
+            scores.append(hits.reshape(*hits.shape[:2], len(part)))
+    alone, *together = np.concatenate(scores, -1)
+    read = [({}, alone), *(({"method": f"{config.method}{TRANSDUCTIVE}"}, each) for each in together)]
+    return [_row(k, column, **name) for name, rows in read for k, column in zip(config.test_steps, rows, strict=True)]
 
 
-def _row(steps: int, scores: Sequence[float]) -> Row:
-    return {"steps": steps, **{("accuracy" if key == "mean" else key): n for key, n in summary(scores).items()}}
+Ask = Callable[[Any, Theta, Array, Array], Array]
+TRANSDUCTIVE = ", queries together"
+
+
+def _together(net: Any, phi: Theta, support: Array, x: Array) -> Array:
+    """The logits of all queries in one batch."""
+    logits: Array = net(phi, x)
+    return logits
+
+
+def _one_by_one(net: Any, phi: Theta, support: Array, x: Array) -> Array:
+    """The logits of each query in a batch of its own, with the support images (Nichol et al. 2018, §6.1)."""
+    batches = (np.concatenate([support, x[..., i : i + 1, :, :, :]], -4) for i in range(x.shape[-4]))
+    return np.concatenate([net(phi, batch)[..., -1:, :] for batch in batches], -2)
+
+
+def _row(steps: int, scores: Sequence[float], **more: Any) -> Row:
+    row = {("accuracy" if key == "mean" else key): n for key, n in summary(scores).items()}
+    return {**more, "steps": steps, **row}
 
 
 def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
@@ -205,7 +255,7 @@ def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
 def plan(args: Namespace) -> Plan:
     """The runs of a command: every method asked for, all beside the baselines of the first."""
     configs = [configure(name, args.quick, runs.given(args, Config)) for name in runs.asked(args)]
-    images = load(configs[0].data, configs[0].size, args.root)
+    images = load(configs[0], args.root)
     for config in configs:
         check_images(config, images)
     beside = cache(partial(baselines, configs[0], images))
@@ -234,7 +284,7 @@ def text(result: Result) -> str:
         [
             f"\naccuracy (%) on unseen classes, {ways}-way {config['shots']}-shot, {config['test_tasks']} episodes "
             f"({over(result)}), after",
-            by_steps(curves, config["report_steps"], 14, lambda row: cell(row["accuracy"], row["ci95"], percent=True)),
+            by_steps(curves, config["test_steps"], 14, lambda row: cell(row["accuracy"], row["ci95"], percent=True)),
             f"{'chance':>26}{100 / ways:>14.1f}  (exact)",
             *notes,
         ]

@@ -11,8 +11,8 @@ from refmeta.lab.display import COLOURS, FAINT, INK, LABELS, Curve, by_method, d
 from refmeta.lab.fewshot.experiment import Config, network, test_episodes
 from refmeta.lab.fewshot.images import Images
 from refmeta.lab.files import save_figure
-from refmeta.lab.runs import Result, Run
-from refmeta.lab.training import METHODS
+from refmeta.lab.runs import Result, Run, test_alpha
+from refmeta.lab.training import method_of
 from refmeta.trees import Array, Supports
 
 WAYS, SHOTS = 10, 5  # of an episode are shown at most
@@ -56,7 +56,7 @@ def _guesses(run: Run, supports: Supports, x: Array) -> Array:
     """The classes that the run's network, adapted to the supports, takes the images for."""
     net, loss = network(run.config)
     with np.errstate(all="ignore"):
-        phi = METHODS[run.config.method].trajectory(loss, run.theta, supports, run.config.alpha)[-1]
+        phi = method_of(run.config).trajectory(loss, run.theta, supports, test_alpha(run.config))[-1]
         return np.argmax(net(phi, x), -1)
 
 
@@ -87,7 +87,7 @@ def curves(path: Path, config: Config, named: dict[str, Curve]) -> None:
             axis.axhline(100 * curve[0]["accuracy"], color=FAINT, ls="--", lw=1.2, label=LABELS[name])
     axis.axhline(100 / config.ways, color=FAINT, ls=":", lw=1.2, label="chance")
     axis.set(xlabel="gradient steps on an unseen episode", ylabel="accuracy (%)", ylim=(0, 100))
-    axis.set_xticks(config.report_steps)
+    axis.set_xticks(config.test_steps)
     axis.legend(frameon=False, fontsize=9)
     plain_axis(axis)
     save_figure(path, figure)

@@ -127,7 +127,10 @@ MOST_MEMBERS, MOST_BYTES, LARGEST_ARCHIVE = 100_000, 2**14, 2**28
 CACHE_VERSION = 1
 
 
-def omniglot(root: str | Path, size: int = 28, rotations: bool = True) -> Images:
+SPLITS = "lake", "finn"
+
+
+def omniglot(root: str | Path, size: int = 28, rotations: bool = True, split: str = "lake") -> Images:
     """Omniglot from the folder `root`, that holds the published archives or their unpacked folders.
 
         images_background.zip or images_background/<Alphabet>/character<NN>/<id>_<drawer>.png     964 classes: train
@@ -135,11 +138,16 @@ def omniglot(root: str | Path, size: int = 28, rotations: bool = True) -> Images
 
     Images are shrunk to size × size by area means. `rotations`: every training class turned by 90, 180 and 270
     degrees is three more, as Santoro et al. 2016 and all since have them; test classes stand as they are drawn.
+    split="finn": of all 1,623 characters, shuffled, 1,200 are for training and 423 for testing, so that both have
+    characters of the same alphabets, and test classes are turned too, as Finn et al. 2017 have it.
     The decoded images are kept in $XDG_CACHE_HOME/refmeta (~/.cache/refmeta), for each content of the archives and
     each size; a damaged file there is made anew, and where none can be written, every call decodes. Archives are
     never unpacked to disk, and all that is in them is limited before it is decoded.
-    ValueError: no pillow; a missing, damaged or foreign archive, or member of it; alphabets that are in both.
+    ValueError: no pillow; a missing, damaged or foreign archive, or member of it; alphabets that are in both; an
+    unknown split, or too few characters for it.
     """
+    if split not in SPLITS:
+        raise ValueError(f"split: expected {' or '.join(SPLITS)}, got {split!r}")
     if not 1 <= size <= SIDE:
         raise ValueError(f"size: expected 1 … {SIDE} pixels, got {size}")
     if not Path(root).is_dir():
@@ -150,7 +158,22 @@ def omniglot(root: str | Path, size: int = 28, rotations: bool = True) -> Images
             raise ValueError(f"{root}: {', '.join(sorted(both))} in both parts: training and test classes must differ")
         train, test = map(_by_class, parts, _pixels(parts, size))
     turns = range(4 if rotations else 1)
-    return Images([np.rot90(images, turn, (1, 2)) for turn in turns for images in train], test)
+    if split == "lake":
+        return Images(_turned(train, turns), test)
+    every = [*train, *test]
+    if len(every) <= FINNS:
+        raise ValueError(f"{root}: {len(every)} characters; the split finn trains on {FINNS} and tests on the others")
+    train, test = (
+        [every[c] for c in part] for part in np.split(np.random.default_rng(1).permutation(len(every)), [FINNS])
+    )
+    return Images(_turned(train, turns), _turned(test, turns))
+
+
+FINNS = 1200  # characters to train on
+
+
+def _turned(classes: list[Array], turns: range) -> list[Array]:
+    return [np.rot90(images, turn, (1, 2)) for turn in turns for images in classes]
 
 
 class _Part(NamedTuple):

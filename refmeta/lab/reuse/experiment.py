@@ -73,7 +73,7 @@ def of_waves(args: Namespace) -> Study:
     """MAML and ANIL on sine waves. ValueError: an option that is impossible, or for images only."""
     if args.ways is not None:
         raise ValueError("--ways: waves have no classes; it is for glyphs and omniglot")
-    explicit = {**runs.given(args, waves.Config), "report_steps": (0, args.steps)}
+    explicit = {**runs.given(args, waves.Config), "test_steps": (0, args.steps)}
     configs = {name: waves.configure(name, None, args.quick, explicit) for name in ("maml", "anil")}
     trainings = {name: partial(waves.run, config) for name, config in configs.items()}
     net, loss = waves.network(configs["maml"])
@@ -82,12 +82,12 @@ def of_waves(args: Namespace) -> Study:
 
 def of_images(args: Namespace) -> Study:
     """The four ways of training on characters. ValueError: an option that is impossible."""
-    explicit = {**IMAGES, **runs.given(args, characters.Config), "report_steps": (0, args.steps)}
+    explicit = {**IMAGES, **runs.given(args, characters.Config), "test_steps": (0, args.steps)}
     # The paper's multitask training has one head for all tasks, as joint training has.
     methods = {"maml": "maml", "anil": "anil", "multitask": "joint"}
     configs = {name: characters.configure(method, args.quick, explicit) for name, method in methods.items()}
     config = configs["maml"]
-    images = characters.load(args.data, config.size, args.root)
+    images = characters.load(config, args.root)
     characters.check_images(config, images)
     (net, loss), seen = characters.network(config), config.tasks * config.ways * (config.shots + config.queries)
 
@@ -186,7 +186,7 @@ def _pooled(trees: list[Any]) -> Any:
 def text(result: Result) -> str:
     """A table for each measurement, beside the paper's numbers where its tasks are of this kind."""
     config, images, rows = result["config"]["maml"], "regimes" in result, depths(result)
-    steps, alike = plural(max(config["report_steps"]), "step"), plural(min(ALIKE, config["test_tasks"]), "task")
+    steps, alike = plural(max(config["test_steps"]), "step"), plural(min(ALIKE, config["test_tasks"]), "task")
     paper, score = (PAPER.get(config["shots"], {}), "accuracy (%)") if images else ({}, "mean squared error")
     omniglot = OMNIGLOT.get(config["shots"]) if result["data"] == "omniglot" else None
     parts = [

@@ -18,7 +18,7 @@ LINE: dict[str, Any] = {"ls": "--", "color": INK, "lw": 1.4}
 
 def draw(folder: Path, result: Result, runs: list[Run]) -> None:
     """A panel for each table: the score against the frozen layers, each layer's similarity, how far each moves, NIL."""
-    images, steps = "regimes" in result, plural(max(result["config"]["maml"]["report_steps"]), "step")
+    images, steps = "regimes" in result, plural(max(result["config"]["maml"]["test_steps"]), "step")
     panels = [
         (_frozen, f"MAML, {steps} on an unseen task", "accuracy (%)" if images else "mean squared error"),
         (_similarity, "MAML's layers, activations on the query", "similarity"),

@@ -15,10 +15,10 @@ from refmeta.lab import runs
 from refmeta.lab.checkpoint import Keep, resumable
 from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over
 from refmeta.lab.runs import Plan, Result, Run, option, whole
-from refmeta.lab.sine.waves import LAWS, ZERO_MSE, Rng
-from refmeta.lab.training import INNER, METHODS, Method, Report, evaluate, optimiser, train
+from refmeta.lab.sine.waves import LAWS, ZERO_MSE, Rng, Task, Wave
+from refmeta.lab.training import INNER, METHODS, Report, evaluate, method_of, optimiser, train
 from refmeta.models import MLP, squared_error
-from refmeta.trees import Loss, Tasks
+from refmeta.trees import Loss, Tasks, Theta
 
 # A task's mean squared error above this counts as diverged; a wave around 0 has at most about 12.5.
 DIVERGED = 20.0
@@ -28,6 +28,7 @@ DIVERGED = 20.0
 
 
 ANNEALED = "adam:RATE or sgd:RATE, with :linear behind to anneal the rate to 0"
+STEPS = "numbers of inner steps to test after (default: 0,1,5,10)"
 OUTER = f"{ANNEALED} (default: {{}}; reptile: sgd:1:linear, its ε); the joint run beside a method keeps its own"
 
 
@@ -43,17 +44,20 @@ class Config:
     shots: int = option(10, "points of a support batch (default: {})", type=whole(1), metavar="K")
     inner_steps: int = option(1, "in training (default: {}; reptile: 5)", type=whole(0), metavar="N")
     alpha: float = option(0.01, "inner rate (default: {}; reptile: 0.02)", type=float)
-    inner: str = option("sgd", "reptile's inner optimiser (default: {})", choices=list(INNER))
+    inner: str = option("sgd", runs.INNER_HELP, choices=list(INNER))
     outer: str = option("adam:0.001", OUTER, metavar="NAME:RATE")
     tasks: int = option(25, "tasks in an outer step (default: {})", type=whole(1), metavar="N")
     iterations: int = option(5000, "outer steps (default: {})", type=whole(1), metavar="N")
-    test_tasks: int = 1000
-    report_steps: tuple[int, ...] = (0, 1, 5, 10)
+    test_shots: int | None = option(None, "K at test (default: as in training)", type=whole(1), metavar="K")
+    test_alpha: float | None = option(None, "inner rate at test (default: as in training)", type=float)
+    test_steps: tuple[int, ...] = option((0, 1, 5, 10), STEPS, type=runs.steps, metavar="N,N,…")
+    test_queries: int = option(100, "points of a test task to be judged by (default: {})", type=whole(1), metavar="N")
+    test_tasks: int = option(1000, "unseen tasks (default: {})", type=whole(1), metavar="N")
 
 
 # Their command's α; the paper's text says 0.01.
 FINN2017: dict[str, Any] = {"activation": "relu", "init": "finn2017", "alpha": 0.001, "iterations": 70_000}
-NICHOLS_TASKS = {"method": "reptile", "law": "nichol", "test_tasks": 300, "report_steps": (0, 1, 8, 16, 32)}
+NICHOLS_TASKS = {"method": "reptile", "law": "nichol", "test_tasks": 300, "test_steps": (0, 1, 8, 16, 32)}
 NICHOLS_NETWORK = {"widths": (1, 64, 64, 1), "init": "nichol2018"}
 NICHOLS_TRAINING = {"inner_steps": 5, "alpha": 0.02, "tasks": 1, "iterations": 30_000}
 NICHOL2018: dict[str, Any] = {**NICHOLS_TASKS, **NICHOLS_NETWORK, **NICHOLS_TRAINING}
@@ -86,8 +90,8 @@ def configure(method: str | None, preset: str | None, quick: bool, explicit: dic
     own = OWN[preset].get(method, {})
     config = Config(**{**published, **own, **(QUICKLY if quick else {}), **explicit, "method": method})
     runs.check_config(config)
-    if config.inner != Config.inner and not METHODS[method].displacement:
-        raise ValueError(f"inner {config.inner}: only reptile takes another inner optimiser than sgd, not {method}")
+    if config.law == "nichol" and "test_queries" in explicit:
+        raise ValueError("test-queries: the law nichol judges by all 50 points of its grid")
     return config
 
 
@@ -101,13 +105,10 @@ def beside(config: Config, preset: str | None) -> Config:
 
 
 def network(config: Config) -> tuple[MLP, Loss]:
-    net = MLP(config.widths, activation=config.activation)
+    _, *widths = config.widths
+    inputs = LAWS[config.law].sight(0, 0, np.zeros((1, 1))).shape[-1]
+    net = MLP((inputs, *widths), activation=config.activation)
     return net, squared_error(net)
-
-
-def method_of(config: Config) -> Method:
-    method = METHODS[config.method]
-    return method if config.inner == Config.inner else method.by(INNER[config.inner])
 
 
 def run(config: Config, seed: int, report: Report, keep: Keep | None = None) -> Run:
@@ -125,17 +126,26 @@ def run(config: Config, seed: int, report: Report, keep: Keep | None = None) -> 
     algorithm, adapt = recorded(stacked(method.algorithm)), recorded(method.trajectory)
     kept = resumable(keep, {"experiment": "sine", "seed": seed, **asdict(config)}, start, outer)
     trained = train(algorithm, loss, start, sample, config.alpha, config.iterations, outer, seed, report, adapt, kept)
-    tasks = unseen(config, seed)
-    rows = evaluate(loss, trained[0], tasks, config.alpha, recorded(loss), method.trajectory, DIVERGED)
-    curve = [{("mse" if key == "mean" else key): value for key, value in row.items()} for row in rows]
-    return Run(config, seed, *trained, curve, perf_counter() - began, "sine")
+    return Run(config, seed, *trained, tested(config, trained[0], seed), perf_counter() - began, "sine")
+
+
+def tested(config: Config, theta: Theta, seed: int) -> Curve:
+    """The errors on unseen tasks, after 0, 1, … steps."""
+    tasks, (_, loss), trajectory = unseen(config, seed), network(config), method_of(config).trajectory
+    rows = evaluate(loss, theta, tasks, runs.test_alpha(config), recorded(loss), trajectory, DIVERGED)
+    return [{("mse" if key == "mean" else key): value for key, value in row.items()} for row in rows]
 
 
 def unseen(config: Config, seed: int) -> Tasks:
     """The test tasks: the same for every method of a seed."""
-    law, steps = LAWS[config.law], max(config.report_steps)
-    streams = (np.random.default_rng([seed, 2**33, i]) for i in range(config.test_tasks))
-    return [law.test(rng, law.wave(rng), config.shots, steps) for rng in streams]
+    law, streams = LAWS[config.law], (np.random.default_rng([seed, 2**33, i]) for i in range(config.test_tasks))
+    return [test_task(config, law.wave(rng), rng) for rng in streams]
+
+
+def test_task(config: Config, wave: Wave, rng: Rng) -> Task:
+    """One of a wave."""
+    sizes = config.test_shots or config.shots, max(config.test_steps), config.test_queries
+    return LAWS[config.law].test(rng, wave, *sizes)
 
 
 # --- The command ------------------------------------------------------------------------------------
@@ -153,7 +163,7 @@ def plan(args: argparse.Namespace) -> Plan:
 def text(result: Result) -> str:
     """The table of the mean squared errors, beside the two errors that are known exactly."""
     config = next(iter(result["config"].values()))
-    steps, (formula, best) = config["report_steps"], LAWS[config["law"]].agnostic
+    steps, (formula, best) = config["test_steps"], LAWS[config["law"]].agnostic
     curves = {method: [curve[k] for k in steps] for method, curve in by_method(result["curve"]).items()}
     known = ("best without the task", best, formula), ("always 0", ZERO_MSE, "")
     return "\n".join(

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from refmeta.lab.display import COLOURS, FAINT, INK, Curve, by_method, draw_curve, plain_axis, plural
 from refmeta.lab.files import save_figure
-from refmeta.lab.runs import Result, Run
-from refmeta.lab.sine.experiment import method_of, network
+from refmeta.lab.runs import Result, Run, test_alpha
+from refmeta.lab.sine.experiment import network, test_task
 from refmeta.lab.sine.waves import LAWS, LIMIT, ZERO_MSE
+from refmeta.lab.training import method_of
 
 TASKS = 3
 
@@ -40,17 +41,19 @@ def adaptation(path: Path, runs: Sequence[Run]) -> None:
 
 
 def _adapt_one(axis: Any, run: Run, task: int) -> None:
-    config, law, last = run.config, LAWS[run.config.law], max(run.config.report_steps)
+    config, law, last = run.config, LAWS[run.config.law], max(run.config.test_steps)
     net, loss = network(config)
     rng = np.random.default_rng([run.seed, 2**34, task])
     wave = law.wave(rng)
-    supports, _ = law.test(rng, wave, config.shots, last)
+    supports, _ = test_task(config, wave, rng)
     x = np.linspace(-LIMIT, LIMIT, 200)[:, None]
     with np.errstate(all="ignore"):
-        phis = method_of(config).trajectory(loss, run.theta, supports, config.alpha)
-        predictions = [np.clip(np.nan_to_num(net(phi, x)), -1e3, 1e3) for phi in phis]
+        phis = method_of(config).trajectory(loss, run.theta, supports, test_alpha(config))
+        seen = law.sight(*wave, x)
+        predictions = [np.clip(np.nan_to_num(net(phi, seen)), -1e3, 1e3) for phi in phis]
     axis.plot(x, wave(x), color=INK, lw=2.2, label="true wave")
-    axis.plot(*supports[0], "o", color=INK, ms=4.5, label=f"{config.shots} support points")
+    at, y = supports[0]
+    axis.plot(at[:, 0], y[:, 0], "o", color=INK, ms=4.5, label=f"{plural(len(at), 'support point')}")
     for steps, (dash, alpha, width) in {0: (":", 0.55, 1.4), 1: ("--", 0.8, 1.6), last: ("-", 1.0, 2.0)}.items():
         style = {"color": COLOURS[config.method], "alpha": alpha, "lw": width}
         axis.plot(x, predictions[steps], dash, label=f"after {plural(steps, 'step')}", **style)

@@ -2,25 +2,49 @@
 
     finn      y = A sin(x − φ),  A ~ U(0.1, 5),  φ ~ U(0, π),   x ~ U(−5, 5)         Finn et al. 2017, §5.1
     nichol    y = A sin(x + φ),  A ~ U(0.1, 5),  φ ~ U(0, 2π),  x on a grid of 50    Nichol et al. 2018, §3
+    oracle    finn's, whose network is told A and φ beside each x                    Finn et al. 2017, §5.1
 
 The minus sign is that of Finn's published code; the paper gives only the ranges.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import pi, sin
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refmeta.trees import Array, Batch, Supports, Tasks
 
 Rng = np.random.Generator
-Wave = Callable[[Array], Array]
 Task = tuple[Supports, Batch]
 
 AMPLITUDE = 0.1, 5.0
 LIMIT = 5.0  # x lies in [−5, 5]
 GRID = np.linspace(-LIMIT, LIMIT, 50)[:, None]
+
+
+class Wave(NamedTuple):
+    """y = amplitude · sin(x − phase)."""
+
+    amplitude: float
+    phase: float
+
+    def __call__(self, x: Array) -> Array:
+        return self.amplitude * np.sin(x - self.phase)
+
+
+Sight = Callable[[Any, Any, Array], Array]  # (amplitude, phase, x): what the network sees of them at x (…, n, 1)
+
+
+def alone(amplitude: Any, phase: Any, x: Array) -> Array:
+    return x
+
+
+def told(amplitude: Any, phase: Any, x: Array) -> Array:
+    """(…, n, 3)."""
+    return np.concatenate(np.broadcast_arrays(x, amplitude, phase), -1)
 
 
 @dataclass(frozen=True)
@@ -29,38 +53,36 @@ class Law:
 
     wave: Callable[[Rng], Wave]
     train: Callable[[Rng, int, int, int], Tasks]  # (rng, tasks, shots, steps)
-    test: Callable[[Rng, Wave, int, int], Task]  # (rng, wave, shots, steps)
+    test: Callable[[Rng, Wave, int, int, int], Task]  # (rng, wave, shots, steps, queries)
     agnostic: tuple[str, float]  # the best predictor that does not know the task, and its MSE
+    sight: Sight = alone
 
 
 def _finn_wave(rng: Rng) -> Wave:
-    amplitude, phase = rng.uniform(*AMPLITUDE), rng.uniform(0, pi)
-    return lambda x: amplitude * np.sin(x - phase)
+    return Wave(rng.uniform(*AMPLITUDE), rng.uniform(0, pi))
 
 
 def _nichol_wave(rng: Rng) -> Wave:
     phase, amplitude = rng.uniform(0, 2 * pi), rng.uniform(*AMPLITUDE)
-    return lambda x: amplitude * np.sin(x + phase)
+    return Wave(amplitude, -phase)
 
 
-def _uniform(rng: Rng, wave: Wave, n: int) -> Batch:
-    x = rng.uniform(-LIMIT, LIMIT, (n, 1))
-    return x, wave(x)
-
-
-def _finn_train(rng: Rng, tasks: int, shots: int, steps: int) -> Tasks:
+def _finn_train(sight: Sight, rng: Rng, tasks: int, shots: int, steps: int) -> Tasks:
     """Task by task an amplitude, a phase, the x of the supports and those of the query, all in one draw."""
     low = [AMPLITUDE[0], 0, *[-LIMIT] * (2 * shots)]
     high = [AMPLITUDE[1], pi, *[LIMIT] * (2 * shots)]
     drawn = rng.uniform(low, high, (tasks, len(low)))[..., None]
     x = drawn[:, 2:]
     y = drawn[:, :1] * np.sin(x - drawn[:, 1:2])
+    x = sight(drawn[:, :1], drawn[:, 1:2], x)
     data = zip(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:], strict=True)
     return [([(sx, sy)] * steps, (qx, qy)) for sx, sy, qx, qy in data]
 
 
-def _finn_test(rng: Rng, wave: Wave, shots: int, steps: int) -> Task:
-    return [_uniform(rng, wave, shots)] * steps, _uniform(rng, wave, 100)
+def _finn_test(sight: Sight, rng: Rng, wave: Wave, shots: int, steps: int, queries: int) -> Task:
+    points = [rng.uniform(-LIMIT, LIMIT, (n, 1)) for n in (shots, queries)]
+    support, query = ((sight(*wave, x), wave(x)) for x in points)
+    return [support] * steps, query
 
 
 def _nichol_train(rng: Rng, tasks: int, shots: int, steps: int) -> Tasks:
@@ -75,7 +97,7 @@ def _nichol_minibatches(rng: Rng, wave: Wave, shots: int, steps: int) -> Task:
     return [(x, wave(x)) for x in batches], (GRID, wave(GRID))
 
 
-def _nichol_test(rng: Rng, wave: Wave, shots: int, steps: int) -> Task:
+def _nichol_test(rng: Rng, wave: Wave, shots: int, steps: int, queries: int) -> Task:
     x = rng.choice(GRID, shots)  # with replacement, as in the authors' script
     return [(x, wave(x))] * steps, (GRID, wave(GRID))
 
@@ -90,7 +112,14 @@ ZERO_MSE = MEAN_SQUARED_AMPLITUDE / 2
 AGNOSTIC = 2 * MEAN_AMPLITUDE / pi
 AGNOSTIC_MSE = ZERO_MSE - AGNOSTIC**2 * MEAN_SQUARED_COSINE
 
+
+def _finn(sight: Sight) -> Law:
+    best = f"−{AGNOSTIC:.5f}·cos x", AGNOSTIC_MSE
+    return Law(_finn_wave, partial(_finn_train, sight), partial(_finn_test, sight), best, sight)
+
+
 LAWS = {
-    "finn": Law(_finn_wave, _finn_train, _finn_test, (f"−{AGNOSTIC:.5f}·cos x", AGNOSTIC_MSE)),
+    "finn": _finn(alone),
+    "oracle": _finn(told),
     "nichol": Law(_nichol_wave, _nichol_train, _nichol_test, ("0", ZERO_MSE)),
 }

@@ -22,7 +22,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Lock, Thread
 from time import perf_counter
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -73,7 +73,8 @@ def _values(name: str, given: Iterable[Any]) -> list[Any]:
         raise ValueError(f"{name}: no such setting; expected one of {', '.join(SETTINGS)}")
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ValueError(f"{name}: expected a list of values, got {given!r}")
-    kind = type(getattr(Config, name))
+    usual = getattr(Config, name)
+    kind = type(usual) if usual is not None else get_args(Config.__annotations__[name])[0]
     values = [(kind(was), was) for was in given]  # 1 and np.float64(1) are the alpha 1.0, on disk too
     for value, was in values:
         if value != was == was or value not in CHOICES.get(name, [value]):  # NaN is left to `configure`
@@ -216,7 +217,7 @@ def _read_one(path: Path) -> Result:
         curve = [{key: inf if row[key] is None else row[key] for key in COLUMNS} for row in record["curve"]]
         settings: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in record["config"].items()}
         config = Config(**settings)
-        rows = 0 if "diverged" in record else max(config.report_steps) + 1
+        rows = 0 if "diverged" in record else max(config.test_steps) + 1
         counted = len(curve) == rows and all(row["steps"] == k for k, row in enumerate(curve))
         if not counted or name_of((config, record["seed"])) != path.stem or record.pop("sha256") != _checksum(record):
             raise ValueError
@@ -245,7 +246,7 @@ def table(records: Iterable[Result]) -> list[display.Row]:
 def _rows(config: Config, records: list[Result]) -> list[display.Row]:
     curves = [record["curve"] for record in records if "diverged" not in record]
     count = {"seeds": len(records), "diverged_seeds": len(records) - len(curves)}
-    none = [dict.fromkeys(COLUMNS, inf) | {"steps": k, "diverged": 0} for k in range(max(config.report_steps) + 1)]
+    none = [dict.fromkeys(COLUMNS, inf) | {"steps": k, "diverged": 0} for k in range(max(config.test_steps) + 1)]
     with np.errstate(invalid="ignore"):  # the spread of infinite means
         curve = over_seeds(curves or [none])
     rows = [{**asdict(config), "steps": row["steps"], **count, **row} for row in curve]
@@ -280,7 +281,7 @@ def _several(parse: Callable[[str], Any], text: str) -> list[Any]:
 ALONG: Options = {
     name: {"type": partial(_several, option.get("type", str)), "metavar": "A,B,…", "help": "one or several"}
     for name, option in sine.options.items()
-    if name in SETTINGS
+    if name in SETTINGS and not isinstance(getattr(Config, name), tuple)
 }
 options: Options = {
     **ALONG,
@@ -325,7 +326,7 @@ def run(args: argparse.Namespace) -> int:
 
 def text(rows: list[display.Row]) -> str:
     """The table: a line for each combination of settings, a column for each reported number of steps."""
-    settings, steps = ["method", *varying(rows)], sorted({k for row in rows for k in row["report_steps"]})
+    settings, steps = ["method", *varying(rows)], sorted({k for row in rows for k in row["test_steps"]})
     lines = [[*(name.replace("_", " ") for name in settings), "seeds", *(display.plural(k, "step") for k in steps)]]
     for _, group in groupby(rows, lambda row: [row[name] for name in SETTINGS]):
         curve = list(group)

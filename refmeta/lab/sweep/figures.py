@@ -53,7 +53,7 @@ def _arranged(rows: list[Row]) -> tuple[str, dict[str, list[Row]]]:
     along = max(numeric, key=lambda name: len({row[name] for row in rows}), default="steps")
     panels: dict[str, list[Row]] = {}
     for row in rows:
-        if along == "steps" or row["steps"] == max(row["report_steps"]):
+        if along == "steps" or row["steps"] == max(row["test_steps"]):
             title = "\n".join(f"{name.replace('_', ' ')} {row[name]}" for name in several if name != along)
             panels.setdefault(title, []).append(row)
     return along, panels
@@ -68,7 +68,7 @@ def _line(axis: Any, x: Array, rows: list[Row], method: str, height: float) -> N
 
 
 def _labels(figure: Figure, axes: Any, rows: list[Row], along: str) -> None:
-    ends = {max(row["report_steps"]) for row in rows}
+    ends = {max(row["test_steps"]) for row in rows}
     after = f" after {max(ends)} steps" if len(ends) == 1 else " after the last step"
     across, after = ("gradient steps on an unseen task", "") if along == "steps" else (along.replace("_", " "), after)
     figure.supxlabel(across, fontsize=10)
