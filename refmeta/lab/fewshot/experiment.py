@@ -245,7 +245,7 @@ def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
     tasks = test_episodes(config, images, seed)
     return {
         "nearest neighbour": [_row(0, [nearest_neighbour(task) for task in tasks])],
-        "untrained": accuracies(config, initial(config, seed), tasks),
+        "untrained": accuracies(config, initial(config, seed), tasks)[: len(config.test_steps)],
     }
 
 
