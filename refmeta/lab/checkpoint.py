@@ -19,6 +19,7 @@ from refmeta.trees import Array, Theta
 
 FORMAT = 2  # 1 was refmeta's own: a line "refmeta-checkpoint 1 SHA-256", and bytes
 LONGEST = 1 << 20  # bytes of the settings and the history; they are some thousand
+HUGE = 1 << 30  # bytes of a checkpoint whose settings are not known yet
 ENTRY = np.dtype([("iteration", np.int64), ("loss", np.float64)])  # of the history
 
 
@@ -55,8 +56,28 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
     ValueError: no checkpoint, a damaged one, one of another version of refmeta, of other settings, or of other arrays.
     """
     expected, now = _arrays(like), _known(settings)
-    with open(regular(path), "rb") as file:  # a longer one than these settings can make it is as good as damaged
-        data = file.read(sum(leaf.nbytes + 1000 for leaf in expected) + LONGEST)
+    # a longer one than these settings can make it is as good as damaged
+    was, arrays = _opened(path, sum(leaf.nbytes + 1000 for leaf in expected) + LONGEST)
+    history = arrays.pop("history")
+    if changed := [name for name in now | was if was.get(name) != now.get(name)]:
+        each = (f"{name}: {was.get(name)!r:.99} in the checkpoint, {now.get(name)!r:.99} now" for name in changed)
+        raise ValueError(f"{path}: other settings: {'; '.join(each)}")
+    saved = [arrays.get(str(i), np.empty(0, object)) for i in range(len(expected))]
+    if _forms([history, *saved]) != _forms([np.empty(history.size, ENTRY), *expected]):
+        raise ValueError(f"{path}: its arrays are not those of these settings")
+    iteration, theta, outer = _like(like[:3], iter(saved))
+    return State(iteration, theta, outer, history.tolist())
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """The settings that a checkpoint was made with. ValueError: no checkpoint, or a damaged one."""
+    return _opened(path, HUGE)[0]
+
+
+def _opened(path: Path, longest: int) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The settings, and the arrays with the history."""
+    with open(regular(path), "rb") as file:
+        data = file.read(longest)
     if not data.startswith(b"PK"):
         first = f"version 1 of a checkpoint; this refmeta reads {FORMAT}"
         raise ValueError(f"{path}: {first if data.startswith(b'refmeta-checkpoint') else 'not a checkpoint'}")
@@ -67,17 +88,9 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
             if sizes > len(data) or archive.zip.testzip():
                 raise ValueError
             arrays = {name: archive[name] for name in archive}
-        was, history = dict(json.loads(arrays.pop("settings").item())), arrays.pop("history")
+        return dict(json.loads(arrays.pop("settings").item())), {"history": arrays.pop("history"), **arrays}
     except Exception:  # zipfile and NumPy have a dozen kinds for damage
         raise ValueError(f"{path}: damaged or cut short; remove it, and its run starts anew") from None
-    if changed := [name for name in now | was if was.get(name) != now.get(name)]:
-        each = (f"{name}: {was.get(name)!r:.99} in the checkpoint, {now.get(name)!r:.99} now" for name in changed)
-        raise ValueError(f"{path}: other settings: {'; '.join(each)}")
-    saved = [arrays.get(str(i), np.empty(0, object)) for i in range(len(expected))]
-    if _forms([history, *saved]) != _forms([np.empty(history.size, ENTRY), *expected]):
-        raise ValueError(f"{path}: its arrays are not those of these settings")
-    iteration, theta, outer = _like(like[:3], iter(saved))
-    return State(iteration, theta, outer, history.tolist())
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:

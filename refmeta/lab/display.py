@@ -48,6 +48,13 @@ def table(lines: Sequence[Sequence[str]], *least: int, gap: str = "") -> str:
     )
 
 
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a Markdown table, the first its head; its columns line up."""
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    head, *rest = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["-" * width for width in widths], *rest])
+
+
 def over(result: Row) -> str:
     """How a result's numbers come from its seeds."""
     many = len(result["seeds"])

@@ -22,7 +22,7 @@ from refmeta.trees import Array, Theta
 
 CHECKPOINT = "checkpoint"  # its name in the folder of each run
 RECORD = r"\w+-\d+-[0-9a-f]{12}\.(json|npz)"  # a sweep's: see `name_of`
-FIGURE = r"(adaptation|curves|episode|geometry|reuse|sweep)\.png"
+FIGURE = r"(adaptation|curves|episode|geometry|reproduce|reuse|sweep)\.png"
 PART = re.compile(rf"\.({CHECKPOINT}|theta\.npz|result\.json|table\.(csv|json)|{FIGURE}|{RECORD})\.\d+\.part")
 
 

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from refmeta.checks import check_alpha
 from refmeta.lab.checkpoint import Keep
-from refmeta.lab.files import CHECKPOINT, checkpoints, locked, new_folder, save_result, save_theta, writable
+from refmeta.lab.files import CHECKPOINT, checkpoints, locked, new_folder, replace, save_result, save_theta, writable
 from refmeta.lab.training import METHODS, Diverged, History, Report, Stopped, optimiser, over_seeds
 from refmeta.trees import Theta
 
@@ -98,6 +98,7 @@ class Experiment(NamedTuple):
     figures: Sequence[str]  # the names of the files that Plan.draw makes
     default: str  # of --out, for people
     files: str = "results"  # the other files, for people
+    report: str | None = None  # the name of a file that keeps the text
 
 
 def add(commands: Any, experiment: Experiment) -> None:
@@ -115,7 +116,7 @@ def add_command(
     commands: Any, name: str, help: str, description: str, options: Options, run: Callable[[Namespace], int]
 ) -> ArgumentParser:
     """Declare any command, its options, and the function that runs it."""
-    parser: ArgumentParser = commands.add_parser(name, help=help, description=description)
+    parser: ArgumentParser = commands.add_parser(name.split()[-1], help=help, description=description)
     parser.set_defaults(run=run)
     declare(parser, options)
     return parser
@@ -148,7 +149,10 @@ def command(experiment: Experiment, args: Namespace) -> int:
         result = plan.summary(runs)
         if all(job.place for job in plan.jobs):  # else it is that one job's folder, and has its result
             save_result(folder / "result.json", result)
-        print(experiment.text(result))
+        said = experiment.text(result) + f"\n\n{TOO_SHORT}" * args.quick
+        print(said)
+        if experiment.report:
+            replace(folder / experiment.report, lambda file: file.write(f"{said.strip()}\n".encode()))
         first = [run for run in runs if run.seed == runs[0].seed]
         show(folder, experiment.files, experiment.figures, plan.draw, folder, result, first)
     return 0
@@ -362,7 +366,8 @@ def seed_range(text: str) -> list[int]:
 
 
 INNER_HELP = "reptile's inner optimiser; adam has β₁ = 0 and starts afresh for every task (default: {})"
-QUICK = {"action": "store_true", "help": "a smoke run of seconds"}
+QUICK = {"action": "store_true", "help": "a smoke run of seconds, too short to compare anything"}
+TOO_SHORT = "--quick: it works. These trainings are too short to learn, so their numbers say nothing of the methods."
 SEEDS: Options = {
     "seed": {"type": whole(0), "default": 0, "metavar": "N", "help": "default: 0"},
     "seeds": {"metavar": "A-B", "help": "several, as 0-4: mean and interval over the seeds"},

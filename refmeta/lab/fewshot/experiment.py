@@ -240,11 +240,16 @@ def _row(steps: int, scores: Sequence[float], **more: Any) -> Row:
     return {**more, "steps": steps, **row}
 
 
+def by_pixels(tasks: Tasks) -> Curve:
+    """The curve of the nearest neighbour, which takes no step."""
+    return [_row(0, [nearest_neighbour(task) for task in tasks])]
+
+
 def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
     """Curves on the same episodes: cosine nearest neighbour on pixels, and θ before training, adapted with this α."""
     tasks = test_episodes(config, images, seed)
     return {
-        "nearest neighbour": [_row(0, [nearest_neighbour(task) for task in tasks])],
+        "nearest neighbour": by_pixels(tasks),
         "untrained": accuracies(config, initial(config, seed), tasks)[: len(config.test_steps)],
     }
 

@@ -1,0 +1,263 @@
+"""Run a paper's experiment under its protocol, and print its published numbers beside ours."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import cache, partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from refmeta.lab import runs
+from refmeta.lab.checkpoint import Keep, settings_of
+from refmeta.lab.display import Curve, Row, cell, markdown, plural
+from refmeta.lab.fewshot import experiment as characters
+from refmeta.lab.files import CHECKPOINT
+from refmeta.lab.reproduce import papers
+from refmeta.lab.reproduce.papers import PAPERS, Bar, Paper
+from refmeta.lab.runs import Experiment, Job, Options, Plan, Result, Run
+from refmeta.lab.sine import experiment as waves
+from refmeta.lab.training import Report, over_seeds
+from refmeta.trees import Theta
+
+options: Options = {
+    "seeds": {"default": "0", "metavar": "A-B", "help": "several, as 0-2: mean and interval over them (default: 0)"},
+    "minutes": {"type": float, "metavar": "M", "help": "of each training at most; the table says how far it came"},
+    "quick": runs.QUICK,
+}
+
+
+# --- The two experiments that the trainings are of --------------------------------------------------
+
+
+class Lab(NamedTuple):
+    """An experiment, as all of its trainings use it."""
+
+    configure: Callable[[bool, dict[str, Any]], Any]  # (quick, settings) -> Config
+    network: Callable[[Any], Any]
+    run: Callable[..., Run]  # (config, seed, report, keep)
+    tested: Callable[[Any, Theta, int], Curve]  # (config, θ, seed)
+    score: str
+    pixels: Callable[[Any, int], Curve] = lambda config, seed: []  # (config, seed): without a network
+
+
+def of_waves(args: Namespace) -> Lab:
+    def configure(quick: bool, settings: dict[str, Any]) -> waves.Config:
+        own = {name: value for name, value in settings.items() if name not in ("preset", "method")}
+        return waves.configure(settings["method"], settings["preset"], quick, own)
+
+    return Lab(configure, waves.network, waves.run, waves.tested, "mse")
+
+
+def of_characters(args: Namespace) -> Lab:
+    @cache
+    def images(split: str, size: int) -> Any:
+        return characters.load(characters.Config(data="omniglot", split=split, size=size), args.root)
+
+    def of(config: Any) -> Any:
+        return images(config.split, config.size)
+
+    def configure(quick: bool, settings: dict[str, Any]) -> characters.Config:
+        own = {name: value for name, value in settings.items() if name != "method"}
+        config = characters.configure(settings["method"], quick, {"data": "omniglot", **own})
+        characters.check_images(config, of(config))
+        return config
+
+    def run(config: Any, seed: int, report: Report, keep: Keep | None = None) -> Run:
+        return characters.run(of(config), config, seed, report, keep)
+
+    def tested(config: Any, theta: Theta, seed: int) -> Curve:
+        return characters.accuracies(config, theta, characters.test_episodes(config, of(config), seed))
+
+    def pixels(config: Any, seed: int) -> Curve:
+        return characters.by_pixels(characters.test_episodes(config, of(config), seed))
+
+    return Lab(configure, characters.network, run, tested, "accuracy", pixels)
+
+
+LABS = {"sine": of_waves, "omniglot": of_characters}
+
+
+# --- How long to train ------------------------------------------------------------------------------
+
+
+class _Enough(Exception):
+    """Measured for long enough."""
+
+
+def pace(lab: Lab, config: Any) -> float:
+    """Seconds of an iteration, on this machine as busy as it is: over some seconds, without the first."""
+    marks: list[tuple[int, float]] = []
+
+    def report(iteration: int, loss: float) -> None:
+        marks.append((iteration, perf_counter()))
+        if len(marks) > 3 and marks[-1][1] - marks[1][1] > MEASURED:
+            raise _Enough
+
+    with suppress(_Enough):
+        lab.run(replace(config, iterations=1000, test_tasks=1), 0, report)
+    (first, start), (last, end) = marks[1], marks[-1]
+    return (end - start) / (last - first)
+
+
+MEASURED = 3.0  # seconds
+
+
+def shortened(lab: Lab, config: Any, minutes: float | None, kept: Path | None) -> Any:
+    """The config with as many iterations as fit into the minutes, or as its checkpoint has been started with."""
+    if kept is not None and kept.is_file():
+        return replace(config, iterations=settings_of(kept)["iterations"])
+    if minutes is None:
+        return config
+    return replace(config, iterations=max(1, min(config.iterations, int(60 * minutes / pace(lab, config)))))
+
+
+# --- The command ------------------------------------------------------------------------------------
+
+
+def plan(paper: Paper, args: Namespace) -> Plan:
+    """Every training of the paper's tables, with every seed. ValueError: minutes that are none, or what a Lab says."""
+    if args.minutes is not None and not 0 < args.minutes < 1e6:
+        raise ValueError(f"--minutes {args.minutes}: expected a number above 0")
+    seeds, lab = runs.seed_range(args.seeds), LABS[paper.data](args)
+    published = {name: lab.configure(False, settings) for name, settings in paper.trainings.items()}
+    jobs: list[Job] = []
+    configs: dict[str, Any] = {}
+    for name, settings in paper.trainings.items():
+        places = {seed: f"{name.replace(' ', '-')}-{seed}" for seed in seeds}
+        kept = Path(args.resume) / places[seeds[0]] / CHECKPOINT if args.resume else None
+        quick = {key: value for key, value in settings.items() if key != "iterations"}  # --quick has its own
+        config = lab.configure(True, quick) if args.quick else published[name]
+        configs[name] = shortened(lab, config, args.minutes, kept)
+        jobs += [_job(lab, name, configs[name], seed, place) for seed, place in places.items()]
+
+    def summary(done: list[Run]) -> Result:
+        each = iter(done)
+        trained = {name: [next(each) for _ in seeds] for name in configs}  # in the jobs' order
+        return {
+            "experiment": "reproduce",
+            "paper": paper.name,
+            "seeds": seeds,
+            "trainings": {name: _told(published[name].iterations, runs) for name, runs in trained.items()},
+            "tables": [_table(lab, table, trained) for table in paper.tables],
+            "seconds": sum(run.seconds for run in done),
+        }
+
+    return Plan(f"runs/{paper.name}-{args.seeds}", jobs, summary, runs.drawing("reproduce"))
+
+
+def _job(lab: Lab, name: str, config: Any, seed: int, place: str) -> Job:
+    return Job(name, seed, place, config.iterations, lab.network(config)[0].names, partial(lab.run, config, seed))
+
+
+def _told(published: int, trained: list[Run]) -> dict[str, Any]:
+    seconds = sum(run.seconds for run in trained) / len(trained)
+    return {"published_iterations": published, "seconds": seconds, "config": asdict(trained[0].config)}
+
+
+# --- The tables --------------------------------------------------------------------------------------
+
+
+def _table(lab: Lab, table: papers.Table, trained: dict[str, list[Run]]) -> Result:
+    """{title, rows}: of each row {label, training, test, published, bar, here: a curve over the seeds}."""
+    here = {
+        row.label: over_seeds([_curve(lab, row, run) for run in trained[row.training]], lab.score) for row in table.rows
+    }
+    means = {label: {each["steps"]: each[lab.score] for each in curve} for label, curve in here.items()}
+    return {
+        "title": table.title,
+        "rows": [
+            {**row._asdict(), "bar": row.bar and _judged(row.bar, row, means), "here": here[row.label]}
+            for row in table.rows
+        ],
+    }
+
+
+def _curve(lab: Lab, row: papers.Row, run: Run) -> Curve:
+    config = replace(run.config, **row.test)
+    if row.read == "pixels":
+        return lab.pixels(config, run.seed)
+    curve = lab.tested(config, run.theta, run.seed) if row.test else run.curve
+    return [each for each in curve if ("method" in each) == (row.read == "together")]
+
+
+def _judged(bar: Bar, row: papers.Row, means: dict[str, dict[int, float]]) -> Result:
+    """{said: the bar in words, worst: the number that decides, met}."""
+    here, published = means[row.label], {k: number(text) for k, text in row.published.items()}
+    steps = bar.steps or [k for k in here if k in published or "paper" not in bar.of]
+    against = [published if of == "paper" else means[of] for of in bar.of] or [dict.fromkeys(steps, 0.0)]
+    apart = [here[k] - each[k] for k in steps for each in against]
+    worst = {"within": max(map(abs, apart)), "below": max(apart), "above": min(apart)}[bar.kind]
+    met = worst >= bar.limit if bar.kind == "above" else worst <= bar.limit
+    limit = [f"{bar.limit:g}"] * (bar.kind != "below" or bool(bar.limit))
+    of = [f"of {' and '.join(bar.of)}" if limit else " and ".join(bar.of)] * bool(bar.of)
+    after = [f"after {plural(k, 'step')}" for k in bar.steps]
+    return {"said": " ".join([bar.kind, *limit, *of, *after]), "worst": worst, "met": met}
+
+
+def number(text: str) -> float:
+    """The number of "98.7 ± 0.4"."""
+    return float(text.split(" ")[0])
+
+
+def text(result: Result) -> str:
+    """The tables as Markdown: for each row ours, and below it the paper's; then the trainings, and what differs."""
+    paper = PAPERS[result["paper"]]
+    many = len(result["seeds"])
+    interval = (
+        f"the mean of {many} seeds ± its 95 % interval" if many > 1 else "one seed, ± the 95 % interval of its tasks"
+    )
+    parts = [f"\n{paper.title}: {paper.link}", f"Here: {interval}."]
+    for table in result["tables"]:
+        parts += [f"{table['title']}, after", markdown(_lines(paper, table))]
+    parts += ["Trainings, each with the iterations that the paper has:", markdown(_trainings(result))]
+    return "\n\n".join([*parts, "What differs:\n\n" + "\n".join(f"- {each}" for each in paper.differs)])
+
+
+def _lines(paper: Paper, table: Result) -> list[list[str]]:
+    lines = [["", *(plural(k, "step") for k in paper.steps), "bar"]]
+    for row in table["rows"]:
+        here = {each["steps"]: _cell(each) for each in row["here"]}
+        bar = row["bar"]
+        judged = f"{bar['said']}: {'met' if bar['met'] else 'missed'}, {bar['worst']:.3f}" if bar else ""
+        lines.append([row["label"], *(here.get(k, "") for k in paper.steps), judged])
+        if row["published"]:
+            lines.append(["– the paper", *(row["published"].get(k, "") for k in paper.steps), ""])
+    return lines
+
+
+def _cell(row: Row) -> str:
+    lost = f" ({row['diverged']} diverged)" * bool(row["diverged"])
+    percent = "accuracy" in row
+    return cell(row["accuracy" if percent else "mse"], row["ci95"], percent) + lost
+
+
+SHOWN = "method", "inner_steps", "shots", "alpha", "inner", "outer", "tasks"
+
+
+def _trainings(result: Result) -> list[list[str]]:
+    lines = [["", "iterations", "of", *(name.replace("_", " ") for name in SHOWN), "minutes"]]
+    for name, told in result["trainings"].items():
+        config, iterations = told["config"], f"{told['published_iterations']:,}"
+        shown = (str(config[each]) for each in SHOWN)
+        lines.append([name, f"{config['iterations']:,}", iterations, *shown, f"{told['seconds'] / 60:.1f}"])
+    return lines
+
+
+def _experiment(paper: Paper) -> Experiment:
+    own: Options = {"root": {"required": True, **characters.ROOT}, **options} if paper.data == "omniglot" else options
+    files = f"results, each θ, {paper.name}.md"
+    default = f"runs/{paper.name}-SEEDS"
+    name, about = f"reproduce {paper.name}", f"{paper.title}. {paper.link}"
+    return Experiment(
+        name, paper.help, about, own, partial(plan, paper), text, ["reproduce.png"], default, files, f"{paper.name}.md"
+    )
+
+
+def add_reproduce(commands: Any) -> None:
+    """Declare `refmeta reproduce PAPER` on argparse's subparsers."""
+    parser = commands.add_parser("reproduce", help="a paper's numbers beside ours", description=str(__doc__))
+    names = parser.add_subparsers(dest="paper", required=True)
+    for paper in PAPERS.values():
+        runs.add(names, _experiment(paper))

@@ -1,0 +1,67 @@
+"""The figure of `refmeta reproduce` (matplotlib, from the extra `lab`)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from refmeta.lab.display import FAINT, INK, plain_axis, plural
+from refmeta.lab.files import save_figure
+from refmeta.lab.reproduce.papers import PAPERS
+from refmeta.lab.runs import Result, Run
+
+OURS, THEIRS = "#2460a7", "#c8553d"
+
+
+def draw(folder: Path, result: Result, runs: list[Run]) -> None:
+    """reproduce.png: for each table a panel, in it for each row and number of steps ours and the paper's number."""
+    paper, tables = PAPERS[result["paper"]], result["tables"]
+    lines = [_points(paper.steps, table) for table in tables]
+    figure = Figure(figsize=(6.4 * len(tables), 1.2 + 0.26 * max(map(len, lines))), layout="constrained")
+    for axis, table, points in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, lines, strict=True):
+        _panel(axis, points, "accuracy" in table["rows"][0]["here"][0])
+        axis.set_title(table["title"], fontsize=10, color=INK)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    save_figure(folder / "reproduce.png", figure)
+
+
+Point = tuple[str, Any, tuple[float, float] | None]  # label; ours, a row of the curve; the paper's number and its ±
+
+
+def _points(steps: tuple[int, ...], table: Result) -> list[Point]:
+    return [
+        (f"{row['label']}, {plural(each['steps'], 'step')}", each, _published(row["published"].get(each["steps"])))
+        for row in table["rows"]
+        for each in row["here"]
+        if each["steps"] in steps
+    ]
+
+
+def _published(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    mean, _, interval = text.partition(" ± ")
+    return float(mean), float(interval or 0)
+
+
+def _panel(axis: Any, points: list[Point], percent: bool) -> None:
+    score, factor = ("accuracy", 100) if percent else ("mse", 1)
+    places = np.arange(len(points))
+    mean, ci95 = ([factor * here[key] for _, here, _ in points] for key in (score, "ci95"))
+    axis.errorbar(mean, places, xerr=ci95, fmt="o", color=OURS, ms=5, capsize=3, label="here, with its 95 % interval")
+    known = [(place, *paper) for place, (_, _, paper) in zip(places, points, strict=True) if paper]
+    axis.errorbar(*_columns(known), fmt="D", color=THEIRS, mfc="none", ms=7, capsize=3, label="the paper")
+    axis.set_yticks(places, [label for label, *_ in points])
+    axis.invert_yaxis()
+    axis.grid(axis="y", color=FAINT, alpha=0.3)
+    axis.set_xlabel("accuracy (%)" if percent else "mean squared error")
+    if not percent:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+    plain_axis(axis)
+
+
+def _columns(known: list[tuple[Any, float, float]]) -> tuple[list[float], list[float], None, list[float]]:
+    """errorbar's x, y, yerr, xerr."""
+    return [mean for _, mean, _ in known], [place for place, *_ in known], None, [ci95 for *_, ci95 in known]
