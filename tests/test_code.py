@@ -91,6 +91,7 @@ FLOORS = [
     ["lab.runs"],
     ["lab.sine", "lab.fewshot", "lab.geometry"],
     ["lab.reuse", "lab.sweep", "torch", "jax"],
+    ["lab.reproduce"],
     ["__main__"],
 ]
 CORE = {"autograd", "numpy", "refmeta"}  # and the standard library: what is installed without an extra
@@ -200,7 +201,9 @@ def defined(source):
     return {node.name for node in body if hasattr(node, "name")} | {t.id for t in targets if isinstance(t, ast.Name)}
 
 
-@pytest.mark.parametrize("folder", ["lab/sine", "lab/fewshot", "lab/reuse", "lab/geometry", "lab/sweep"])
+@pytest.mark.parametrize(
+    "folder", ["lab/sine", "lab/fewshot", "lab/reuse", "lab/geometry", "lab/sweep", "lab/reproduce"]
+)
 def test_every_experiment_has_the_same_names(folder):
     names = {file: defined(SOURCES[f"{folder}/{file}.py"]) for file in ("experiment", "figures")}
     assert {"options", "text"} <= names["experiment"] and "draw" in names["figures"]

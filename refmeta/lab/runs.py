@@ -149,7 +149,7 @@ def command(experiment: Experiment, args: Namespace) -> int:
         result = plan.summary(runs)
         if all(job.place for job in plan.jobs):  # else it is that one job's folder, and has its result
             save_result(folder / "result.json", result)
-        said = experiment.text(result) + f"\n\n{TOO_SHORT}" * args.quick
+        said = experiment.text(result) + too_short(args)
         print(said)
         if experiment.report:
             replace(folder / experiment.report, lambda file: file.write(f"{said.strip()}\n".encode()))
@@ -188,6 +188,12 @@ def show(folder: Path, files: str, figures: Sequence[str], draw: Callable[..., A
         draw(*made)
         more = "".join(f", {name}" for name in figures)
     print(f"\n{folder}: {files}{more}")
+
+
+def too_short(args: Namespace) -> str:
+    """What --quick has to say of its tables."""
+    said = "--quick: it works. These trainings are too short to learn, so their numbers say nothing of the methods."
+    return f"\n\n{said}" if args.quick else ""
 
 
 # --- An experiment that compares methods ------------------------------------------------------------
@@ -367,7 +373,6 @@ def seed_range(text: str) -> list[int]:
 
 INNER_HELP = "reptile's inner optimiser; adam has β₁ = 0 and starts afresh for every task (default: {})"
 QUICK = {"action": "store_true", "help": "a smoke run of seconds, too short to compare anything"}
-TOO_SHORT = "--quick: it works. These trainings are too short to learn, so their numbers say nothing of the methods."
 SEEDS: Options = {
     "seed": {"type": whole(0), "default": 0, "metavar": "N", "help": "default: 0"},
     "seeds": {"metavar": "A-B", "help": "several, as 0-4: mean and interval over the seeds"},

@@ -38,20 +38,23 @@ SMALLEST = {
     "reuse": [*TINY, "--data", "sine"],
     "geometry": [],
     "sweep": [*TINY, "--tasks", "2", "--workers", "1"],
+    "reproduce finn2017": ["--quick"],
 }
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_without_matplotlib_and_tqdm_it_prints_its_tables_and_says_how_to_get_figures(name, tmp_path, capsys, without):
     without("matplotlib", "tqdm")
-    assert main([name, *SMALLEST[name], "--out", str(tmp_path / "out")]) == 0
+    assert main([*name.split(), *SMALLEST[name], "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     figures = "figures" if name in ("sine", "fewshot") else "figure"
     said = f"\n{tmp_path}/out: [^;\n]*; for the {figures} too: pip install 'refmeta\\[lab\\]'\n$"
     assert re.search(said, printed.out) and printed.err == ""
     assert {"sine": "joint training", "fewshot": "chance", "geometry": "c₁"}.get(name, "maml") in printed.out
+    assert ("--quick: it works. These trainings are too short to learn" in printed.out) == (name != "geometry")
     made = {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert made == {"geometry": {".json"}, "sweep": {".json", ".npz", ".csv"}}.get(name, {".json", ".npz"})
+    more = {"geometry": set(), "sweep": {".npz", ".csv"}, "reproduce finn2017": {".npz", ".md"}}
+    assert made == {".json"} | more.get(name, {".npz"})
 
 
 NUMBER = "expected a whole number of at least"
@@ -86,9 +89,15 @@ COMPARED = [  # what sine and fewshot have
     (["--method", "reptile", "--inner-steps", "0"], "reptile needs at least one inner step"),
     (["--method", "mamml"], "invalid choice: 'mamml'"),
     (["--seed", "-1"], f"{NUMBER} 0"),
+    (["--test-steps", "0"], f"{NUMBER} 1, got '0'"),
+    (["--test-steps", "0,,5"], f"{NUMBER} 0, got ''"),
+    (["--test-shots", "0"], f"{NUMBER} 1, got '0'"),
+    (["--test-alpha", "nan"], "alpha: expected a finite number of at least 0, got nan"),
+    (["--test-queries", "0"], f"{NUMBER} 1, got '0'"),
+    (["--inner", "adam"], "only reptile takes another inner optimiser"),
 ]
 BAD = {
-    "sine": [*KEPT, *COMPARED, (["--inner", "adam"], "only reptile takes another inner optimiser")],
+    "sine": [*KEPT, *COMPARED, (["--law", "nichol", "--test-queries", "9"], "judges by all 50 points of its grid")],
     "fewshot": [
         *KEPT,
         *COMPARED,
@@ -102,7 +111,9 @@ BAD = {
         (["--filters", "8,zero"], "expected positive whole numbers as 32,32, got '8,zero'"),
         (["--filters", "8,0"], "expected positive whole numbers as 32,32, got '8,0'"),
         (["--filters", "8", "--network", "mlp"], "filters: only the network conv has them, not mlp"),
-        (["--size", "20"], "invalid choice: 20"),
+        (["--size", "7"], f"{NUMBER} 8, got '7'"),
+        (["--norm", "group"], "invalid choice: 'group'"),
+        (["--split", "finn"], "split finn: only --data omniglot has it"),
     ],
     "reuse": [
         *KEPT,
@@ -118,6 +129,17 @@ BAD = {
         (["--steps", "0"], f"{NUMBER} 1, got '0'"),
         (["--out", "file"], "file: cannot be written"),
     ],
+    "reproduce finn2017": [
+        *(each for each in KEPT if each[0][0] not in ("--iterations", "--shots")),
+        (["--minutes", "0"], "--minutes 0.0: expected a number above 0"),
+        (["--minutes", "nan"], "--minutes nan: expected a number above 0"),
+        (["--root", "nowhere"], "unrecognized arguments"),
+    ],
+    "reproduce omniglot": [
+        ([], "the following arguments are required: --root"),
+        (["--root", "nowhere"], "nowhere: no such folder"),
+    ],
+    "reproduce": [(["finn1917"], "invalid choice: 'finn1917'"), ([], "the following arguments are required: paper")],
     "geometry": [
         (["--alpha", "-0.1"], "alpha -0.1: expected at least 0.0001, and less than 0.6414"),
         (["--alpha", "0"], "alpha 0: expected at least 0.0001"),
@@ -157,7 +179,7 @@ def test_bad_options_end_with_2_say_what_was_expected_and_leave_nothing(name, tm
     before = set(tmp_path.rglob("*"))
     for options, message in BAD[name]:
         try:
-            code = main([name, *["--quick"] * (name != "geometry"), *options])
+            code = main([*name.split(), *["--quick"] * (name not in ("geometry", "reproduce")), *options])
         except SystemExit as exit:
             code = exit.code
         said = capsys.readouterr().err

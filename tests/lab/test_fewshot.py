@@ -239,3 +239,42 @@ def test_divergence_ends_with_1_and_saves_the_last_good_theta(tmp_path, capsys, 
     assert "fewshot: maml: training diverged at iteration" in capsys.readouterr().err
     with np.load(out / "theta.npz") as theta:
         assert all(np.isfinite(theta[name]).all() for name in theta)
+
+
+# --- Batch statistics ---
+
+
+def test_with_batch_statistics_a_query_is_asked_alone_and_with_the_others():
+    config = quick(norm="batch", test_tasks=7, test_steps=(0, 2))
+    net, loss = network(config)
+    theta, tasks = initial(config, 0), episodes_to_test_on(config, DRAWN, 0)
+    alone, together = [], []
+    for supports, (x, labels) in tasks:
+        phis = trajectory(loss, theta, supports, config.alpha)
+        for phi in (phis[0], phis[2]):
+            single = [net(phi, np.concatenate([supports[0][0], x[i : i + 1]]))[-1].argmax() for i in range(len(x))]
+            alone.append(np.mean(single == labels))
+            together.append(np.mean(net(phi, x).argmax(-1) == labels))
+    rows = accuracies(config, theta, tasks)
+    expected = [np.mean(shares[k::2]) for shares in (alone, together) for k in (0, 1)]
+    assert [row["accuracy"] for row in rows] == pytest.approx(expected)
+    assert [row.get("method") for row in rows] == [None, None, *["maml, queries together"] * 2]
+    assert expected[:2] != expected[2:]
+
+
+def test_both_readings_are_in_the_table(tmp_path, capsys, no_figures):
+    out = tmp_path / "out"
+    assert main(["fewshot", *SMALL, "--norm", "batch", "--seeds", "0-1", "--out", str(out)]) == 0
+    table, result = capsys.readouterr().out, json.loads((out / "result.json").read_text())
+    assert {row["method"] for row in result["curve"]} == {"maml", "maml, queries together"}
+    assert "maml, queries together" in table and len(result["baselines"]["untrained"]) == 4
+
+
+def test_the_test_has_shots_a_rate_and_queries_of_its_own():
+    config = quick(test_shots=3, test_alpha=0.5, test_queries=2, test_steps=(0, 1), test_tasks=4)
+    tasks = episodes_to_test_on(config, DRAWN, 0)
+    assert {(len(s), len(s[0][1]), len(query[1])) for s, query in tasks} == {(1, 15, 10)}
+    net, loss = network(config)
+    theta = initial(config, 0)
+    shares = [np.mean(net(trajectory(loss, theta, s, 0.5)[-1], x).argmax(-1) == y) for s, (x, y) in tasks]
+    assert accuracies(config, theta, tasks)[1]["accuracy"] == pytest.approx(np.mean(shares))

@@ -1,6 +1,7 @@
 """The sine experiment: the laws of its waves, its settings, and that a run trains and tests as configured."""
 
 import dataclasses
+from functools import partial
 from math import pi
 
 import numpy as np
@@ -10,9 +11,9 @@ from problems import assert_same
 from refmeta import anil, maml, trajectory
 from refmeta.lab import adam, evaluate, reptile_by, train, trajectory_by
 from refmeta.lab.sine import experiment
-from refmeta.lab.sine.experiment import configure, method_of, network, unseen
+from refmeta.lab.sine.experiment import configure, network, unseen
 from refmeta.lab.sine.waves import AGNOSTIC, AGNOSTIC_MSE, GRID, LAWS, ZERO_MSE
-from refmeta.lab.training import trajectory_of_head
+from refmeta.lab.training import method_of, trajectory_of_head
 
 # --- The laws of sine waves ---
 
@@ -67,8 +68,25 @@ def test_finns_tasks_are_drawn_one_after_the_other_as_numbers_are():
 def test_a_task_has_as_many_batches_as_steps_and_points_in_range(law):
     rng = np.random.default_rng(0)
     for supports, (x, y) in [*LAWS[law].train(rng, 2, 7, 3), LAWS[law].test(rng, LAWS[law].wave(rng), 7, 3)]:
-        assert [(xs.shape, ys.shape) for xs, ys in supports] == [((7, 1), (7, 1))] * 3
-        assert x.shape == y.shape and abs(x).max() <= 5
+        inputs = 3 if law == "oracle" else 1
+        assert [(xs.shape, ys.shape) for xs, ys in supports] == [((7, inputs), (7, 1))] * 3
+        assert x.shape == (*y.shape[:1], inputs) and abs(x).max() <= 5
+
+
+def test_the_oracle_is_told_amplitude_and_phase_of_finns_waves():
+    finn, oracle = (LAWS[name].train(np.random.default_rng(3), 2, 7, 1) for name in ("finn", "oracle"))
+    tests = [[LAWS[name].test(rng, LAWS[name].wave(rng), 7, 1, 9)] for name in ("finn", "oracle") for rng in [_rng()]]
+    for (supports, query), (told_supports, told_query) in [*zip(finn, oracle, strict=True), *zip(*tests, strict=True)]:
+        for (x, y), (told, same) in ((supports[0], told_supports[0]), (query, told_query)):
+            amplitude, phase = told[:, 1:2], told[:, 2:3]
+            assert np.array_equal(told[:, :1], x) and np.array_equal(y, same)
+            assert (
+                np.allclose(amplitude * np.sin(x - phase), y, atol=1e-13) and len(np.unique(told[:, 1:], axis=0)) == 1
+            )
+
+
+def _rng():
+    return np.random.default_rng(4)
 
 
 def test_finns_query_points_are_not_its_support_points():
@@ -89,6 +107,7 @@ def test_the_baselines_are_those_published_and_those_drawn():
 
 # --- A run ---
 
+ADAM = partial(adam, beta1=0.0)  # as Nichol et al. 2018 have it inside
 UNLIKE_THE_DEFAULTS = {"shots": 7, "inner_steps": 3, "alpha": 0.03, "tasks": 4, "iterations": 5}
 
 
@@ -98,7 +117,7 @@ UNLIKE_THE_DEFAULTS = {"shots": 7, "inner_steps": 3, "alpha": 0.03, "tasks": 4, 
         ("maml", {}, maml, trajectory),
         ("maml", {"alpha": 3.0, "outer": "sgd:1e-9"}, maml, trajectory),  # where test tasks diverge
         ("anil", {}, anil, trajectory_of_head(2)),
-        ("reptile", {"inner": "adam", "outer": "adam:0.001"}, reptile_by(adam), trajectory_by(adam)),
+        ("reptile", {"inner": "adam", "outer": "adam:0.001"}, reptile_by(ADAM), trajectory_by(ADAM)),
     ],
 )
 def test_a_run_trains_and_tests_as_configured(method, more, algorithm, adapts):
@@ -122,6 +141,20 @@ def test_a_run_trains_and_tests_as_configured(method, more, algorithm, adapts):
     assert run.curve[10]["diverged"] > 0 or "alpha" not in more
     assert len(tests) == 100 and {len(supports) for supports, _ in tests} == {10}
     assert {(len(supports[0][0]), len(query[0])) for supports, query in tests} == {(7, 100)}
+
+
+def test_the_test_has_points_a_rate_steps_and_queries_of_its_own():
+    more = {"test_shots": 5, "test_alpha": 0.2, "test_steps": (0, 2), "test_queries": 31}
+    config = configure("maml", None, True, {**UNLIKE_THE_DEFAULTS, **more})
+    trained, plain = (
+        experiment.run(c, 3, lambda *_: None) for c in (config, configure("maml", None, True, UNLIKE_THE_DEFAULTS))
+    )
+    assert_same(trained.theta, plain.theta)  # training knows nothing of the test
+    tests = unseen(config, 3)
+    assert {(len(s), len(s[0][0]), len(query[0])) for s, query in tests} == {(2, 5, 31)}
+    rows = evaluate(network(config)[1], trained.theta, tests, 0.2, limit=20)
+    assert [row["mse"] for row in trained.curve] == pytest.approx([row["mean"] for row in rows], rel=1e-6)
+    assert len(rows) == 3 and rows[1]["mean"] != pytest.approx(plain.curve[1]["mse"], rel=1e-3)
 
 
 def test_test_tasks_and_start_depend_on_the_seed_and_test_tasks_are_not_those_of_training(monkeypatch):

@@ -1,5 +1,6 @@
 """Networks and losses: right values, right derivatives, and the numeric traps that are not ours."""
 
+import dataclasses
 import warnings
 from dataclasses import FrozenInstanceError
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import assert_derivative, assert_same, flat
 
-from refmeta import adjoint, maml, stacked
+from refmeta import adjoint, maml, recorded, stacked
 from refmeta import models as m
 from refmeta.algorithms import objective
 from refmeta.models import MLP, ConvNet, accuracy, cross_entropy, squared_error
@@ -39,6 +40,9 @@ def draw(*shape):
         (m.patches, [(2, 3, 4, 2)]),
         (lambda p: m.unpatches(p, (*p.shape[:-2], 2, 3, 5, 2)), [(12, 18)]),
         (lambda p: m.unpatches(p, (*p.shape[:-2], 1, 6, 1, 1)), [(3, 9)]),
+        (m.centred, [(4, 2)]),
+        (m.dot_rows, [(4, 2), (4, 2)]),
+        (m.scale_rows, [(4, 2), (2,)]),
         (m.squared_distance, [(4, 2), (4, 2)]),
         (m.softmax, [(4, 3)]),
         (lambda z: m.negative_log_likelihood(z, np.broadcast_to([0, 2, 1, 2], z.shape[:-1])), [(4, 3)]),
@@ -263,6 +267,53 @@ def test_a_convolutional_network_is_what_loops_make_of_it(image):
     assert [leaf.shape for leaf in theta] == net.shapes and len(net.names) == len(theta) == 6
 
 
+def normalised(z, axes):
+    """As it is written in textbooks."""
+    return (z - z.mean(axes, keepdims=True)) / np.sqrt(z.var(axes, keepdims=True) + 1e-3)
+
+
+@pytest.mark.parametrize("norm, axis", [("batch", 0), ("layer", 1)])
+def test_a_normalised_network_is_what_the_textbook_makes_of_it(norm, axis):
+    theta, x = [draw(3, 4), draw(4), draw(4, 2), draw(2)], draw(5, 3)
+    expected = np.tanh(normalised(x @ theta[0], axis) + theta[1]) @ theta[2] + theta[3]
+    assert_same([MLP((3, 4, 2), norm=norm)(theta, x)], [expected], digits=13)
+    wrong = np.tanh(normalised(x @ theta[0], 1 - axis) + theta[1]) @ theta[2] + theta[3]
+    with pytest.raises(AssertionError):
+        assert_same([MLP((3, 4, 2), norm=norm)(theta, x)], [wrong])
+
+
+@pytest.mark.parametrize("norm, axes", [("batch", (0, 1, 2)), ("layer", (1, 2, 3))])
+def test_a_normalised_convolution_has_statistics_over_the_pixels_too(norm, axes):
+    net, x = ConvNet((4, 6, 2), (3,), 2, norm=norm), draw(5, 4, 6, 2)
+    theta = [leaf + 0.1 * draw(*leaf.shape) for leaf in net.init(RNG)]
+    convolved = (m.patches(x) @ theta[0]).reshape(5, 2, 3, 3)
+    expected = np.maximum(normalised(convolved, axes) + theta[1], 0)
+    assert_same([net.layers(theta, x)[0]], [expected], digits=13)
+
+
+def test_with_batch_statistics_a_prediction_depends_on_the_others_and_with_a_layers_it_does_not():
+    for norm, depends in (("none", False), ("layer", False), ("batch", True)):
+        net, x = ConvNet((4, 4, 1), (3, 2), 3, norm=norm), draw(5, 4, 4, 1)
+        theta = net.init(RNG)
+        assert (abs(net(theta, x)[0] - net(theta, x[:2])[0]).max() > 1e-3) == depends
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize("net", [MLP((3, 5, 4, 2)), ConvNet((4, 5, 2), (3, 2), 2, "tanh")])
+def test_the_meta_gradient_of_a_normalised_network_is_right(net, norm):
+    net = dataclasses.replace(net, norm=norm)
+    theta = [leaf + 0.1 * draw(*leaf.shape) for leaf in net.init(RNG)]
+    shape = (6, 3) if isinstance(net, MLP) else (6, 4, 5, 2)
+    tasks = [([(draw(*shape), RNG.integers(0, 2, 6))] * 2, (draw(*shape), RNG.integers(0, 2, 6))) for _ in range(2)]
+    loss = cross_entropy(net)
+    got = maml(loss, theta, tasks, 0.1)
+    directions = [flat([draw(*leaf.shape) for leaf in theta]) for _ in range(3)]
+    assert_derivative(lambda theta: objective(loss, theta, tasks, 0.1), theta, got, directions, h=1e-5)
+    assert_same(adjoint.maml(loss, theta, tasks, 0.1), got)
+    assert_same(stacked(maml)(loss, theta, tasks, 0.1), got)
+    assert_same(recorded(stacked(maml))(loss, theta, tasks, 0.1), got)
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_the_meta_gradient_of_a_convolutional_network_is_right(activation):
     net = ConvNet((4, 5, 2), (3, 2), 3, activation)
@@ -285,6 +336,8 @@ def test_the_meta_gradient_of_a_convolutional_network_is_right(activation):
         (lambda: ConvNet((4, 4, 1), (2.0,), 3), "expected image"),
         (lambda: ConvNet((4, 4, 1), (2,), 0), "expected image"),
         (lambda: ConvNet((4, 4, 1), (2,), 3, "sigmoid"), "activation: expected one of"),
+        (lambda: ConvNet((4, 4, 1), (2,), 3, norm="instance"), "norm: expected one of none, batch, layer"),
+        (lambda: MLP((4, 1), norm="weight"), "norm: expected one of none, batch, layer"),
         (lambda: CONV(CONV.init(RNG), draw(5, 4, 4)), r"x has shape \(5, 4, 4\); expected \(n, 4, 4, 1\)"),
         (lambda: CONV(CONV.init(RNG)[:3], draw(5, 4, 4, 1)), "theta has 3 arrays"),
         (lambda: CONV(CONV.init(RNG)[2:] * 2, draw(5, 4, 4, 1)), "W1 of theta has shape"),

@@ -185,8 +185,8 @@ def _curve(lab: Lab, row: papers.Row, run: Run) -> Curve:
 def _judged(bar: Bar, row: papers.Row, means: dict[str, dict[int, float]]) -> Result:
     """{said: the bar in words, worst: the number that decides, met}."""
     here, published = means[row.label], {k: number(text) for k, text in row.published.items()}
-    steps = bar.steps or [k for k in here if k in published or "paper" not in bar.of]
-    against = [published if of == "paper" else means[of] for of in bar.of] or [dict.fromkeys(steps, 0.0)]
+    steps = bar.steps or [k for k in here if k in published or papers.PAPER not in bar.of]
+    against = [published if of == papers.PAPER else means[of] for of in bar.of] or [dict.fromkeys(steps, 0.0)]
     apart = [here[k] - each[k] for k in steps for each in against]
     worst = {"within": max(map(abs, apart)), "below": max(apart), "above": min(apart)}[bar.kind]
     met = worst >= bar.limit if bar.kind == "above" else worst <= bar.limit
@@ -223,7 +223,7 @@ def _lines(paper: Paper, table: Result) -> list[list[str]]:
         judged = f"{bar['said']}: {'met' if bar['met'] else 'missed'}, {bar['worst']:.3f}" if bar else ""
         lines.append([row["label"], *(here.get(k, "") for k in paper.steps), judged])
         if row["published"]:
-            lines.append(["– the paper", *(row["published"].get(k, "") for k in paper.steps), ""])
+            lines.append([f"– {papers.PAPER}", *(row["published"].get(k, "") for k in paper.steps), ""])
     return lines
 
 

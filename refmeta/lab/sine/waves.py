@@ -53,7 +53,7 @@ class Law:
 
     wave: Callable[[Rng], Wave]
     train: Callable[[Rng, int, int, int], Tasks]  # (rng, tasks, shots, steps)
-    test: Callable[[Rng, Wave, int, int, int], Task]  # (rng, wave, shots, steps, queries)
+    test: Callable[..., Task]  # (rng, wave, shots, steps, queries=100)
     agnostic: tuple[str, float]  # the best predictor that does not know the task, and its MSE
     sight: Sight = alone
 
@@ -79,7 +79,7 @@ def _finn_train(sight: Sight, rng: Rng, tasks: int, shots: int, steps: int) -> T
     return [([(sx, sy)] * steps, (qx, qy)) for sx, sy, qx, qy in data]
 
 
-def _finn_test(sight: Sight, rng: Rng, wave: Wave, shots: int, steps: int, queries: int) -> Task:
+def _finn_test(sight: Sight, rng: Rng, wave: Wave, shots: int, steps: int, queries: int = 100) -> Task:
     points = [rng.uniform(-LIMIT, LIMIT, (n, 1)) for n in (shots, queries)]
     support, query = ((sight(*wave, x), wave(x)) for x in points)
     return [support] * steps, query
@@ -97,7 +97,7 @@ def _nichol_minibatches(rng: Rng, wave: Wave, shots: int, steps: int) -> Task:
     return [(x, wave(x)) for x in batches], (GRID, wave(GRID))
 
 
-def _nichol_test(rng: Rng, wave: Wave, shots: int, steps: int, queries: int) -> Task:
+def _nichol_test(rng: Rng, wave: Wave, shots: int, steps: int, queries: int = 100) -> Task:
     x = rng.choice(GRID, shots)  # with replacement, as in the authors' script
     return [(x, wave(x))] * steps, (GRID, wave(GRID))
 

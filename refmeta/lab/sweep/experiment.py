@@ -26,7 +26,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from refmeta.lab import display
+from refmeta.lab import display, runs
 from refmeta.lab.files import RECORD, locked, plain, regular, save_csv, save_result, save_theta, versions, writable
 from refmeta.lab.runs import DIGITS, Options, Result, Run, add_command, drawing, progress, seed_range, show, whole
 from refmeta.lab.sine import experiment as sine
@@ -319,7 +319,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"refmeta sweep: {error}\n{folder} keeps the others, and the same command tries again", file=sys.stderr)
         rows, code = table(read(folder).values()), 1
     if rows:
-        print(text(rows))
+        print(text(rows) + runs.too_short(args))
         show(folder, "the runs, table.csv, table.json", ["sweep.png"], draw, folder / "sweep.png", rows)
     return code
 

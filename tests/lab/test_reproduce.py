@@ -1,0 +1,164 @@
+"""`refmeta reproduce`: the papers' tables beside ours."""
+
+import json
+
+import numpy as np
+import pytest
+
+from refmeta.__main__ import main
+from refmeta.lab.fewshot import experiment as fewshot
+from refmeta.lab.fewshot.images import glyphs
+from refmeta.lab.reproduce import experiment
+from refmeta.lab.reproduce.experiment import of_waves, pace, shortened
+from refmeta.lab.reproduce.papers import FINN2017, PAPER, PAPERS, Bar, Row
+from refmeta.lab.sine import experiment as sine
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A quick run, with figures where there is matplotlib."""
+    out = tmp_path_factory.mktemp("reproduce") / "out"
+    assert (
+        main(["reproduce", "finn2017", "--quick", "--seeds", "0-1", "--checkpoint-every", "50", "--out", str(out)]) == 0
+    )
+    return out, json.loads((out / "result.json").read_text())
+
+
+def test_every_row_of_the_paper_has_ours_beside_it(quick):
+    out, result = quick
+    said = (out / "finn2017.md").read_text()
+    rows = {(table["title"], row["label"]): row for table in result["tables"] for row in table["rows"]}
+    assert len(rows) == sum(len(table.rows) for table in FINN2017.tables) == 8
+    published = rows["Tested with 5 points", "MAML"]["published"]
+    assert published == {"1": "0.67", "5": "0.38", "10": "0.35"}  # Finn et al. 2017, appendix C, table 2
+    assert rows["Tested with 5 points", "joint training"]["published"] == {"1": "2.41", "5": "2.23", "10": "2.19"}
+    for row in rows.values():
+        curve = {}
+        for each in row["here"]:
+            lost = f" ({each['diverged']} diverged)" * bool(each["diverged"])
+            curve[each["steps"]] = f"{each['mse']:.3f} ± {each['ci95']:.3f}{lost}"
+        line = " ".join(f"| {row['label']} | {curve[1]} | {curve[5]} | {curve[10]}".split())
+        assert line in " ".join(said.split())
+    for words in (
+        "0.67",
+        "2.19",
+        "mean of 2 seeds",
+        "| 200 ",
+        "| 70,000",
+        "https://arxiv.org/abs/1703.03400",
+        "too short",
+    ):
+        assert words in said
+
+
+def test_ours_are_those_of_the_trained_networks_tested_as_the_row_says(quick):
+    out, result = quick
+    joint = result["tables"][0]["rows"][2]
+    means = []
+    for seed in (0, 1):
+        with np.load(out / f"joint-{seed}/theta.npz") as archive:
+            theta = [archive[name] for name in archive]
+        config = sine.configure("joint", "finn2017", True, {"test_shots": 5, "test_alpha": 0.01})
+        means.append([row["mse"] for row in sine.tested(config, theta, seed)])
+    assert [each["mse"] for each in joint["here"]] == pytest.approx(np.mean(means, 0))
+    assert joint["test"] == {"test_shots": 5, "test_alpha": 0.01}
+
+
+def test_it_goes_on_where_it_was_stopped(quick, tmp_path, capsys, no_figures):
+    out, result = quick
+    (out / "oracle-1/checkpoint").unlink()
+    assert main(["reproduce", "finn2017", "--quick", "--seeds", "0-1", "--resume", str(out)]) == 0
+    again = json.loads((out / "result.json").read_text())
+    assert [table["rows"] for table in again["tables"]] == [table["rows"] for table in result["tables"]]
+    assert main(["reproduce", "nichol2018", "--quick", "--resume", str(out)]) == 2
+    assert "is not of this command" in capsys.readouterr().err
+
+
+def test_the_figure_has_every_row(quick):
+    pytest.importorskip("matplotlib", reason="figures need the extra lab")
+    assert (quick[0] / "reproduce.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- Bars ---
+
+
+@pytest.mark.parametrize(
+    "bar, worst, met",
+    [
+        (Bar("within", 0.03, (PAPER,)), 0.02, True),
+        (Bar("within", 0.01, (PAPER,)), 0.02, False),
+        (Bar("above", 0.3), 0.36, True),
+        (Bar("above", 0.5), 0.36, False),
+        (Bar("above", 0.5, steps=(1,)), 0.69, True),
+        (Bar("below", 0.5), 0.69, False),
+        (Bar("below", 0, ("other",)), -0.04, True),
+        (Bar("below", 0, ("other", "best")), 0.36, False),
+        (Bar("within", 0.1, ("other",), (10,)), 0.04, True),
+    ],
+)
+def test_a_bar_is_met_or_missed_by_the_worst_of_its_numbers(bar, worst, met):
+    means = {"mine": {0: 9.0, 1: 0.69, 10: 0.36}, "other": {0: 9.5, 1: 0.8, 10: 0.4}, "best": {0: 9.0, 1: 0.4, 10: 0.0}}
+    row = Row("mine", "maml", {1: "0.67", 10: "0.35 ± 0.02"}, bar)
+    if bar.of[-1:] != (PAPER,) and not bar.steps:
+        means = {label: {k: v for k, v in curve.items() if k} for label, curve in means.items()}
+    judged = experiment._judged(bar, row, means)
+    assert (judged["worst"], judged["met"]) == (pytest.approx(worst), met)
+
+
+def test_every_bar_of_a_paper_is_of_rows_and_steps_that_there_are():
+    for paper in PAPERS.values():
+        for table in paper.tables:
+            labels = {row.label for row in table.rows}
+            for row in table.rows:
+                assert row.training in paper.trainings and set(row.published) <= set(paper.steps)
+                assert row.bar is None or {*row.bar.of} <= labels | {PAPER} and {*row.bar.steps} <= {*paper.steps}
+
+
+# --- Minutes ---
+
+
+def test_minutes_shorten_a_training_that_would_take_longer_and_no_other(monkeypatch):
+    lab, config = of_waves(None), sine.configure("maml", "finn2017", False, {})
+    assert shortened(lab, config, None, None) == config
+    monkeypatch.setattr(experiment, "pace", lambda lab, config: 0.01)
+    assert shortened(lab, config, 1, None).iterations == 6000
+    assert shortened(lab, config, 1e5, None).iterations == config.iterations
+    monkeypatch.setattr(experiment, "pace", lambda lab, config: 1e4)
+    assert shortened(lab, config, 0.1, None).iterations == 1
+
+
+def test_the_pace_is_measured(monkeypatch):
+    monkeypatch.setattr(experiment, "MEASURED", 0.1)
+    seconds = pace(of_waves(None), sine.configure("maml", None, True, {}))
+    assert 1e-5 < seconds < 1
+
+
+def test_a_run_that_goes_on_keeps_its_iterations_whatever_the_pace(tmp_path, capsys, no_figures, monkeypatch):
+    monkeypatch.setattr(experiment, "pace", lambda lab, config: 1.0)
+    out = tmp_path / "out"
+    command = ["reproduce", "finn2017", "--quick", "--minutes", "0.1"]
+    assert main([*command, "--checkpoint-every", "5", "--out", str(out)]) == 0
+    assert "| 6 " in capsys.readouterr().out
+    monkeypatch.setattr(experiment, "pace", lambda lab, config: 0.5)
+    assert main([*command, "--resume", str(out)]) == 0
+    assert json.loads((out / "result.json").read_text())["trainings"]["maml"]["config"]["iterations"] == 6
+
+
+# --- Characters ---
+
+
+def test_characters_go_the_same_way(tmp_path, capsys, no_figures, monkeypatch):
+    drawn = glyphs(14, 0, 24)
+    monkeypatch.setattr(fewshot, "omniglot", lambda root, size, split: drawn)
+    out = tmp_path / "out"
+    assert main(["reproduce", "omniglot", "--quick", "--root", str(tmp_path), "--out", str(out)]) == 0
+    said, result = capsys.readouterr().out, json.loads((out / "result.json").read_text())
+    rows = {row["label"]: row for row in result["tables"][0]["rows"]}
+    assert rows["MAML"]["published"] == {"3": "98.7 ± 0.4"}  # Finn et al. 2017, table 1
+    assert rows["Reptile, one query at a time"]["published"] == {"50": "95.39 ± 0.09"}  # Nichol et al. 2018, table 2
+    alone, together = (rows[f"Reptile, {how}"]["here"] for how in ("one query at a time", "queries together"))
+    assert [each["steps"] for each in alone] == [each["steps"] for each in together] == [0, 5, 50] and alone != together
+    (pixels,) = rows["nearest neighbour, pixels"]["here"]
+    config = fewshot.configure("maml", True, {"test_queries": 1})
+    assert pixels["accuracy"] == fewshot.baselines(config, drawn, 0)["nearest neighbour"][0]["accuracy"]
+    assert "98.7 ± 0.4" in said and f"{100 * pixels['accuracy']:.1f} ± " in said
