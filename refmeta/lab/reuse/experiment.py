@@ -56,11 +56,14 @@ options: Options = {
 # --- The trainings -----------------------------------------------------------------------------------
 
 
+Training = Callable[[int, Report, Keep | None], Run]  # of a seed
+
+
 class Study(NamedTuple):
     """The trainings, and all that the measurements need; the score of waves is the loss."""
 
     configs: dict[str, Any]  # of each regime that is meta-trained
-    trainings: Mapping[str, Callable[[int, Report, Keep | None], Run]]  # by regime, of a seed
+    trainings: Mapping[str, Training]  # by regime
     net: measure.Net
     layers: measure.Layers  # those of the net; of classifiers, the logits centred
     loss: Loss
@@ -104,7 +107,7 @@ def of_images(args: Namespace) -> Study:
         _, theta = measure.multiclass(net, images.train, seen, config.iterations, outer, seed, **more)
         return Run(config, seed, theta, [], [], 0.0, "multiclass")
 
-    trained = {name: partial(characters.run, images, each) for name, each in configs.items()}
+    trained: dict[str, Training] = {name: partial(characters.run, images, each) for name, each in configs.items()}
     tasks, untrained = partial(characters.test_episodes, config, images), partial(characters.initial, config)
     nets = {**dict.fromkeys(REGIMES, net), "multiclass": replace(net, classes=len(images.train))}
     every = {**trained, "multiclass": classifier}
