@@ -429,17 +429,17 @@ def test_reuse_prints_four_tables_beside_the_papers_and_leaves_all_that_was_meas
 
 
 def test_reuse_of_waves_has_three_tables_and_none_of_the_papers_numbers(tmp_path, capsys):
-    assert (
-        main(
-            ["reuse", *FEW, "--data", "sine", "--seeds", "3-4", "--shots", "5", "--steps", "3", "--out", str(tmp_path)]
-        )
-        == 0
-    )
+    options = ["--seeds", "3-4", "--shots", "5", "--steps", "3", "--alpha", "0.02"]
+    assert main(["reuse", *FEW, "--data", "sine", *options, "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "of MAML after 3 steps" in text
     assert "mean squared error" in text and all(word not in text for word in ("paper", "NIL", "raw logits"))
     result = json.loads((tmp_path / "result.json").read_text())
-    assert "regimes" not in result and result["seeds"] == [3, 4] and result["config"]["maml"]["shots"] == 5
+    assert (
+        "regimes" not in result
+        and result["seeds"] == [3, 4]
+        and all((config["shots"], config["alpha"]) == (5, 0.02) for config in result["config"].values())
+    )
     assert {path.name for path in tmp_path.iterdir()} == {
         *("maml-3", "maml-4", "anil-3", "anil-4", "result.json", "reuse.png")
     }

@@ -48,6 +48,7 @@ options: Options = {
     "iterations": {"type": whole(1), "metavar": "N", "help": "outer steps of each training"},
     "ways": {"type": whole(2), "metavar": "N", "help": "classes of a task (default: 5)"},
     "shots": {"type": whole(1), "metavar": "K", "help": "examples of a class, or of a wave (default: 1; 10)"},
+    "alpha": {"type": float, "help": "inner rate, in training and at test (default: images 1, waves 0.01)"},
     "steps": {"type": whole(1), "default": 1, "metavar": "N", "help": "at test (default: 1, as in training)"},
     "quick": runs.QUICK,
 }
