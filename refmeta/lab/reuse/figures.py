@@ -53,6 +53,7 @@ def _bars(axis: Any, x: Any, rows: list[Row], colours: Any, factor: float = 1, f
     """A bar for each row, with its interval, and its mean in this form above it."""
     mean, ci95 = factor * column(rows, "mean"), factor * column(rows, "ci95")
     axis.bar(x, mean, 0.62, yerr=ci95, color=colours, ecolor=INK, capsize=3)
+    axis.margins(y=0.1)
     for i, value in enumerate(mean if form else []):
         axis.text(i, value + ci95[i], f" {value:{form}}\n", ha="center", va="center")
 
@@ -62,7 +63,6 @@ def _frozen(axis: Any, result: Result, steps: str) -> None:
     factor, form = (100, ".1f") if "regimes" in result else (1, ".2f")
     _bars(axis, [*some, every], result["frozen"], [*[MAML] * len(some), FAINT], factor, form)
     axis.set_xlabel("layers frozen at test")
-    axis.margins(y=0.1)
 
 
 def _similarity(axis: Any, result: Result, steps: str) -> None:
