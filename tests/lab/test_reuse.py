@@ -1,6 +1,7 @@
 """The measurements of feature reuse: invariances, second formulas, what each refuses, and the command."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from refmeta import adapt, anil
 from refmeta.__main__ import main
 from refmeta.lab import adam, evaluate
 from refmeta.lab.fewshot import episode, glyphs
-from refmeta.lab.reuse import between, frozen, moved, multiclass, nil, regimes, similarity
-from refmeta.lab.reuse.experiment import IMAGES, REGIMES
+from refmeta.lab.reuse import between, centred, figures, frozen, moved, multiclass, nil, regimes, similarity
+from refmeta.lab.reuse.experiment import IMAGES, REGIMES, of_images, of_waves
 from refmeta.lab.reuse.measurements import cca, linear_cka, pwcca
 from refmeta.lab.sine.experiment import QUICKLY
 from refmeta.lab.training import METHODS, trajectory_of_head
@@ -182,10 +183,10 @@ def test_moved_is_the_distance_over_the_norm_and_0_for_what_is_frozen(theta, tas
 def test_similarity_is_1_where_nothing_moved_and_falls_towards_the_head(theta, tasks):
     assert all(
         row[name]["mean"] == pytest.approx(1)
-        for row in similarity(NET, LOSS, theta, tasks, 0.0)
+        for row in similarity(NET.layers, LOSS, theta, tasks, 0.0)
         for name in ("cca", "pwcca", "cka")
     )
-    rows = similarity(NET, LOSS, theta, tasks, ALPHA)
+    rows = similarity(NET.layers, LOSS, theta, tasks, ALPHA)
     before_after = [(NET.layers(theta, x), NET.layers(adapt(LOSS, theta, s, ALPHA), x)) for s, (x, _) in tasks]
     for layer, row in enumerate(rows):
         for name, index in (("cca", cca), ("pwcca", pwcca), ("cka", linear_cka)):
@@ -195,9 +196,9 @@ def test_similarity_is_1_where_nothing_moved_and_falls_towards_the_head(theta, t
 
 def test_two_seeds_are_less_alike_than_before_and_after(theta, tasks):
     other = NET.init(np.random.default_rng(8))
-    rows = between(NET, theta, other, tasks)
-    assert rows[0]["cka"]["mean"] < similarity(NET, LOSS, theta, tasks, ALPHA)[0]["cka"]["mean"]
-    assert all(row["cka"]["mean"] == pytest.approx(1) for row in between(NET, theta, theta, tasks))
+    rows = between(NET.layers, theta, other, tasks)
+    assert rows[0]["cka"]["mean"] < similarity(NET.layers, LOSS, theta, tasks, ALPHA)[0]["cka"]["mean"]
+    assert all(row["cka"]["mean"] == pytest.approx(1) for row in between(NET.layers, theta, theta, tasks))
 
 
 def test_of_images_each_pixel_is_a_sample():
@@ -205,7 +206,7 @@ def test_of_images_each_pixel_is_a_sample():
     net = ConvNet((8, 8, 1), (6,), 2)
     theta, other = (net.init(np.random.default_rng(seed)) for seed in (0, 1))
     x = draw(0, 4, 8, 8, 1)
-    row = between(net, theta, other, [([], (x, np.zeros(4, int)))])[0]
+    row = between(net.layers, theta, other, [([], (x, np.zeros(4, int)))])[0]
     pixels = [net.layers(t, x)[0].reshape(4 * 4 * 4, 6) for t in (theta, other)]
     assert row["cka"]["mean"] == pytest.approx(linear_cka(*pixels)) and row["cca"]["mean"] == pytest.approx(
         cca(*pixels)
@@ -221,6 +222,63 @@ def test_the_body_of_anil_is_as_alike_as_can_be(theta, tasks):
         assert linear_cka(*head) < 1 - 1e-5
 
 
+# --- What softmax ignores ---
+
+
+def with_more_in_common(theta, factor=30.0):
+    """θ whose logits are higher by one number for each example, a linear function of its features."""
+    *body, W, b = theta
+    return [*body, W + factor * draw(9, len(W), 1), b + factor]
+
+
+def over_examples(theta, x):
+    *body, z = NET.layers(theta, x)
+    return [*body, z - z.mean(0)]
+
+
+def test_what_all_classes_share_does_not_count_once_the_logits_are_centred(theta, tasks):
+    other = with_more_in_common(theta)
+    assert all(LOSS(other, query) == pytest.approx(LOSS(theta, query)) for _, query in tasks)
+    *body, head = between(centred(NET), theta, other, tasks)
+    assert all(head[name]["mean"] == pytest.approx(1, abs=1e-9) for name in ("cca", "pwcca", "cka"))
+    for wrong in (NET.layers, over_examples):  # which every index does anyway
+        *same, raw = between(wrong, theta, other, tasks)
+        assert same == body and all(raw[name]["mean"] < 0.995 for name in ("cca", "pwcca", "cka"))
+
+
+def test_adaptation_neither_uses_nor_changes_what_all_classes_share(theta, tasks):
+    def heads(layers):
+        both = (similarity(layers, LOSS, start, tasks, ALPHA)[-1] for start in (theta, with_more_in_common(theta)))
+        return [[row[name]["mean"] for name in ("cca", "pwcca", "cka")] for row in both]
+
+    assert_allclose(*heads(centred(NET)), rtol=1e-9)
+    for wrong in (NET.layers, over_examples):
+        plain, more = np.array(heads(wrong))
+        assert (abs(more - plain) > 1e-3).all()
+
+
+@pytest.mark.parametrize("dtype, factor", [(float, 1e6), (np.float32, 1e2)])
+def test_centred_logits_have_one_direction_less_than_classes(dtype, factor, theta, tasks):
+    """As in two coordinates of the plane of sum 0; a third direction would be rounding errors, which count in CCA."""
+    plane = np.array([[1, 1], [-1, 1], [0, -2]]) / np.sqrt([2, 6])
+    common = [leaf.astype(dtype) for leaf in with_more_in_common(theta, factor)]
+    a, b = (centred(NET)(common, x.astype(dtype))[-1] for _, (x, _) in tasks[:2])
+    assert a.dtype == dtype and cca(a, b, 1) < 0.9
+    assert_allclose(cca(a, b, 1), cca(a @ plane, b @ plane, 1), rtol=np.finfo(dtype).eps ** 0.5)
+
+
+def test_the_command_centres_the_logits_of_images_and_leaves_waves_alone():
+    args = Namespace(quick=True, steps=1, root=None, ways=None)
+    images, waves = of_images(args), of_waves(args)
+    x, theta = images.tasks(0)[0][1][0], images.untrained(0)
+    assert abs(images.layers(theta, x)[-1].sum(-1)).max() < 1e-5 < 1e-3 < abs(images.logits(theta, x)[0].sum(-1)).max()
+    x, theta = waves.tasks(0)[0][1][0], waves.net.init(np.random.default_rng(0))
+    assert_allclose(waves.layers(theta, x)[-1], waves.net(theta, x))
+
+
+# --- What diverges, what is refused ---
+
+
 def test_tasks_that_diverge_are_counted_and_left_out(theta, tasks):
     far = ([(np.full((9, 2), 1e200), np.zeros((9, 3)))] * 2, (draw(0, 20, 2), draw(1, 20, 3)))
     net = MLP(NET.widths, activation="relu")
@@ -228,7 +286,7 @@ def test_tasks_that_diverge_are_counted_and_left_out(theta, tasks):
     good = [([(x, draw(2, 9, 3)) for x, _ in s], q) for s, q in good]
     for rows in (
         frozen(squared_error(net), theta, [*good, far], 0.01, squared_error(net))[:3],
-        [row["cka"] for row in similarity(net, squared_error(net), theta, [*good, far], 0.01)],
+        [row["cka"] for row in similarity(net.layers, squared_error(net), theta, [*good, far], 0.01)],
         moved(squared_error(net), theta, [*good, far], 0.01),
     ):
         assert all(row["diverged"] == 1 and np.isfinite([row["mean"], row["ci95"]]).all() for row in rows)
@@ -244,14 +302,14 @@ def test_tasks_that_diverge_are_counted_and_left_out(theta, tasks):
         (lambda t, q: moved(LOSS, [*t[:2], 0 * t[2], 0 * t[3], *t[4:]], q, ALPHA), "layer 2 is 0"),
         (lambda t, q: moved(LOSS, [*t[:5], t[5] * np.nan], q, ALPHA), "finite"),
         (lambda t, q: moved(LOSS, t, q, ALPHA, head=7), "theta has 6 arrays, so 0 … 6 of them can adapt; got 7"),
-        (lambda t, q: similarity(NET, LOSS, t, [], ALPHA), "expected at least one task"),
+        (lambda t, q: similarity(NET.layers, LOSS, t, [], ALPHA), "expected at least one task"),
         (
-            lambda t, q: similarity(NET, LOSS, t, [(s, (x[:6], y[:6])) for s, (x, y) in q], ALPHA),
+            lambda t, q: similarity(NET.layers, LOSS, t, [(s, (x[:6], y[:6])) for s, (x, y) in q], ALPHA),
             "CCA of 6 samples with 6",
         ),
-        (lambda t, q: similarity(NET, LOSS, t, q, float("nan")), "alpha: expected"),
-        (lambda t, q: between(NET, t, t[:-1], q), "theta has 5 arrays"),
-        (lambda t, q: between(NET, t, [leaf * np.inf for leaf in t], q), r"other\[0\]: expected finite"),
+        (lambda t, q: similarity(NET.layers, LOSS, t, q, float("nan")), "alpha: expected"),
+        (lambda t, q: between(NET.layers, t, t[:-1], q), "theta has 5 arrays"),
+        (lambda t, q: between(NET.layers, t, [leaf * np.inf for leaf in t], q), r"other\[0\]: expected finite"),
         (lambda t, q: nil(NET, t, ([], q[0][1])), "expected a support batch, got none"),
         (lambda t, q: nil(NET, t, ([(x, -y) for x, y in q[0][0]], q[0][1])), "labels must be 0, 1, …; got -2"),
         (lambda t, q: nil(MLP((2, 3)), t[:1] + [np.zeros(3)], q[0]), "W1 of theta has shape"),
@@ -362,26 +420,40 @@ def test_reuse_prints_four_tables_beside_the_papers_and_leaves_all_that_was_meas
     assert numbers(text, "\n3.").keys() == {"layer 1", "layer 2", "head"}
     assert result["own"]["maml"]["mean"] == pytest.approx(result["frozen"][0]["mean"], abs=1e-6)
     assert "46.9" in text and "> 0.9" in text and "0.51   0.83" in text and "26.5" in text  # the paper's
+    raw, head = result["raw_logits"][0]["cca"]["mean"], result["similarity"][-1]["cca"]["mean"]
+    assert numbers(text, "\n2.")["head"] == pytest.approx(head, abs=5.1e-4)
+    assert f"\n   head, raw logits: CCA {raw:.3f} ± " in text and abs(raw - head) > 0.01
     thetas = {path.parent.name for path in folder.glob("*/theta.npz")}
     assert thetas == {f"{name}-{seed}" for name in REGIMES[:4] for seed in (0, 1)}
     assert (folder / "reuse.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_reuse_of_waves_has_three_tables_and_none_of_the_papers_numbers(tmp_path, capsys):
-    assert (
-        main(
-            ["reuse", *FEW, "--data", "sine", "--seeds", "3-4", "--shots", "5", "--steps", "3", "--out", str(tmp_path)]
-        )
-        == 0
-    )
+    options = ["--seeds", "3-4", "--shots", "5", "--steps", "3", "--alpha", "0.02"]
+    assert main(["reuse", *FEW, "--data", "sine", *options, "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "of MAML after 3 steps" in text
-    assert "mean squared error" in text and "paper" not in text and "NIL" not in text
+    assert "mean squared error" in text and all(word not in text for word in ("paper", "NIL", "raw logits"))
     result = json.loads((tmp_path / "result.json").read_text())
-    assert "regimes" not in result and result["seeds"] == [3, 4] and result["config"]["maml"]["shots"] == 5
+    assert (
+        "regimes" not in result
+        and result["seeds"] == [3, 4]
+        and all((config["shots"], config["alpha"]) == (5, 0.02) for config in result["config"].values())
+    )
     assert {path.name for path in tmp_path.iterdir()} == {
         *("maml-3", "maml-4", "anil-3", "anil-4", "result.json", "reuse.png")
     }
+
+
+def test_a_figure_has_a_row_for_each_result_and_names_its_data(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda path, figure: drawn.append(figure))
+    for data in ("glyphs", "sine"):
+        assert main(["reuse", *FEW, "--data", data, "--out", str(tmp_path / data)]) == 0
+    figures.beside("both.png", str(tmp_path / "sine"), str(tmp_path / "glyphs"))
+    titles = [[axis.get_title() for axis in figure.axes] for figure in drawn]
+    assert [len(names) for names in titles] == [4, 3, 6] and titles[2] == titles[1] + titles[0][:3]
+    assert "glyphs" in titles[0][0] and "sine" in titles[1][0]
 
 
 def test_when_a_training_diverges_reuse_keeps_what_there_is(tmp_path, capsys, monkeypatch):

@@ -22,7 +22,7 @@ from refmeta.lab.runs import Experiment, Job, Options, Plan, Result, Run, progre
 from refmeta.lab.sine import experiment as waves
 from refmeta.lab.training import Report, optimiser
 from refmeta.models import accuracy
-from refmeta.trees import Loss, Tasks, Theta
+from refmeta.trees import Array, Loss, Tasks, Theta
 
 # 15 queries of a class, as the papers have for MiniImageNet: CCA needs far more samples than channels.
 IMAGES: dict[str, Any] = {"test_queries": 15}
@@ -48,6 +48,7 @@ options: Options = {
     "iterations": {"type": whole(1), "metavar": "N", "help": "outer steps of each training"},
     "ways": {"type": whole(2), "metavar": "N", "help": "classes of a task (default: 5)"},
     "shots": {"type": whole(1), "metavar": "K", "help": "examples of a class, or of a wave (default: 1; 10)"},
+    "alpha": {"type": float, "help": "inner rate, in training and at test (default: images 1, waves 0.01)"},
     "steps": {"type": whole(1), "default": 1, "metavar": "N", "help": "at test (default: 1, as in training)"},
     "quick": runs.QUICK,
 }
@@ -56,17 +57,25 @@ options: Options = {
 # --- The trainings -----------------------------------------------------------------------------------
 
 
+Training = Callable[[int, Report, Keep | None], Run]  # of a seed
+
+
 class Study(NamedTuple):
     """The trainings, and all that the measurements need; the score of waves is the loss."""
 
     configs: dict[str, Any]  # of each regime that is meta-trained
-    trainings: Mapping[str, Callable[[int, Report, Keep | None], Run]]  # by regime, of a seed
+    trainings: Mapping[str, Training]  # by regime
     net: measure.Net
+    layers: measure.Layers  # those of the net; of classifiers, the logits centred
     loss: Loss
     score: measure.Score
     tasks: Callable[[int], Tasks]  # of a seed, unseen
     nets: dict[str, measure.Net] = {}  # by regime, to ask NIL for labels; waves have none
     untrained: Callable[[int], Theta] = lambda seed: []  # the random features of a seed
+
+    def logits(self, theta: Theta, x: Array) -> list[Array]:
+        """The head alone, as it is."""
+        return self.net.layers(theta, x)[-1:]
 
 
 def of_waves(args: Namespace) -> Study:
@@ -77,7 +86,7 @@ def of_waves(args: Namespace) -> Study:
     configs = {name: waves.configure(name, None, args.quick, explicit) for name in ("maml", "anil")}
     trainings = {name: partial(waves.run, config) for name, config in configs.items()}
     net, loss = waves.network(configs["maml"])
-    return Study(configs, trainings, net, loss, loss, partial(waves.unseen, configs["maml"]))
+    return Study(configs, trainings, net, net.layers, loss, loss, partial(waves.unseen, configs["maml"]))
 
 
 def of_images(args: Namespace) -> Study:
@@ -99,10 +108,11 @@ def of_images(args: Namespace) -> Study:
         _, theta = measure.multiclass(net, images.train, seen, config.iterations, outer, seed, **more)
         return Run(config, seed, theta, [], [], 0.0, "multiclass")
 
-    trained = {name: partial(characters.run, images, each) for name, each in configs.items()}
+    trained: dict[str, Training] = {name: partial(characters.run, images, each) for name, each in configs.items()}
     tasks, untrained = partial(characters.test_episodes, config, images), partial(characters.initial, config)
     nets = {**dict.fromkeys(REGIMES, net), "multiclass": replace(net, classes=len(images.train))}
-    return Study(configs, {**trained, "multiclass": classifier}, net, loss, accuracy(net), tasks, nets, untrained)
+    every = {**trained, "multiclass": classifier}
+    return Study(configs, every, net, measure.centred(net), loss, accuracy(net), tasks, nets, untrained)
 
 
 def plan(args: Namespace) -> Plan:
@@ -141,11 +151,12 @@ def _measure(study: Study, seed: int, trained: dict[str, Run]) -> dict[str, Any]
     with progress(4, f"measuring, seed {seed}") as move:
         rows: dict[str, Any] = {"frozen": measure.frozen(study.loss, theta, tasks, alpha, study.score)}
         move(1, "similarity")
-        rows["similarity"] = measure.similarity(study.net, study.loss, theta, tasks[:ALIKE], alpha)
+        rows["similarity"] = measure.similarity(study.layers, study.loss, theta, tasks[:ALIKE], alpha)
         move(2, "distances")
         rows["moved"] = measure.moved(study.loss, theta, tasks, alpha)
         move(3, "NIL")
         if study.nets:
+            rows["raw_logits"] = measure.similarity(study.logits, study.loss, theta, tasks[:ALIKE], alpha)
             thetas = {**{name: run.theta for name, run in trained.items()}, "random features": study.untrained(seed)}
             rows["regimes"] = measure.regimes({name: (net, thetas[name]) for name, net in study.nets.items()}, tasks)
         move(4, "")
@@ -161,7 +172,7 @@ def _between(study: Study, trained: dict[int, dict[str, Run]]) -> dict[str, list
 
     def alike(names: str, s: int, t: int) -> list[Row]:
         a, b = names.split("–")
-        return measure.between(study.net, trained[s][a].theta, trained[t][b].theta, study.tasks(s)[:ALIKE])
+        return measure.between(study.layers, trained[s][a].theta, trained[t][b].theta, study.tasks(s)[:ALIKE])
 
     return {names: _pooled([alike(names, *seeds) for seeds in pairwise(trained)]) for names in PAIRS}
 
@@ -208,15 +219,21 @@ def text(result: Result) -> str:
 
 def _similarity(result: Result, paper: bool) -> list[str]:
     names, alike, pairs = layers(result), result["similarity"], result["between"]
+    raw = result.get("raw_logits", [])  # waves have none
     indices = [(alike, key) for key in measure.INDICES] + [(pairs["maml–maml"], key) for key in SEEDS]
     found = [_cells([row[key] for row in rows]) for rows, key in indices]
     means = [[f"{fmean(row[key]['mean'] for row in body):.2f}" for *body, _ in pairs.values()] for key in SEEDS]
     known = [["> 0.9" * paper] * (len(names) - 1) + ["< 0.5" * paper]]
     return [
         _table("layer|CCA|PWCCA|CKA|CCA, seeds|CKA, seeds|paper's CCA", names, *found, *known),
+        *[f"   head, raw logits: {_indices(row)}; softmax ignores what all classes share" for row in raw],
         "   between seeds, the mean over the body's layers",
         _table("|CCA|CKA|paper's CCA|CKA", PAIRS, *means, *([n * paper for n in column] for column in SEEDS.values())),
     ]
+
+
+def _indices(row: Row) -> str:
+    return ", ".join(f"{key.upper()} {cell(row[key]['mean'], row[key]['ci95'])}" for key in measure.INDICES)
 
 
 def _trainings(result: Result, paper: Paper, score: str) -> list[str]:

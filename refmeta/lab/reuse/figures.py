@@ -1,5 +1,6 @@
 """The figure of `refmeta reuse` (matplotlib, from the extra `lab`)."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,42 @@ LINE: dict[str, Any] = {"ls": "--", "color": INK, "lw": 1.4}
 
 
 def draw(folder: Path, result: Result, runs: list[Run]) -> None:
-    """A panel for each table: the score against the frozen layers, each layer's similarity, how far each moves, NIL."""
+    """A panel for each table: the score against the frozen layers, how far each moves, its similarity, NIL."""
+    images = "regimes" in result
+    figure = Figure(figsize=(11, 7.6) if images else (13.5, 4), layout="constrained")
+    _panels(figure.subplots(2 if images else 1, 2 if images else 3).ravel(), result)
+    save_figure(folder / "reuse.png", figure)
+
+
+def beside(path: str, *folders: str) -> None:
+    """A row for the result in each folder, of the panels that waves and characters both have."""
+    figure = Figure(figsize=(13.5, 4 * len(folders)), layout="constrained")
+    for axes, folder in zip(figure.subplots(len(folders), 3, squeeze=False), folders, strict=True):
+        _panels(axes, json.loads((Path(folder) / "result.json").read_text()))
+    save_figure(Path(path), figure)
+
+
+def _panels(axes: Any, result: Result) -> None:
+    """The first panels of a result, as many as there are axes."""
     images, steps = "regimes" in result, plural(max(result["config"]["maml"]["test_steps"]), "step")
     panels = [
-        (_frozen, f"MAML, {steps} on an unseen task", "accuracy (%)" if images else "mean squared error"),
-        (_similarity, "MAML's layers, activations on the query", "similarity"),
+        (_frozen, f"{result['data']}: MAML, {steps} on an unseen task", ("mean squared error", "accuracy (%)")[images]),
         (_moved, f"how far MAML's layers move in {steps}", "‖φ − θ‖ / ‖θ‖"),
-        *[(_regimes, "without head or inner loop (NIL), by training", "accuracy (%)")] * images,
+        (_similarity, "MAML's layers, activations on the query", "similarity"),
+        (_regimes, "without head or inner loop (NIL), by training", "accuracy (%)"),
     ]
-    figure = Figure(figsize=(11, 7.6) if images else (13.5, 4), layout="constrained")
-    axes = figure.subplots(2 if images else 1, 2 if images else 3).ravel()
-    for (panel, title, score), axis in zip(panels, axes, strict=True):
+    for (panel, title, score), axis in zip(panels, axes, strict=False):
         panel(axis, result, steps)
         axis.set_ylabel(score)
         axis.set_title(title, fontsize=10, color=INK)
         plain_axis(axis)
-    save_figure(folder / "reuse.png", figure)
 
 
 def _bars(axis: Any, x: Any, rows: list[Row], colours: Any, factor: float = 1, form: str = "") -> None:
     """A bar for each row, with its interval, and its mean in this form above it."""
     mean, ci95 = factor * column(rows, "mean"), factor * column(rows, "ci95")
     axis.bar(x, mean, 0.62, yerr=ci95, color=colours, ecolor=INK, capsize=3)
+    axis.margins(y=0.1)
     for i, value in enumerate(mean if form else []):
         axis.text(i, value + ci95[i], f" {value:{form}}\n", ha="center", va="center")
 
@@ -48,7 +63,6 @@ def _frozen(axis: Any, result: Result, steps: str) -> None:
     factor, form = (100, ".1f") if "regimes" in result else (1, ".2f")
     _bars(axis, [*some, every], result["frozen"], [*[MAML] * len(some), FAINT], factor, form)
     axis.set_xlabel("layers frozen at test")
-    axis.margins(y=0.1)
 
 
 def _similarity(axis: Any, result: Result, steps: str) -> None:
@@ -64,7 +78,7 @@ def _similarity(axis: Any, result: Result, steps: str) -> None:
 
 
 def _moved(axis: Any, result: Result, steps: str) -> None:
-    _bars(axis, layers(result), result["moved"], MAML)
+    _bars(axis, layers(result), result["moved"], MAML, 1, ".3f")
 
 
 def _regimes(axis: Any, result: Result, steps: str) -> None:

@@ -21,6 +21,7 @@ from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, axpy, dot
 Net = MLP | ConvNet
 Task = tuple[Supports, Batch]
 Score = Callable[[Theta, Batch], float]
+Layers = Callable[[Theta, Array], list[Array]]  # (θ, x) to each layer's activations, (…, units), the head's last
 Row = dict[str, Any]
 
 
@@ -39,7 +40,7 @@ def cca(x: Array, y: Array, variance: float = 0.99) -> float:
     """
     if not 0 < variance <= 1:
         raise ValueError(f"variance: expected a number above 0, at most 1; got {variance}")
-    u, v = (_directions(features, variance) for features in _centred(x, y))
+    u, v = (_directions(features, variance) for features in _normalised(x, y))
     return float(np.linalg.svd(u.T @ v, compute_uv=False).clip(max=1).mean())
 
 
@@ -52,7 +53,7 @@ def pwcca(x: Array, y: Array) -> float:
     changes it, but X counts by its features: it is not symmetric, and a rotation of X matters.
     Shapes and errors as for `cca`.
     """
-    x, y = _centred(x, y)
+    x, y = _normalised(x, y)
     u, v = _directions(x, 1), _directions(y, 1)
     a, rho, _ = np.linalg.svd(u.T @ v, full_matrices=False)
     weights = abs((u @ a).T @ x).sum(axis=1)
@@ -66,7 +67,7 @@ def linear_cka(x: Array, y: Array) -> float:
 
     X (n, p), Y (n, q). ValueError: as for `cca`, but any n will do.
     """
-    x, y = _centred(x, y)
+    x, y = _normalised(x, y)
     norm = np.linalg.norm
     return float(norm(y.T @ x) ** 2 / (norm(x.T @ x) * norm(y.T @ y)))
 
@@ -74,7 +75,7 @@ def linear_cka(x: Array, y: Array) -> float:
 INDICES = {"cca": cca, "pwcca": pwcca, "cka": linear_cka}
 
 
-def _centred(x: Array, y: Array) -> list[Array]:
+def _normalised(x: Array, y: Array) -> list[Array]:
     """X and Y with their features centred and their largest entry 1; float32 stays."""
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ValueError(f"expected features (n, p) and (n, q) of the same n samples, got {x.shape} and {y.shape}")
@@ -117,26 +118,44 @@ def frozen(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, score: Score) -
     return [{"frozen": n, **_mean(_after(score, loss, theta, tasks, alpha, head))} for n, head in enumerate(heads)]
 
 
-def similarity(net: Net, loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> list[Row]:
+def centred(net: Net) -> Layers:
+    """The layers of a classifier, each example's logits less their mean over the classes.
+
+        z − mean_c z_c 1,   because softmax(z + a 1) = softmax(z) for any number a of an example
+
+    Cross-entropy neither uses nor trains what all classes share; CCA of raw logits compares mostly that.
+    """
+
+    def layers(theta: Theta, x: Array) -> list[Array]:
+        *body, z = net.layers(theta, x)
+        for _ in range(2):  # once leaves the rounding error of a large mean, which would count as a direction
+            z = z - z.mean(-1, keepdims=True)
+        return [*body, z]
+
+    return layers
+
+
+def similarity(layers: Layers, loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> list[Row]:
     """How alike each layer's activations on the query are before and after adaptation, by the three indices.
 
         mean over tasks of index(layer(θ; Q), layer(φ_K; Q))                                   Raghu et al. 2020, fig. 2
 
+    layers: `centred(net)` if the loss is a cross-entropy, else `net.layers`.
     Rows {layer, cca, pwcca, cka}, each index {mean, ci95, diverged} as in `frozen`; the last layer is the head.
     Errors: as `frozen`; as `cca`, of which n is too small where the query has too few examples.
     """
     theta, tasks, alpha = _checked(theta, tasks, alpha)
-    found = _after(lambda phi, query: _alike(net, theta, phi, query[0]), loss, theta, tasks, alpha, len(theta))
+    found = _after(lambda phi, query: _alike(layers, theta, phi, query[0]), loss, theta, tasks, alpha, len(theta))
     return _by_layer(found)
 
 
-def between(net: Net, theta: Theta, other: Theta, tasks: Tasks) -> list[Row]:
+def between(layers: Layers, theta: Theta, other: Theta, tasks: Tasks) -> list[Row]:
     """The baseline of `similarity`: two θ of different seeds on the same queries, neither adapted.
 
-    Rows and errors as there. Raghu et al. 2020, table 3.
+    Layers, rows and errors as there. Raghu et al. 2020, table 3.
     """
     theta, other, tasks = check_theta(theta), check_theta(other, "other"), check_tasks(tasks)
-    return _by_layer([_alike(net, theta, other, x) for _, (x, _) in tasks])
+    return _by_layer([_alike(layers, theta, other, x) for _, (x, _) in tasks])
 
 
 def moved(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | None = None) -> list[Row]:
@@ -243,9 +262,9 @@ def _mean(values: Sequence[float]) -> Row:
     return {key: value for key, value in summary(values).items() if key != "median"}
 
 
-def _alike(net: Net, theta: Theta, other: Theta, x: Array) -> list[list[float]]:
+def _alike(layers: Layers, theta: Theta, other: Theta, x: Array) -> list[list[float]]:
     """For each layer the indices between θ and the other on x."""
-    both = ([a.reshape(-1, a.shape[-1]) for a in net.layers(each, x)] for each in (theta, other))
+    both = ([a.reshape(-1, a.shape[-1]) for a in layers(each, x)] for each in (theta, other))
     return [[index(*pair) for index in INDICES.values()] for pair in zip(*both, strict=True)]
 
 
