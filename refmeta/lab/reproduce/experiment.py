@@ -1,82 +1,29 @@
 """Run a paper's experiment under its protocol, and print its published numbers beside ours."""
 
 from argparse import Namespace
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from refmeta.lab import runs
-from refmeta.lab.checkpoint import Keep, settings_of
-from refmeta.lab.display import Curve, Row, cell, markdown, plural
+from refmeta.lab.checkpoint import settings_of
+from refmeta.lab.display import Row, cell, markdown, plural
 from refmeta.lab.fewshot import experiment as characters
 from refmeta.lab.files import CHECKPOINT
 from refmeta.lab.reproduce import papers
+from refmeta.lab.reproduce.labs import LABS, Lab
 from refmeta.lab.reproduce.papers import PAPERS, Bar, Paper
 from refmeta.lab.runs import Experiment, Job, Options, Plan, Result, Run
-from refmeta.lab.sine import experiment as waves
-from refmeta.lab.training import Report, over_seeds
-from refmeta.trees import Theta
+from refmeta.lab.training import over_seeds
 
 options: Options = {
     "seeds": {"default": "0", "metavar": "A-B", "help": "several, as 0-2: mean and interval over them (default: 0)"},
     "minutes": {"type": float, "metavar": "M", "help": "of each training at most; the table says how far it came"},
     "quick": runs.QUICK,
 }
-
-
-# --- The two experiments that the trainings are of --------------------------------------------------
-
-
-class Lab(NamedTuple):
-    """An experiment, as all of its trainings use it."""
-
-    configure: Callable[[bool, dict[str, Any]], Any]  # (quick, settings) -> Config
-    network: Callable[[Any], Any]
-    run: Callable[..., Run]  # (config, seed, report, keep)
-    tested: Callable[[Any, Theta, int], Curve]  # (config, θ, seed)
-    score: str
-    pixels: Callable[[Any, int], Curve] = lambda config, seed: []  # (config, seed): without a network
-
-
-def of_waves(args: Namespace) -> Lab:
-    def configure(quick: bool, settings: dict[str, Any]) -> waves.Config:
-        own = {name: value for name, value in settings.items() if name not in ("preset", "method")}
-        return waves.configure(settings["method"], settings["preset"], quick, own)
-
-    return Lab(configure, waves.network, waves.run, waves.tested, "mse")
-
-
-def of_characters(args: Namespace) -> Lab:
-    @cache
-    def images(split: str, size: int) -> Any:
-        return characters.load(characters.Config(data="omniglot", split=split, size=size), args.root)
-
-    def of(config: Any) -> Any:
-        return images(config.split, config.size)
-
-    def configure(quick: bool, settings: dict[str, Any]) -> characters.Config:
-        own = {name: value for name, value in settings.items() if name != "method"}
-        config = characters.configure(settings["method"], quick, {"data": "omniglot", **own})
-        characters.check_images(config, of(config))
-        return config
-
-    def run(config: Any, seed: int, report: Report, keep: Keep | None = None) -> Run:
-        return characters.run(of(config), config, seed, report, keep)
-
-    def tested(config: Any, theta: Theta, seed: int) -> Curve:
-        return characters.accuracies(config, theta, characters.test_episodes(config, of(config), seed))
-
-    def pixels(config: Any, seed: int) -> Curve:
-        return characters.by_pixels(characters.test_episodes(config, of(config), seed))
-
-    return Lab(configure, characters.network, run, tested, "accuracy", pixels)
-
-
-LABS = {"sine": of_waves, "omniglot": of_characters}
 
 
 # --- How long to train ------------------------------------------------------------------------------
@@ -86,7 +33,7 @@ class _Enough(Exception):
     """Measured for long enough."""
 
 
-def pace(lab: Lab, config: Any) -> float:
+def pace(lab: Lab, name: str, config: Any) -> float:
     """Seconds of an iteration, on this machine as busy as it is: over some seconds, without the first."""
     marks: list[tuple[int, float]] = []
 
@@ -96,7 +43,7 @@ def pace(lab: Lab, config: Any) -> float:
             raise _Enough
 
     with suppress(_Enough):
-        lab.run(replace(config, iterations=1000, test_tasks=1), 0, report)
+        lab.run(name, replace(config, iterations=1000, test_tasks=1), 0, report)
     (first, start), (last, end) = marks[1], marks[-1]
     return (end - start) / (last - first)
 
@@ -104,13 +51,13 @@ def pace(lab: Lab, config: Any) -> float:
 MEASURED = 3.0  # seconds
 
 
-def shortened(lab: Lab, config: Any, minutes: float | None, kept: Path | None) -> Any:
+def shortened(lab: Lab, name: str, config: Any, minutes: float | None, kept: Path | None) -> Any:
     """The config with as many iterations as fit into the minutes, or as its checkpoint has been started with."""
     if kept is not None and kept.is_file():
         return replace(config, iterations=settings_of(kept)["iterations"])
     if minutes is None:
         return config
-    return replace(config, iterations=max(1, min(config.iterations, int(60 * minutes / pace(lab, config)))))
+    return replace(config, iterations=max(1, min(config.iterations, int(60 * minutes / pace(lab, name, config)))))
 
 
 # --- The command ------------------------------------------------------------------------------------
@@ -129,7 +76,7 @@ def plan(paper: Paper, args: Namespace) -> Plan:
         kept = Path(args.resume) / places[seeds[0]] / CHECKPOINT if args.resume else None
         quick = {key: value for key, value in settings.items() if key != "iterations"}  # --quick has its own
         config = lab.configure(True, quick) if args.quick else published[name]
-        configs[name] = shortened(lab, config, args.minutes, kept)
+        configs[name] = shortened(lab, name, config, args.minutes, kept)
         jobs += [_job(lab, name, configs[name], seed, place) for seed, place in places.items()]
 
     def summary(done: list[Run]) -> Result:
@@ -148,7 +95,7 @@ def plan(paper: Paper, args: Namespace) -> Plan:
 
 
 def _job(lab: Lab, name: str, config: Any, seed: int, place: str) -> Job:
-    return Job(name, seed, place, config.iterations, lab.network(config)[0].names, partial(lab.run, config, seed))
+    return Job(name, seed, place, config.iterations, lab.network(config)[0].names, partial(lab.run, name, config, seed))
 
 
 def _told(published: int, trained: list[Run]) -> dict[str, Any]:
@@ -160,26 +107,18 @@ def _told(published: int, trained: list[Run]) -> dict[str, Any]:
 
 
 def _table(lab: Lab, table: papers.Table, trained: dict[str, list[Run]]) -> Result:
-    """{title, rows}: of each row {label, training, test, published, bar, here: a curve over the seeds}."""
-    here = {
-        row.label: over_seeds([_curve(lab, row, run) for run in trained[row.training]], lab.score) for row in table.rows
-    }
-    means = {label: {each["steps"]: each[lab.score] for each in curve} for label, curve in here.items()}
+    """{title, score, rows}: of each row {label, training, …, published, bar, here: a curve over the seeds}."""
+    read = {row.label: [lab.read(row, run) for run in trained[row.training]] for row in table.rows}
+    here = {label: over_seeds(curves, table.score) for label, curves in read.items()}
+    means = {label: {each["steps"]: each[table.score] for each in curve} for label, curve in here.items()}
     return {
         "title": table.title,
+        "score": table.score,
         "rows": [
             {**row._asdict(), "bar": row.bar and _judged(row.bar, row, means), "here": here[row.label]}
             for row in table.rows
         ],
     }
-
-
-def _curve(lab: Lab, row: papers.Row, run: Run) -> Curve:
-    config = replace(run.config, **row.test)
-    if row.read == "pixels":
-        return lab.pixels(config, run.seed)
-    curve = lab.tested(config, run.theta, run.seed) if row.test else run.curve
-    return [each for each in curve if ("method" in each) == (row.read == "together")]
 
 
 def _judged(bar: Bar, row: papers.Row, means: dict[str, dict[int, float]]) -> Result:
@@ -218,7 +157,7 @@ def text(result: Result) -> str:
 def _lines(paper: Paper, table: Result) -> list[list[str]]:
     lines = [["", *(plural(k, "step") for k in paper.steps), "bar"]]
     for row in table["rows"]:
-        here = {each["steps"]: _cell(each) for each in row["here"]}
+        here = {each["steps"]: _cell(each, table["score"]) for each in row["here"]}
         bar = row["bar"]
         judged = f"{bar['said']}: {'met' if bar['met'] else 'missed'}, {bar['worst']:.3f}" if bar else ""
         lines.append([row["label"], *(here.get(k, "") for k in paper.steps), judged])
@@ -227,10 +166,9 @@ def _lines(paper: Paper, table: Result) -> list[list[str]]:
     return lines
 
 
-def _cell(row: Row) -> str:
+def _cell(row: Row, score: str) -> str:
     lost = f" ({row['diverged']} diverged)" * bool(row["diverged"])
-    percent = "accuracy" in row
-    return cell(row["accuracy" if percent else "mse"], row["ci95"], percent) + lost
+    return cell(row[score], row["ci95"], score == "accuracy") + lost
 
 
 SHOWN = "method", "inner_steps", "shots", "alpha", "inner", "outer", "tasks"

@@ -6,7 +6,6 @@ iterations are the paper's.
 
 from typing import Any, NamedTuple
 
-
 PAPER = "the paper"
 
 
@@ -27,12 +26,13 @@ class Row(NamedTuple):
     published: dict[int, str] = {}  # by number of steps
     bar: Bar | None = None
     test: dict[str, Any] = {}  # settings other than in training
-    read: str = ""  # together: all queries in one batch (see `fewshot.accuracies`); pixels: their nearest neighbour
+    read: str = ""  # of characters: what is read from θ, see `labs.READS`
 
 
 class Table(NamedTuple):
     title: str
     rows: list[Row]
+    score: str  # mse; accuracy, in per cent where it is shown; cca; ratio
 
 
 class Paper(NamedTuple):
@@ -67,6 +67,7 @@ def _tested_with(points: int, rate: float, *published: dict[int, str]) -> Table:
             Row("joint training", "joint", joint, bars[1], {**test, "test_alpha": rate}),
             Row("oracle", "oracle", {}, Bar("below", 0, ("MAML", "joint training")), {**test, "test_alpha": 0.0}),
         ],
+        "mse",
     )
 
 
@@ -121,6 +122,7 @@ NICHOL2018 = Paper(
                 Row("Reptile, Adam inside", "adam"),
                 Row("joint training, k = 1", "control", {}, Bar("above", 3, steps=(32,))),
             ],
+            "mse",
         )
     ],
     [
@@ -162,7 +164,7 @@ def _on_characters(name: str, split: str, title: str, differs: list[str]) -> Pap
         row("nearest neighbour, pixels", "maml", {}, read="pixels"),
     ]
     of = "accuracy in per cent (Finn et al. 2017, table 1; Nichol et al. 2018, table 2)"
-    table = Table("Tested with 600 episodes", rows)
+    table = Table("Tested with 600 episodes", rows, "accuracy")
     trainings = {training: {**own, "split": split} for training, own in ON_IMAGES.items()}
     return Paper(
         name,
@@ -181,4 +183,74 @@ DIFFERS: list[str] = []
 OMNIGLOT = _on_characters("omniglot", "finn", "1,200 of all characters to train on, as the papers have it", DIFFERS)
 LAKE = _on_characters("omniglot-lake", "lake", "Lake's split, other alphabets at test", DIFFERS)
 
-PAPERS = {paper.name: paper for paper in (FINN2017, NICHOL2018, OMNIGLOT, LAKE)}
+# --- Raghu et al. 2020 ------------------------------------------------------------------------------
+
+FEATURES = {"split": "finn", "iterations": 30_000, "test_queries": 15, "test_steps": (0, 1)}
+WIDE = {**FEATURES, "ways": 20, "tasks": 4, "test_queries": 5}
+
+RAGHU2020 = Paper(
+    "raghu2020",
+    "rapid learning or feature reuse: freezing, similarity, NIL, ways of training, ANIL's economy",
+    "Raghu et al. 2020, rapid learning or feature reuse, on Omniglot",
+    "https://arxiv.org/abs/1909.09157",
+    "omniglot",
+    (1,),
+    {
+        "maml": {"method": "maml", **FEATURES},
+        "anil": {"method": "anil", **FEATURES},
+        "multitask": {"method": "joint", **FEATURES},
+        "multiclass": {"method": "maml", **FEATURES},
+        "maml 20-way": {"method": "maml", **WIDE},
+        "anil 20-way": {"method": "anil", **WIDE},
+    },
+    [
+        Table(
+            "20-way 1-shot: accuracy (table 2)",
+            [
+                Row("MAML", "maml 20-way", {1: "93.7 ± 0.7"}),
+                Row("ANIL", "anil 20-way", {1: "96.2 ± 0.5"}),
+                Row("NIL: ANIL without its head", "anil 20-way", {1: "96.7 ± 0.3"}, read="nil"),
+            ],
+            "accuracy",
+        ),
+        Table(
+            "5-way 1-shot: accuracy; the paper's is on MiniImageNet (tables 1, 2 and 5)",
+            [
+                Row("MAML", "maml", {1: "46.9 ± 0.2"}),
+                Row(
+                    "MAML, body frozen at test",
+                    "maml",
+                    {1: "46.3 ± 0.4"},
+                    Bar("within", 0.01, ("MAML",)),
+                    read="frozen",
+                ),
+                Row("ANIL", "anil", {1: "46.7 ± 0.4"}, Bar("within", 0.01, ("MAML",))),
+                Row("NIL: MAML without its head", "maml", {1: "48.4 ± 0.3"}, read="nil"),
+                Row("NIL: ANIL without its head", "anil", {1: "48.0 ± 0.7"}, read="nil"),
+                Row("NIL: multiclass training", "multiclass", {1: "39.7 ± 0.3"}, read="nil"),
+                Row("NIL: multitask training", "multitask", {1: "26.5 ± 1.1"}, read="nil"),
+                Row("NIL: random features", "maml", {1: "32.9 ± 0.6"}, read="random features"),
+            ],
+            "accuracy",
+        ),
+        Table(
+            "5-way 1-shot: similarity (CCA) of MAML's layers before and after adaptation; the paper's is a figure",
+            [
+                Row("the body's least similar layer", "maml", {1: "above 0.9"}, Bar("above", 0.9), read="body"),
+                Row("the head", "maml", {1: "below 0.5"}, Bar("below", 0.5), read="head"),
+            ],
+            "cca",
+        ),
+        Table(
+            "MAML's time over ANIL's",
+            [
+                Row("of a training iteration", "maml", {1: "1.7"}, read="economy"),
+                Row("of an adaptation at test", "maml", {1: "4.1"}, read="economy at test"),
+            ],
+            "ratio",
+        ),
+    ],
+    [],
+)
+
+PAPERS = {paper.name: paper for paper in (FINN2017, NICHOL2018, RAGHU2020, OMNIGLOT, LAKE)}

@@ -17,6 +17,7 @@ from refmeta.lab import fewshot, runs
 from refmeta.lab.checkpoint import Keep
 from refmeta.lab.display import Row, cell, plural, table
 from refmeta.lab.fewshot import experiment as characters
+from refmeta.lab.fewshot.images import Images
 from refmeta.lab.reuse import measurements as measure
 from refmeta.lab.runs import Experiment, Job, Options, Plan, Result, Run, progress, whole
 from refmeta.lab.sine import experiment as waves
@@ -98,21 +99,22 @@ def of_images(args: Namespace) -> Study:
     config = configs["maml"]
     images = characters.load(config, args.root)
     characters.check_images(config, images)
-    (net, loss), seen = characters.network(config), config.tasks * config.ways * (config.shots + config.queries)
-
-    def classifier(seed: int, report: Report, keep: Keep | None) -> Run:
-        """Trained on as many images as the others see."""
-        outer, (_, start) = optimiser(config.outer, config.iterations), measure.for_all(net, images.train, seed)
-        kept = characters.resumable_on(images, keep, "multiclass", config, seed)(start, outer)
-        more = {"report": report, "checkpoint": kept}
-        _, theta = measure.multiclass(net, images.train, seen, config.iterations, outer, seed, **more)
-        return Run(config, seed, theta, [], [], 0.0, "multiclass")
-
+    net, loss = characters.network(config)
     trained: dict[str, Training] = {name: partial(characters.run, images, each) for name, each in configs.items()}
     tasks, untrained = partial(characters.test_episodes, config, images), partial(characters.initial, config)
     nets = {**dict.fromkeys(REGIMES, net), "multiclass": replace(net, classes=len(images.train))}
-    every = {**trained, "multiclass": classifier}
-    return Study(configs, every, net, measure.centred(net), loss, accuracy(net), tasks, nets, untrained)
+    trained["multiclass"] = partial(classified, images, config)
+    return Study(configs, trained, net, measure.centred(net), loss, accuracy(net), tasks, nets, untrained)
+
+
+def classified(images: Images, config: Any, seed: int, report: Report, keep: Keep | None = None) -> Run:
+    """The training of an ordinary classifier, on as many images as the config's tasks have."""
+    (net, _), seen = characters.network(config), config.tasks * config.ways * (config.shots + config.queries)
+    outer, (_, start) = optimiser(config.outer, config.iterations), measure.for_all(net, images.train, seed)
+    kept, began = characters.resumable_on(images, keep, "multiclass", config, seed)(start, outer), perf_counter()
+    more = {"report": report, "checkpoint": kept}
+    _, theta = measure.multiclass(net, images.train, seen, config.iterations, outer, seed, **more)
+    return Run(config, seed, theta, [], [], perf_counter() - began, "multiclass")
 
 
 def plan(args: Namespace) -> Plan:

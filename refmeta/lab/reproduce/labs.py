@@ -1,0 +1,175 @@
+"""How the papers' trainings are run, and how each row of their tables is read from a trained θ."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refmeta import algorithms
+from refmeta.fast import recorded, stacked
+from refmeta.lab.display import Curve
+from refmeta.lab.fewshot import experiment as characters
+from refmeta.lab.fewshot.images import Images
+from refmeta.lab.reproduce.papers import Row
+from refmeta.lab.reuse import experiment as reuse
+from refmeta.lab.reuse import measurements as measure
+from refmeta.lab.runs import Run, test_alpha
+from refmeta.lab.sine import experiment as waves
+from refmeta.lab.training import trajectory_of_head
+from refmeta.models import accuracy
+from refmeta.trees import Tasks
+
+
+class Lab(NamedTuple):
+    """An experiment, as all of its trainings use it."""
+
+    configure: Callable[[bool, dict[str, Any]], Any]  # (quick, a training's settings) -> Config
+    network: Callable[[Any], Any]
+    run: Callable[..., Run]  # (the training's name, config, seed, report, keep)
+    read: Callable[[Row, Run], Curve]  # what a row of the table says of a run
+
+
+def of_waves(args: Namespace) -> Lab:
+    def configure(quick: bool, settings: dict[str, Any]) -> waves.Config:
+        own = {name: value for name, value in settings.items() if name not in ("preset", "method")}
+        return waves.configure(settings["method"], settings["preset"], quick, own)
+
+    def run(name: str, *given: Any) -> Run:
+        return waves.run(*given)
+
+    def read(row: Row, run: Run) -> Curve:
+        return waves.tested(replace(run.config, **row.test), run.theta, run.seed) if row.test else run.curve
+
+    return Lab(configure, waves.network, run, read)
+
+
+def of_characters(args: Namespace) -> Lab:
+    @cache
+    def of_split(split: str, size: int) -> Images:
+        return characters.load(characters.Config(data="omniglot", split=split, size=size), args.root)
+
+    def of(config: Any) -> Images:
+        return of_split(config.split, config.size)
+
+    def configure(quick: bool, settings: dict[str, Any]) -> characters.Config:
+        own = {name: value for name, value in settings.items() if name != "method"}
+        config = characters.configure(settings["method"], quick, {"data": "omniglot", **own})
+        characters.check_images(config, of(config))
+        return config
+
+    def run(name: str, config: Any, *given: Any) -> Run:
+        train = reuse.classified if name == "multiclass" else characters.run
+        return train(of(config), config, *given)
+
+    def read(row: Row, run: Run) -> Curve:
+        if row.read in ("", TOGETHER):
+            return [each for each in run.curve if ("method" in each) == bool(row.read)]
+        return READS[row.read](of(run.config), run)
+
+    return Lab(configure, characters.network, run, read)
+
+
+LABS = {"sine": of_waves, "omniglot": of_characters}
+
+
+# --- What can be read from a θ trained on characters -------------------------------------------------
+
+TOGETHER = "together"  # all queries in one batch, see `fewshot.accuracies`
+ALIKE = 50  # episodes that a similarity is a mean over
+
+
+def _episodes(images: Images, run: Run) -> Tasks:
+    return characters.test_episodes(run.config, images, run.seed)
+
+
+def _row(run: Run, row: dict[str, Any], score: str = "accuracy") -> Curve:
+    kept = {score if key == "mean" else key: row[key] for key in ("mean", "ci95", "diverged")}
+    return [{"steps": max(run.config.test_steps), **kept}]
+
+
+def pixels(images: Images, run: Run) -> Curve:
+    """The nearest neighbour's accuracy, without a network."""
+    return characters.by_pixels(_episodes(images, run))
+
+
+def frozen(images: Images, run: Run) -> Curve:
+    """The accuracy with the body frozen at test."""
+    net, loss = characters.network(run.config)
+    tasks, alpha = _episodes(images, run), test_alpha(run.config)
+    return _row(run, measure.frozen(loss, run.theta, tasks, alpha, accuracy(net))[-2])
+
+
+def nil(images: Images, run: Run) -> Curve:
+    """The accuracy without a head; the net that was trained to tell all classes apart has a wide one."""
+    net, classes = characters.network(run.config)[0], run.theta[-1].size
+    return _row(run, measure.regimes({"": (replace(net, classes=classes), run.theta)}, _episodes(images, run))[0])
+
+
+def random_features(images: Images, run: Run) -> Curve:
+    """`nil` of the θ before training."""
+    return nil(images, run._replace(theta=characters.initial(run.config, run.seed)))
+
+
+def _alike(images: Images, run: Run) -> list[dict[str, Any]]:
+    net, loss = characters.network(run.config)
+    tasks = _episodes(images, run)[:ALIKE]
+    return [
+        row["cca"] for row in measure.similarity(measure.centred(net), loss, run.theta, tasks, test_alpha(run.config))
+    ]
+
+
+def body(images: Images, run: Run) -> Curve:
+    """The CCA before and after adaptation of the layer of the body that changes most."""
+    return _row(run, min(_alike(images, run)[:-1], key=lambda row: row["mean"]), "cca")
+
+
+def head(images: Images, run: Run) -> Curve:
+    """The CCA of the head's logits before and after adaptation."""
+    return _row(run, _alike(images, run)[-1], "cca")
+
+
+def economy(images: Images, run: Run) -> Curve:
+    """MAML's time over ANIL's, of an outer step's gradient."""
+    config, (_, loss), rng = run.config, characters.network(run.config), np.random.default_rng(0)
+    shape = config.ways, config.shots, config.queries, config.inner_steps
+    tasks = [characters.episode(rng, images.train, *shape) for _ in range(config.tasks)]
+    both = (recorded(stacked(each)) for each in (algorithms.maml, algorithms.anil))
+    return _ratio(run, *((lambda f=f: f(loss, run.theta, tasks, config.alpha)) for f in both))
+
+
+def economy_at_test(images: Images, run: Run) -> Curve:
+    """MAML's time over ANIL's, of adapting to one episode."""
+    supports, _ = _episodes(images, run)[0]
+    both = (recorded(each) for each in (algorithms.trajectory, trajectory_of_head(2)))
+    loss = characters.network(run.config)[1]
+    return _ratio(run, *((lambda f=f: f(loss, run.theta, supports, run.config.alpha)) for f in both))
+
+
+def _ratio(run: Run, one: Callable[[], Any], other: Callable[[], Any]) -> Curve:
+    """The median over pairs of calls, side by side, of the times' ratio."""
+
+    def seconds(call: Callable[[], Any]) -> float:
+        start = perf_counter()
+        call()
+        return perf_counter() - start
+
+    ratios = [seconds(one) / seconds(other) for _ in range(PAIRS)][PAIRS // 4 :]  # without the first, which record
+    return _row(run, {"mean": median(ratios), "ci95": 0.0, "diverged": 0}, "ratio")
+
+
+PAIRS = 40
+READS = {
+    "pixels": pixels,
+    "frozen": frozen,
+    "nil": nil,
+    "random features": random_features,
+    "body": body,
+    "head": head,
+    "economy": economy,
+    "economy at test": economy_at_test,
+}
