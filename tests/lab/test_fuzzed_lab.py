@@ -26,7 +26,8 @@ from test_sweep import sealed
 
 from refmeta.__main__ import main
 from refmeta.lab import checkpoint, fewshot, files, geometry, sweep
-from refmeta.lab.fewshot.images import glyphs, omniglot
+from refmeta.lab.fewshot.drawings import omniglot
+from refmeta.lab.fewshot.images import glyphs
 from refmeta.lab.files import new_folder
 from refmeta.lab.sine import Config
 from refmeta.lab.sweep.experiment import name_of, read, table
