@@ -123,7 +123,7 @@ def test_a_run_is_determined_by_its_seed_and_stays_float32():
 def test_accuracies_are_those_of_one_episode_after_another(method, adapt):
     config = quick(method, test_tasks=23, test_steps=(0, 3))
     net, loss = network(config)
-    theta, tasks = initial(config, 0), episodes_to_test_on(config, DRAWN, 0)
+    theta, tasks = initial(config, 0), list(episodes_to_test_on(config, DRAWN, 0))
     shares = []
     for supports, (x, labels) in tasks:
         phis = adapt(loss, theta, supports, config.alpha)
@@ -157,7 +157,7 @@ def test_nearest_neighbour_takes_the_smallest_angle():
 def test_baselines_stand_on_the_same_episodes():
     config = quick()
     beside = baselines(config, DRAWN, 0)
-    tasks = episodes_to_test_on(config, DRAWN, 0)
+    tasks = list(episodes_to_test_on(config, DRAWN, 0))
     assert beside["nearest neighbour"][0]["accuracy"] == pytest.approx(np.mean([nearest_neighbour(t) for t in tasks]))
     assert beside["untrained"] == accuracies(config, initial(config, 0), tasks)
 

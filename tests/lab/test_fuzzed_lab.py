@@ -12,12 +12,13 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import PARTS, drawing, members, png, zipped
+from archives import PARTS, drawing, members, png, unpacked, zipped
 from hypothesis import given
 from hypothesis import strategies as st
 from spoiling import CASES, damaged, fuzzed, spoilt, tried
@@ -26,7 +27,8 @@ from test_sweep import sealed
 
 from refmeta.__main__ import main
 from refmeta.lab import checkpoint, fewshot, files, geometry, sweep
-from refmeta.lab.fewshot.images import glyphs, omniglot
+from refmeta.lab.fewshot.drawings import omniglot
+from refmeta.lab.fewshot.images import glyphs
 from refmeta.lab.files import new_folder
 from refmeta.lab.sine import Config
 from refmeta.lab.sweep.experiment import name_of, read, table
@@ -131,6 +133,24 @@ def test_a_damaged_cache_of_images_is_made_anew(archive, data):
     assert drawings(read) == known
 
 
+@fuzzed
+@given(data=st.data())
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM"])
+def test_a_folder_with_a_damaged_image_is_refused_or_read(form, data):
+    image = pytest.importorskip("PIL.Image", reason="images need the extra images")
+    pixels = np.arange(20 * 16 * 3).reshape(20, 16, 3).astype(np.uint8)
+    image.fromarray(pixels).save(file := io.BytesIO(), form)
+    bad = data.draw(damaged(file.getvalue()))
+    with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pillow warns of much that it can read
+        patch.setenv("XDG_CACHE_HOME", str(Path(root, "cache")))
+        for place in ("train/a", "train/b", "test/c", "test/d"):
+            unpacked(Path(root), {f"{place}/0.png": file.getvalue()})
+        unpacked(Path(root), {"test/d/1.png": bad})
+        read = tried(f"folder with a {form}", lambda: fewshot.folder(root, 8), ValueError)
+        assert read is None or [images.shape for images in read.test] == [(1, 8, 8, 3), (2, 8, 8, 3)]
+
+
 # --- Checkpoints ---
 
 
@@ -212,7 +232,9 @@ WORD = st.one_of(
     st.floats().map(str),
     st.sampled_from(["", "-", "--", "-1", "0", "1", "2", "nan", "inf", "1e400", "9" * 5000, "0-9999999999", "4-0"])
     | st.sampled_from(["0--1", "maml", "all", "adam:0.1:linear", "sgd:", ":", ",", "1,2,", "8,8", "\0", "\ud800", "/"])
-    | st.sampled_from(["omniglot", "glyphs", "sine", "refmeta:maml", "'", "list", "show", "--help", "1000000000000"]),
+    | st.sampled_from(
+        ["omniglot", "folder", "glyphs", "sine", "refmeta:maml", "'", "list", "show", "--help", "1000000000000"]
+    ),
 ).filter(lambda word: not word.startswith("/") and ".." not in word)  # nothing is to be written outside
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from archives import PARTS, drawing, header, members, png, unpacked, zipped
 
-from refmeta.lab.fewshot import images
-from refmeta.lab.fewshot.images import episode, glyphs, nearest_neighbour, omniglot
+from refmeta.lab.fewshot import drawings, stored
+from refmeta.lab.fewshot.drawings import omniglot
+from refmeta.lab.fewshot.images import episode, glyphs, nearest_neighbour
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +123,7 @@ def test_other_archives_other_sizes_and_other_versions_are_decoded_anew(root, ca
     first = next(iter(members(PARTS[1])))
     zipped(root / f"{PARTS[1]}.zip", {**members(PARTS[1]), first: drawing(99)})
     assert not np.array_equal(omniglot(root, 14).test[0], one.test[0])
-    monkeypatch.setattr(images, "CACHE_VERSION", 0)
+    monkeypatch.setattr(stored, "CACHE_VERSION", 0)
     omniglot(root, 14)
     assert len(list(cache.iterdir())) == 4
 
@@ -293,14 +294,14 @@ def test_no_more_is_read_than_was_listed(root, monkeypatch):
     """What grows meanwhile may have no end: here from nothing to a whole drawing."""
     missing(root)
     unpacked(root, {**members(PARTS[1]), GOOD_NAME: b""})
-    checked = images._check_listing
+    checked = drawings._check_listing
 
     def grow(where, part, stamps):
         if part == PARTS[1]:
             unpacked(root, {GOOD_NAME: drawing(0)})
         checked(where, part, stamps)
 
-    monkeypatch.setattr(images, "_check_listing", grow)
+    monkeypatch.setattr(drawings, "_check_listing", grow)
     with pytest.raises(ValueError, match=r"0001_09.png': expected a PNG .*; got: cannot identify"):
         omniglot(root, 14)
 
@@ -332,13 +333,13 @@ def test_a_number_for_a_size_and_a_file_for_a_folder_are_refused(root):
 
 
 def test_too_many_members_are_refused(root, monkeypatch):
-    monkeypatch.setattr(images, "MOST_MEMBERS", 11)
+    monkeypatch.setattr(drawings, "MOST_MEMBERS", 11)
     with pytest.raises(ValueError, match="12 images; expected 1 … 11"):
         omniglot(root, 14)
 
 
 def test_an_archive_far_too_large_is_refused_unopened(root, monkeypatch):
-    monkeypatch.setattr(images, "LARGEST_ARCHIVE", 100)
+    monkeypatch.setattr(drawings, "LARGEST_ARCHIVE", 100)
     with pytest.raises(ValueError, match="more than 100 bytes"):
         omniglot(root, 14)
 

@@ -1,11 +1,12 @@
-"""Meta-train a small network to tell N characters apart from K examples of each, their labels permuted in every
-episode, and test it on characters it has not seen.
+"""Meta-train a small network to tell N classes of images apart from K examples of each, their labels permuted in every
+episode, and test it on classes it has not seen: characters, or any images.
 """
 
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
+from itertools import chain, islice
 from time import perf_counter
 from typing import Any
 
@@ -15,7 +16,9 @@ from refmeta.fast import recorded, stacked
 from refmeta.lab import runs
 from refmeta.lab.checkpoint import Keep, resumable
 from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over, plural
-from refmeta.lab.fewshot.images import SOURCE, SPLITS, Images, episode, glyphs, minibatches, nearest_neighbour, omniglot
+from refmeta.lab.fewshot.drawings import SOURCE, SPLITS, omniglot
+from refmeta.lab.fewshot.images import Images, Task, episode, glyphs, minibatches, nearest_neighbour
+from refmeta.lab.fewshot.photographs import LAYOUT, folder
 from refmeta.lab.runs import Plan, Result, Run, option, whole
 from refmeta.lab.training import (
     INNER,
@@ -50,12 +53,19 @@ SPLIT = "of omniglot: lake's own, other alphabets at test, or finn's, 1200 and 4
 STEPS = "numbers of inner steps to test after (default: 0,1,5,10)"
 
 
+# What --root names, by data.
+HOLDS = {
+    "omniglot": f"the folder that holds images_background.zip and images_evaluation.zip; they are at {SOURCE}",
+    "folder": f"the folder that holds {LAYOUT}",
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that determines a run, but for its seed and the images."""
 
     method: str = option("maml", "default: {}", default="maml", choices=[*METHODS, "all"])
-    data: str = option("glyphs", "default: {}, invented here", choices=["glyphs", "omniglot", "folder"])
+    data: str = option("glyphs", "default: {}, invented here", choices=["glyphs", *HOLDS])
     split: str = option("lake", SPLIT, choices=list(SPLITS))
     ways: int = option(5, "classes of an episode (default: {})", type=whole(2), metavar="N")
     shots: int = option(1, "images of each to adapt to (default: {})", type=whole(1), metavar="K")
@@ -82,7 +92,8 @@ class Config:
 QUICKLY: dict[str, Any] = {"iterations": 150, "tasks": 4, "filters": (8, 8), "size": 14, "test_tasks": 60}
 # One inner step of Reptile would be joint training, so Reptile has defaults of its own.
 OWN = {"reptile": {"inner_steps": 5, "alpha": 0.2, "outer": "sgd:1:linear", "tasks": 8}}
-ROOT = {"metavar": "DIR", "help": "the folder with Omniglot's two archives, or both unpacked"}
+ARCHIVES = "the folder with Omniglot's two archives, or both unpacked"
+ROOT = {"metavar": "DIR", "help": f"{ARCHIVES}; or with your images: train/CLASS/*.jpg, test/CLASS/*.jpg"}
 options: runs.Options = {"root": ROOT, "quick": runs.QUICK, **runs.options_of(Config)}
 
 
@@ -102,15 +113,22 @@ def configure(method: str, quick: bool, explicit: dict[str, Any]) -> Config:
 
 
 def load(config: Config, root: str | None) -> Images:
-    """The images of a config's data. ValueError: a folder too few or too many, or an error of `omniglot`."""
+    """The images of a config's data. ValueError: a folder too few or too many; as `omniglot` and `folder`."""
     if config.data == "glyphs" and root is not None:
-        raise ValueError(f"--root {root}: only --data omniglot reads it")
+        raise ValueError(f"--root {root}: only --data {' and '.join(HOLDS)} read it")
     if config.data != "omniglot" and config.split != Config.split:
         raise ValueError(f"split {config.split}: only --data omniglot has it")
-    if config.data == "omniglot" and root is None:
-        archives = "the folder that holds images_background.zip and images_evaluation.zip"
-        raise ValueError(f"--data omniglot: name with --root {archives}; they are at {SOURCE}")
-    return glyphs(config.size) if root is None else omniglot(root, config.size, split=config.split)
+    if root is None:
+        if config.data in HOLDS:
+            raise ValueError(f"--data {config.data}: name with --root {HOLDS[config.data]}")
+        return glyphs(config.size)
+    return folder(root, config.size) if config.data == "folder" else omniglot(root, config.size, split=config.split)
+
+
+def fitted(config: Config, images: Images) -> Config:
+    """The config with the channels of the images. ValueError: see `check_images`."""
+    check_images(config, images)
+    return replace(config, channels=images.train[0].shape[-1])
 
 
 def check_images(config: Config, images: Images) -> None:
@@ -133,7 +151,7 @@ def check_images(config: Config, images: Images) -> None:
 
 
 class FlatMLP(MLP):
-    """An MLP of images (…, n, h, w, 1), each a row of its pixels."""
+    """An MLP of images (…, n, h, w, channels), each a row of its pixels."""
 
     def layers(self, theta: Theta, x: Array) -> list[Array]:
         return super().layers(theta, x.reshape(*x.shape[:-3], -1))
@@ -185,18 +203,21 @@ def resumable_on(
     return partial(resumable, keep, {**settings, "images": images.fingerprint()} if keep else settings)
 
 
-def test_episodes(config: Config, images: Images, seed: int) -> Tasks:
-    """The episodes of unseen classes that every method of a seed is tested on."""
+def test_episodes(config: Config, images: Images, seed: int) -> Iterator[Task]:
+    """The episodes of unseen classes that every method of a seed is tested on.
+
+    They are drawn one by one: 600 of 30 colour images of 84 × 84 pixels would take 1.5 GB.
+    """
     streams = (np.random.default_rng([seed, 2**33, i]) for i in range(config.test_tasks))
     steps = max(config.test_steps)
     shape = config.ways, config.test_shots or config.shots, config.test_queries, steps
-    return [episode(rng, images.test, *shape) for rng in streams]
+    return (episode(rng, images.test, *shape) for rng in streams)
 
 
 TOGETHER = 20  # episodes adapted at once: more take memory, and are no faster
 
 
-def accuracies(config: Config, theta: Theta, tasks: Tasks) -> Curve:
+def accuracies(config: Config, theta: Theta, tasks: Iterable[Task]) -> Curve:
     """Adapt θ to each episode: a row {steps, accuracy, median, ci95, diverged} for each of `test_steps`.
 
     An episode whose logits are not finite has diverged, and is left out of the mean, as in `summary`. With batch
@@ -205,11 +226,10 @@ def accuracies(config: Config, theta: Theta, tasks: Tasks) -> Curve:
     """
     (net, loss), trajectory = network(config), recorded(method_of(config).trajectory)
     ways: list[Ask] = [_one_by_one, _together] if config.norm == "batch" else [_together]
-    scores = []  # (ways, steps, tasks)
+    scores, alpha, left = [], runs.test_alpha(config), iter(tasks)  # scores: (ways, steps, tasks)
+    some = (adapted(loss, theta, part, alpha, trajectory) for part in iter(lambda: list(islice(left, TOGETHER)), []))
     with np.errstate(over="ignore", invalid="ignore"):
-        for part, phis, supports, (x, labels) in adapted(
-            loss, theta, tasks, runs.test_alpha(config), trajectory, TOGETHER
-        ):
+        for part, phis, supports, (x, labels) in chain.from_iterable(some):
             asked = [[ask(net, phis[k], supports[-1][0], x) for k in config.test_steps] for ask in ways]
             logits = np.array(asked)  # (ways, steps, [tasks,] n, classes)
             hits = np.where(np.isfinite(logits).all((-2, -1)), (logits.argmax(-1) == labels).mean(-1), np.nan)
@@ -240,17 +260,18 @@ def _row(steps: int, scores: Sequence[float], **more: Any) -> Row:
     return {**more, "steps": steps, **row}
 
 
-def by_pixels(tasks: Tasks) -> Curve:
+def by_pixels(tasks: Iterable[Task]) -> Curve:
     """The curve of the nearest neighbour, which takes no step."""
     return [_row(0, [nearest_neighbour(task) for task in tasks])]
 
 
 def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
     """Curves on the same episodes: cosine nearest neighbour on pixels, and θ before training, adapted with this α."""
-    tasks = test_episodes(config, images, seed)
     return {
-        "nearest neighbour": by_pixels(tasks),
-        "untrained": accuracies(config, initial(config, seed), tasks)[: len(config.test_steps)],
+        "nearest neighbour": by_pixels(test_episodes(config, images, seed)),
+        "untrained": accuracies(config, initial(config, seed), test_episodes(config, images, seed))[
+            : len(config.test_steps)
+        ],
     }
 
 
@@ -261,8 +282,7 @@ def plan(args: Namespace) -> Plan:
     """The runs of a command: every method asked for, all beside the baselines of the first."""
     configs = [configure(name, args.quick, runs.given(args, Config)) for name in runs.asked(args)]
     images = load(configs[0], args.root)
-    for config in configs:
-        check_images(config, images)
+    configs = [fitted(config, images) for config in configs]
     beside = cache(partial(baselines, configs[0], images))
     compared = runs.compared("fewshot", args.method, "accuracy", args, configs, network, partial(run, images))
 
@@ -296,6 +316,6 @@ def text(result: Result) -> str:
     )
 
 
-HELP = "meta-train on characters and classify unseen ones from a few examples"
+HELP = "meta-train on classes of images and tell unseen ones apart from a few examples"
 FIGURES, FOLDER = ["episode.png", "curves.png"], "runs/fewshot-METHOD-SEED"
 FEWSHOT = runs.Experiment("fewshot", HELP, str(__doc__), options, plan, text, FIGURES, FOLDER)

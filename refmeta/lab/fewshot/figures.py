@@ -30,10 +30,11 @@ def episode(path: Path, runs: Sequence[Run], images: Images) -> None:
     """The first test episode, a row for each class: its support, and its queries with the network's guesses,
     before adapting (the first run) and after as many steps as in training (every run)."""
     config = runs[0].config
-    (support, *_), (x, labels) = test_episodes(config, images, runs[0].seed)[0]
+    (support, *_), (x, labels) = next(test_episodes(config, images, runs[0].seed))
     most = SHOTS if len(runs) < 3 else 3
     ways, shots, queries = min(config.ways, WAYS), min(config.shots, SHOTS), min(config.test_queries, most)
-    pictures, asked = (a.reshape(config.ways, -1, *a.shape[1:3]) for a in (support[0], x))
+    shown = (a if config.data == "folder" else 0.95 * (1 - a) for a in (support[0], x))  # ink is black on a grey tile
+    pictures, asked = (a.reshape(config.ways, -1, *a.shape[1:]) for a in shown)
     wide = TILE * (shots + queries * (1 + len(runs))) + 0.25 * (1 + len(runs)) + 0.4
     figure = Figure(figsize=(wide, TILE * ways + 0.9), layout="constrained")
     axes = figure.subplots(1, 2 + len(runs), width_ratios=[shots] + [queries] * (1 + len(runs)))
@@ -63,7 +64,7 @@ def _guesses(run: Run, supports: Supports, x: Array) -> Array:
 def _tiles(axis: Any, pictures: Array) -> None:
     for r, c in np.ndindex(pictures.shape[:2]):
         box = (c - 0.47, c + 0.47, r + 0.47, r - 0.47)
-        axis.imshow(0.95 * (1 - pictures[r, c]), cmap="gray", vmin=0, vmax=1, extent=box)
+        axis.imshow(pictures[r, c], cmap="gray", vmin=0, vmax=1, extent=box)
     axis.set(xlim=(-0.5, pictures.shape[1] - 0.5), ylim=(len(pictures) - 0.5, -0.5), xticks=[])
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)

@@ -14,7 +14,7 @@ from refmeta import algorithms
 from refmeta.fast import recorded, stacked
 from refmeta.lab.display import Curve
 from refmeta.lab.fewshot import experiment as characters
-from refmeta.lab.fewshot.images import Images
+from refmeta.lab.fewshot.images import Images, episode
 from refmeta.lab.reproduce.papers import Row
 from refmeta.lab.reuse import experiment as reuse
 from refmeta.lab.reuse import measurements as measure
@@ -84,7 +84,7 @@ ALIKE = 50  # episodes that a similarity is a mean over
 
 
 def _episodes(images: Images, run: Run) -> Tasks:
-    return characters.test_episodes(run.config, images, run.seed)
+    return list(characters.test_episodes(run.config, images, run.seed))
 
 
 def _row(run: Run, row: dict[str, Any], score: str = "accuracy") -> Curve:
@@ -137,7 +137,7 @@ def economy(images: Images, run: Run) -> Curve:
     """MAML's time over ANIL's, of an outer step's gradient."""
     config, (_, loss), rng = run.config, characters.network(run.config), np.random.default_rng(0)
     shape = config.ways, config.shots, config.queries, config.inner_steps
-    tasks = [characters.episode(rng, images.train, *shape) for _ in range(config.tasks)]
+    tasks = [episode(rng, images.train, *shape) for _ in range(config.tasks)]
     both = (recorded(stacked(each)) for each in (algorithms.maml, algorithms.anil))
     return _ratio(run, *((lambda f=f: f(loss, run.theta, tasks, config.alpha)) for f in both))
 

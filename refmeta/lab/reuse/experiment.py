@@ -43,7 +43,7 @@ PAIRS = "maml–maml", "anil–anil", "anil–maml"
 SEEDS = {"cca": ("0.51", "0.51", "0.50"), "cka": ("0.83", "0.86", "0.83")}  # of the PAIRS
 
 options: Options = {
-    "data": {"choices": ["glyphs", "omniglot", "sine"], "default": "glyphs", "help": "default: glyphs"},
+    "data": {"choices": ["glyphs", "omniglot", "folder", "sine"], "default": "glyphs", "help": "default: glyphs"},
     "root": fewshot.options["root"],
     "seeds": {"default": "0-1", "metavar": "A-B", "help": "two or more (default: 0-1)"},
     "iterations": {"type": whole(1), "metavar": "N", "help": "outer steps of each training"},
@@ -82,7 +82,7 @@ class Study(NamedTuple):
 def of_waves(args: Namespace) -> Study:
     """MAML and ANIL on sine waves. ValueError: an option that is impossible, or for images only."""
     if args.ways is not None:
-        raise ValueError("--ways: waves have no classes; it is for glyphs and omniglot")
+        raise ValueError("--ways: waves have no classes; it is for images")
     explicit = {**runs.given(args, waves.Config), "test_steps": (0, args.steps)}
     configs = {name: waves.configure(name, None, args.quick, explicit) for name in ("maml", "anil")}
     trainings = {name: partial(waves.run, config) for name, config in configs.items()}
@@ -91,17 +91,21 @@ def of_waves(args: Namespace) -> Study:
 
 
 def of_images(args: Namespace) -> Study:
-    """The four ways of training on characters. ValueError: an option that is impossible."""
+    """The four ways of training on images. ValueError: an option that is impossible."""
     explicit = {**IMAGES, **runs.given(args, characters.Config), "test_steps": (0, args.steps)}
     # The paper's multitask training has one head for all tasks, as joint training has.
     methods = {"maml": "maml", "anil": "anil", "multitask": "joint"}
     configs = {name: characters.configure(method, args.quick, explicit) for name, method in methods.items()}
+    images = characters.load(configs["maml"], args.root)
+    configs = {name: characters.fitted(each, images) for name, each in configs.items()}
     config = configs["maml"]
-    images = characters.load(config, args.root)
-    characters.check_images(config, images)
     net, loss = characters.network(config)
     trained: dict[str, Training] = {name: partial(characters.run, images, each) for name, each in configs.items()}
-    tasks, untrained = partial(characters.test_episodes, config, images), partial(characters.initial, config)
+    untrained = partial(characters.initial, config)
+
+    def tasks(seed: int) -> Tasks:
+        return list(characters.test_episodes(config, images, seed))
+
     nets = {**dict.fromkeys(REGIMES, net), "multiclass": replace(net, classes=len(images.train))}
     trained["multiclass"] = partial(classified, images, config)
     return Study(configs, trained, net, measure.centred(net), loss, accuracy(net), tasks, nets, untrained)

@@ -14,6 +14,7 @@ import numpy as np
 from refmeta import algorithms
 from refmeta.checks import check_alpha, check_head, check_tasks, check_theta
 from refmeta.fast import recorded
+from refmeta.lab.fewshot.images import as_float
 from refmeta.lab.training import Step, summary, train, trajectory_of_head
 from refmeta.models import MLP, ConvNet, cross_entropy, one_hot, softmax
 from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, axpy, dot
@@ -214,14 +215,14 @@ def multiclass(
 
         θ ← outer(θ, ∇ cross-entropy of `examples` images, each of any class)             Raghu et al. 2020, table 5
 
-    classes: arrays (examples, h, w, channels), as `refmeta.lab.fewshot` has them.
+    classes: arrays (examples, h, w, channels), as `refmeta.lab.fewshot` has them: float, or uint8, see `as_float`.
     more: `train`'s report and checkpoint; it starts at the θ of `for_all`. ValueError: no classes; as `train`.
     """
     wide, theta = for_all(net, classes, seed)
 
     def sample(rng: np.random.Generator) -> Tasks:
         labels = rng.integers(len(classes), size=examples)
-        return [([], (np.stack([classes[c][rng.integers(len(classes[c]))] for c in labels]), labels))]
+        return [([], (as_float(np.stack([classes[c][rng.integers(len(classes[c]))] for c in labels])), labels))]
 
     joint, loss = recorded(algorithms.joint), cross_entropy(wide)
     return wide, train(joint, loss, theta, sample, 0.0, iterations, outer, seed, **more)[0]
@@ -232,7 +233,7 @@ def for_all(net: ConvNet, classes: Sequence[Array], seed: int) -> tuple[ConvNet,
     if not classes:
         raise ValueError("classes: expected at least one array of images, got none")
     wide = replace(net, classes=len(classes))
-    return wide, wide.init(np.random.default_rng([seed, 2**32]), dtype=classes[0].dtype)
+    return wide, wide.init(np.random.default_rng([seed, 2**32]), dtype=as_float(classes[0][:1]).dtype)
 
 
 # --- What they share --------------------------------------------------------------------------------

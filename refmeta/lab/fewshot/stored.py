@@ -1,0 +1,78 @@
+"""Images that are stored in files: which there are, their pixels, and a cache of these."""
+
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refmeta.lab.files import regular, save_arrays
+from refmeta.trees import Array
+
+CACHE_VERSION = 2
+
+
+class Part(NamedTuple):
+    """The images to train on or to test on: where they are, {name: (size, checksum or time)}, the reader of one."""
+
+    where: Path
+    stamps: dict[str, tuple[int, int]]
+    read: Callable[[str], bytes]
+
+
+def of_files(where: Path, root: Path, paths: Iterable[Path]) -> Part:
+    """The files, by their names below root. ValueError: one is no regular file."""
+    files = {path.relative_to(root).as_posix(): regular(path).stat() for path in paths}
+    stamps = {key: (status.st_size, status.st_mtime_ns) for key, status in files.items()}
+    # No more than was listed: what grows as it is read may have no end.
+    return Part(where, stamps, lambda key: np.fromfile(root / key, np.uint8, stamps[key][0]).tobytes())
+
+
+def check_apart(root: Path, train: Iterable[str], test: Iterable[str]) -> None:
+    """ValueError: a name is in both."""
+    if both := {*train} & {*test}:
+        raise ValueError(f"{root}: {', '.join(sorted(both))} in both parts: training and test classes must differ")
+
+
+def cached(name: str, parts: Sequence[Part], size: int, decoded: Callable[[], list[Array]]) -> list[Array]:
+    """The images of each part in the order of their names, uint8 (n, size, size, channels): from the cache, or decoded.
+
+    They are kept in $XDG_CACHE_HOME/refmeta (~/.cache/refmeta), for each content of the parts and each size; a
+    damaged file there is made anew, and where none can be written, every call decodes.
+    """
+    key = CACHE_VERSION, size, [sorted(part.stamps.items()) for part in parts]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "refmeta")
+    cache = folder / f"{name}-{size}-{sha256(repr(key).encode()).hexdigest()[:16]}.npz"
+    with suppress(Exception):  # none yet, or zipfile's and NumPy's many errors on a damaged one
+        with open(regular(cache), "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            pixels = [file[part.where.stem] for part in parts]
+        shapes = [(len(part.stamps), size, size, pixels[0].shape[-1]) for part in parts]
+        if [(p.shape, p.dtype) for p in pixels] == [(shape, np.uint8) for shape in shapes]:
+            return pixels
+    pixels = decoded()
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_arrays(cache, {part.where.stem: each for part, each in zip(parts, pixels, strict=True)})
+    return pixels
+
+
+def opened(part: Part, name: str, formats: list[str], pixels: Callable[[Any], Array], expected: str) -> Array:
+    """pixels(pillow's image) of one image. ValueError: no pillow, no such image; `expected` says which it should be."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ValueError("images need pillow: pip install 'refmeta[images]'") from None
+    try:
+        return pixels(Image.open(io.BytesIO(part.read(name)), formats=formats))
+    except Exception as error:  # pillow, zipfile and zlib have a dozen kinds for damage
+        raise ValueError(f"{part.where}: image {name!r}: expected {expected.format(error)}") from error
+
+
+def by_class(part: Part, pixels: Array) -> list[Array]:
+    """The pixels of each class: of the images whose names differ behind the last / alone."""
+    names = [name.rpartition("/")[0] for name in sorted(part.stamps)]
+    return np.split(pixels, [i for i in range(1, len(names)) if names[i] != names[i - 1]])
