@@ -123,7 +123,7 @@ def _table(lab: Lab, table: papers.Table, trained: dict[str, list[Run]]) -> Resu
 
 def _judged(bar: Bar, row: papers.Row, means: dict[str, dict[int, float]]) -> Result:
     """{said: the bar in words, worst: the number that decides, met}."""
-    here, published = means[row.label], {k: number(text) for k, text in row.published.items()}
+    here, published = means[row.label], {k: number(text)[0] for k, text in row.published.items()}
     steps = bar.steps or [k for k in here if k in published or papers.PAPER not in bar.of]
     against = [published if of == papers.PAPER else means[of] for of in bar.of] or [dict.fromkeys(steps, 0.0)]
     apart = [here[k] - each[k] for k in steps for each in against]
@@ -135,9 +135,10 @@ def _judged(bar: Bar, row: papers.Row, means: dict[str, dict[int, float]]) -> Re
     return {"said": " ".join([bar.kind, *limit, *of, *after]), "worst": worst, "met": met}
 
 
-def number(text: str) -> float:
-    """The number of "98.7 ± 0.4"."""
-    return float(text.split(" ")[0])
+def number(text: str) -> tuple[float, float]:
+    """The number and the half-width of its interval, of "98.7 ± 0.4", "0.67" or "above 0.9"."""
+    mean, _, ci95 = text.removeprefix("above ").removeprefix("below ").partition(" ± ")
+    return float(mean), float(ci95 or 0)
 
 
 def text(result: Result) -> str:

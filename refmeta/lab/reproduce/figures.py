@@ -1,6 +1,7 @@
 """The figure of `refmeta reproduce` (matplotlib, from the extra `lab`)."""
 
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 
 from refmeta.lab.display import FAINT, INK, plain_axis, plural
 from refmeta.lab.files import save_figure
+from refmeta.lab.reproduce.experiment import number
 from refmeta.lab.reproduce.papers import PAPERS
 from refmeta.lab.runs import Result, Run
 
@@ -20,8 +22,8 @@ def draw(folder: Path, result: Result, runs: list[Run]) -> None:
     lines = [_points(paper.steps, table) for table in tables]
     figure = Figure(figsize=(6.4 * len(tables), 1.2 + 0.26 * max(map(len, lines))), layout="constrained")
     for axis, table, points in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, lines, strict=True):
-        _panel(axis, points, "accuracy" in table["rows"][0]["here"][0])
-        axis.set_title(table["title"], fontsize=10, color=INK)
+        _panel(axis, points, table["score"])
+        axis.set_title("\n".join(wrap(table["title"], 50)), fontsize=10, color=INK)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     save_figure(folder / "reproduce.png", figure)
 
@@ -31,22 +33,23 @@ Point = tuple[str, Any, tuple[float, float] | None]  # label; ours, a row of the
 
 def _points(steps: tuple[int, ...], table: Result) -> list[Point]:
     return [
-        (f"{row['label']}, {plural(each['steps'], 'step')}", each, _published(row["published"].get(each["steps"])))
+        (f"{row['label']}, {plural(each['steps'], 'step')}", each, _known(row, each["steps"]))
         for row in table["rows"]
         for each in row["here"]
         if each["steps"] in steps
     ]
 
 
-def _published(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    mean, _, interval = text.partition(" ± ")
-    return float(mean), float(interval or 0)
+def _known(row: Any, steps: int) -> tuple[float, float] | None:
+    published = row["published"].get(steps)
+    return number(published) if published else None
 
 
-def _panel(axis: Any, points: list[Point], percent: bool) -> None:
-    score, factor = ("accuracy", 100) if percent else ("mse", 1)
+LABELS = {"mse": "mean squared error", "accuracy": "accuracy (%)", "cca": "similarity", "ratio": "ratio"}
+
+
+def _panel(axis: Any, points: list[Point], score: str) -> None:
+    factor = 100 if score == "accuracy" else 1
     places = np.arange(len(points))
     mean, ci95 = ([factor * here[key] for _, here, _ in points] for key in (score, "ci95"))
     axis.errorbar(mean, places, xerr=ci95, fmt="o", color=OURS, ms=5, capsize=3, label="here, with its 95 % interval")
@@ -55,8 +58,8 @@ def _panel(axis: Any, points: list[Point], percent: bool) -> None:
     axis.set_yticks(places, [label for label, *_ in points])
     axis.invert_yaxis()
     axis.grid(axis="y", color=FAINT, alpha=0.3)
-    axis.set_xlabel("accuracy (%)" if percent else "mean squared error")
-    if not percent:
+    axis.set_xlabel(LABELS[score])
+    if score == "mse":
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
     plain_axis(axis)
