@@ -117,7 +117,7 @@ def add_command(
 ) -> ArgumentParser:
     """Declare any command, its options, and the function that runs it."""
     parser: ArgumentParser = commands.add_parser(name.split()[-1], help=help, description=description)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, command=name)
     declare(parser, options)
     return parser
 

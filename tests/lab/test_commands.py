@@ -230,7 +230,7 @@ def test_a_terminal_without_the_letters_still_gets_its_table(tmp_path, monkeypat
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_terminal_without_the_letters_still_gets_its_help(encoding, monkeypatch):
     for name in [*SMALLEST, "check", "vectors"]:
-        code, said = printed_to(encoding, monkeypatch, name, "--help")
+        code, said = printed_to(encoding, monkeypatch, *name.split(), "--help")
         assert code == 0 and f"usage: refmeta {name}" in said
         assert name != "sine" or "reptile: sgd:1:linear, its ?)" in " ".join(said.split())
 
@@ -265,7 +265,7 @@ def test_a_matplotlib_that_refuses_its_settings_is_found_before_any_training(tmp
     pytest.importorskip("matplotlib", reason="figures need the extra lab")
     monkeypatch.setattr(runs, "import_module", refuse)
     for name, options in SMALLEST.items():
-        assert main([name, *options, "--out", str(tmp_path / name)]) == 2
+        assert main([*name.split(), *options, "--out", str(tmp_path / name)]) == 2
         said = f"refmeta {name}: matplotlib (MPLBACKEND, matplotlibrc): Key backend: 'junk' is not a valid value"
         assert said in capsys.readouterr().err and not (tmp_path / name).exists()
 

@@ -247,7 +247,7 @@ def test_divergence_ends_with_1_and_saves_the_last_good_theta(tmp_path, capsys, 
 def test_with_batch_statistics_a_query_is_asked_alone_and_with_the_others():
     config = quick(norm="batch", test_tasks=7, test_steps=(0, 2))
     net, loss = network(config)
-    theta, tasks = initial(config, 0), episodes_to_test_on(config, DRAWN, 0)
+    theta, tasks = initial(config, 0), list(episodes_to_test_on(config, DRAWN, 0))
     alone, together = [], []
     for supports, (x, labels) in tasks:
         phis = trajectory(loss, theta, supports, config.alpha)
@@ -272,7 +272,7 @@ def test_both_readings_are_in_the_table(tmp_path, capsys, no_figures):
 
 def test_the_test_has_shots_a_rate_and_queries_of_its_own():
     config = quick(test_shots=3, test_alpha=0.5, test_queries=2, test_steps=(0, 1), test_tasks=4)
-    tasks = episodes_to_test_on(config, DRAWN, 0)
+    tasks = list(episodes_to_test_on(config, DRAWN, 0))
     assert {(len(s), len(s[0][1]), len(query[1])) for s, query in tasks} == {(1, 15, 10)}
     net, loss = network(config)
     theta = initial(config, 0)

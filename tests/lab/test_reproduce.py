@@ -9,7 +9,8 @@ from refmeta.__main__ import main
 from refmeta.lab.fewshot import experiment as fewshot
 from refmeta.lab.fewshot.images import glyphs
 from refmeta.lab.reproduce import experiment
-from refmeta.lab.reproduce.experiment import of_waves, pace, shortened
+from refmeta.lab.reproduce.experiment import pace, shortened
+from refmeta.lab.reproduce.labs import of_waves
 from refmeta.lab.reproduce.papers import FINN2017, PAPER, PAPERS, Bar, Row
 from refmeta.lab.sine import experiment as sine
 
@@ -119,27 +120,27 @@ def test_every_bar_of_a_paper_is_of_rows_and_steps_that_there_are():
 
 def test_minutes_shorten_a_training_that_would_take_longer_and_no_other(monkeypatch):
     lab, config = of_waves(None), sine.configure("maml", "finn2017", False, {})
-    assert shortened(lab, config, None, None) == config
-    monkeypatch.setattr(experiment, "pace", lambda lab, config: 0.01)
-    assert shortened(lab, config, 1, None).iterations == 6000
-    assert shortened(lab, config, 1e5, None).iterations == config.iterations
-    monkeypatch.setattr(experiment, "pace", lambda lab, config: 1e4)
-    assert shortened(lab, config, 0.1, None).iterations == 1
+    assert shortened(lab, "maml", config, None, None) == config
+    monkeypatch.setattr(experiment, "pace", lambda lab, name, config: 0.01)
+    assert shortened(lab, "maml", config, 1, None).iterations == 6000
+    assert shortened(lab, "maml", config, 1e5, None).iterations == config.iterations
+    monkeypatch.setattr(experiment, "pace", lambda lab, name, config: 1e4)
+    assert shortened(lab, "maml", config, 0.1, None).iterations == 1
 
 
 def test_the_pace_is_measured(monkeypatch):
     monkeypatch.setattr(experiment, "MEASURED", 0.1)
-    seconds = pace(of_waves(None), sine.configure("maml", None, True, {}))
+    seconds = pace(of_waves(None), "maml", sine.configure("maml", None, True, {}))
     assert 1e-5 < seconds < 1
 
 
 def test_a_run_that_goes_on_keeps_its_iterations_whatever_the_pace(tmp_path, capsys, no_figures, monkeypatch):
-    monkeypatch.setattr(experiment, "pace", lambda lab, config: 1.0)
+    monkeypatch.setattr(experiment, "pace", lambda lab, name, config: 1.0)
     out = tmp_path / "out"
     command = ["reproduce", "finn2017", "--quick", "--minutes", "0.1"]
     assert main([*command, "--checkpoint-every", "5", "--out", str(out)]) == 0
     assert "| 6 " in capsys.readouterr().out
-    monkeypatch.setattr(experiment, "pace", lambda lab, config: 0.5)
+    monkeypatch.setattr(experiment, "pace", lambda lab, name, config: 0.5)
     assert main([*command, "--resume", str(out)]) == 0
     assert json.loads((out / "result.json").read_text())["trainings"]["maml"]["config"]["iterations"] == 6
 

@@ -4,6 +4,7 @@ from argparse import Namespace
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from os.path import isfile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -53,7 +54,7 @@ MEASURED = 3.0  # seconds
 
 def shortened(lab: Lab, name: str, config: Any, minutes: float | None, kept: Path | None) -> Any:
     """The config with as many iterations as fit into the minutes, or as its checkpoint has been started with."""
-    if kept is not None and kept.is_file():
+    if kept is not None and isfile(kept):  # Path.is_file raises where a name is too long
         return replace(config, iterations=settings_of(kept)["iterations"])
     if minutes is None:
         return config
