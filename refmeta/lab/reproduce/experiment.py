@@ -87,6 +87,7 @@ def plan(paper: Paper, args: Namespace) -> Plan:
             "experiment": "reproduce",
             "paper": paper.name,
             "seeds": seeds,
+            "quick": args.quick,
             "trainings": {name: _told(published[name].iterations, runs) for name, runs in trained.items()},
             "tables": [_table(lab, table, trained) for table in paper.tables],
             "seconds": sum(run.seconds for run in done),
@@ -151,18 +152,20 @@ def text(result: Result) -> str:
     )
     parts = [f"\n{paper.title}: {paper.link}", f"Here: {interval}."]
     for table in result["tables"]:
-        parts += [f"{table['title']}, after", markdown(_lines(paper, table))]
-    parts += ["Trainings, each with the iterations that the paper has:", markdown(_trainings(result))]
+        parts += [f"{table['title']}, after", markdown(_lines(paper, table, result["quick"]))]
+    parts += ["Trainings:", markdown(_trainings(result))]
     return "\n\n".join([*parts, "What differs:\n\n" + "\n".join(f"- {each}" for each in paper.differs)])
 
 
-def _lines(paper: Paper, table: Result) -> list[list[str]]:
+def _lines(paper: Paper, table: Result, quick: bool) -> list[list[str]]:
     lines = [["", *(plural(k, "step") for k in paper.steps), "bar"]]
     for row in table["rows"]:
         here = {each["steps"]: _cell(each, table["score"]) for each in row["here"]}
         bar = row["bar"]
-        judged = f"{bar['said']}: {'met' if bar['met'] else 'missed'}, {bar['worst']:.3f}" if bar else ""
-        lines.append([row["label"], *(here.get(k, "") for k in paper.steps), judged])
+        judged = (
+            [f"{bar['said']}: {'met' if bar['met'] else 'missed'} ({bar['worst']:.3f})"] if bar and not quick else []
+        )
+        lines.append([row["label"], *(here.get(k, "") for k in paper.steps), "".join(judged)])
         if row["published"]:
             lines.append([f"– {papers.PAPER}", *(row["published"].get(k, "") for k in paper.steps), ""])
     return lines
@@ -170,17 +173,18 @@ def _lines(paper: Paper, table: Result) -> list[list[str]]:
 
 def _cell(row: Row, score: str) -> str:
     lost = f" ({row['diverged']} diverged)" * bool(row["diverged"])
-    return cell(row[score], row["ci95"], score == "accuracy") + lost
+    return (f"{row[score]:.2f}" if score == "ratio" else cell(row[score], row["ci95"], score == "accuracy")) + lost
 
 
-SHOWN = "method", "inner_steps", "shots", "alpha", "inner", "outer", "tasks"
+SHOWN = "method", "network", "norm", "ways", "inner_steps", "shots", "alpha", "inner", "outer", "tasks"
 
 
 def _trainings(result: Result) -> list[list[str]]:
-    lines = [["", "iterations", "of", *(name.replace("_", " ") for name in SHOWN), "minutes"]]
+    names = [name for name in SHOWN if all(name in told["config"] for told in result["trainings"].values())]
+    lines = [["", "iterations", "the paper's", *(name.replace("_", " ") for name in names), "minutes"]]
     for name, told in result["trainings"].items():
         config, iterations = told["config"], f"{told['published_iterations']:,}"
-        shown = (str(config[each]) for each in SHOWN)
+        shown = (str(config[each]) for each in names)
         lines.append([name, f"{config['iterations']:,}", iterations, *shown, f"{told['seconds'] / 60:.1f}"])
     return lines
 
