@@ -83,7 +83,7 @@ class Config:
     channels: int = 1  # of the images: 3 where they are in colour
     batch: int = 2  # of each class at an inner step of Reptile's training
     test_shots: int | None = option(None, "K at test (default: as in training)", type=whole(1), metavar="K")
-    test_alpha: float | None = option(None, "inner rate at test (default: as in training)", type=float)
+    test_alpha: float | None = option(None, "inner rate at test (default: as in training)", type=float, metavar="ALPHA")
     test_steps: tuple[int, ...] = option((0, 1, 5, 10), STEPS, type=runs.steps, metavar="N,N,…")
     test_queries: int = option(5, "images of each class to be judged by (default: {})", type=whole(1), metavar="N")
     test_tasks: int = option(600, "unseen episodes (default: {})", type=whole(1), metavar="N")
@@ -307,7 +307,7 @@ def text(result: Result) -> str:
         notes += [f"{name}: episodes that diverged, left out of the mean: {', '.join(lost)}"] * bool(lost)
     return "\n".join(
         [
-            f"\naccuracy (%) on unseen classes, {ways}-way {config['shots']}-shot, {config['test_tasks']} episodes "
+            f"\naccuracy (%) on unseen classes, {ways}-way {config['test_shots'] or config['shots']}-shot, {config['test_tasks']} episodes "
             f"({over(result)}), after",
             by_steps(curves, config["test_steps"], 14, lambda row: cell(row["accuracy"], row["ci95"], percent=True)),
             f"{'chance':>26}{100 / ways:>14.1f}  (exact)",

@@ -190,7 +190,8 @@ def _trainings(result: Result) -> list[list[str]]:
 
 
 def _experiment(paper: Paper) -> Experiment:
-    own: Options = {"root": {"required": True, **characters.ROOT}, **options} if paper.data == "omniglot" else options
+    root = {"required": True, "metavar": "DIR", "help": characters.ARCHIVES}
+    own: Options = {**({"root": root} if paper.data == "omniglot" else {}), **options}
     files = f"results, each θ, {paper.name}.md"
     default = f"runs/{paper.name}-SEEDS"
     name, about = f"reproduce {paper.name}", f"{paper.title}. {paper.link}"

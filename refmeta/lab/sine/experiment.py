@@ -13,7 +13,7 @@ import numpy as np
 from refmeta.fast import recorded, stacked
 from refmeta.lab import runs
 from refmeta.lab.checkpoint import Keep, resumable
-from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over
+from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over, plural
 from refmeta.lab.runs import Plan, Result, Run, option, whole
 from refmeta.lab.sine.waves import LAWS, ZERO_MSE, Rng, Task, Wave
 from refmeta.lab.training import INNER, METHODS, Report, evaluate, method_of, optimiser, train
@@ -49,7 +49,7 @@ class Config:
     tasks: int = option(25, "tasks in an outer step (default: {})", type=whole(1), metavar="N")
     iterations: int = option(5000, "outer steps (default: {})", type=whole(1), metavar="N")
     test_shots: int | None = option(None, "K at test (default: as in training)", type=whole(1), metavar="K")
-    test_alpha: float | None = option(None, "inner rate at test (default: as in training)", type=float)
+    test_alpha: float | None = option(None, "inner rate at test (default: as in training)", type=float, metavar="ALPHA")
     test_steps: tuple[int, ...] = option((0, 1, 5, 10), STEPS, type=runs.steps, metavar="N,N,…")
     test_queries: int = option(100, "points of a test task to be judged by (default: {})", type=whole(1), metavar="N")
     test_tasks: int = option(1000, "unseen tasks (default: {})", type=whole(1), metavar="N")
@@ -166,9 +166,10 @@ def text(result: Result) -> str:
     steps, (formula, best) = config["test_steps"], LAWS[config["law"]].agnostic
     curves = {method: [curve[k] for k in steps] for method, curve in by_method(result["curve"]).items()}
     known = ("best without the task", best, formula), ("always 0", ZERO_MSE, "")
+    points = f" of {plural(config['test_shots'], 'point')}" * bool(config["test_shots"])
     return "\n".join(
         [
-            f"\nmean squared error on {config['test_tasks']} unseen tasks ({over(result)}), after",
+            f"\nmean squared error on {config['test_tasks']} unseen tasks{points} ({over(result)}), after",
             by_steps(curves, steps, 16, _mean),
             *(f"{label:>26}{value:>11.6f}  (exact)  {note}" for label, value, note in known),
             *(_diverged(method, rows) for method, rows in curves.items() if any(row["diverged"] for row in rows)),
