@@ -301,13 +301,14 @@ def plan(args: Namespace) -> Plan:
 def text(result: Result) -> str:
     """The table of the accuracies, beside the baselines and chance."""
     config, curves = next(iter(result["config"].values())), by_method(result["curve"]) | result["baselines"]
-    ways, notes = config["ways"], []
+    ways, shots = config["ways"], config["test_shots"] or config["shots"]
+    notes = []
     for name, curve in curves.items():
         lost = [f"{row['diverged']} after {plural(row['steps'], 'step')}" for row in curve if row["diverged"]]
         notes += [f"{name}: episodes that diverged, left out of the mean: {', '.join(lost)}"] * bool(lost)
     return "\n".join(
         [
-            f"\naccuracy (%) on unseen classes, {ways}-way {config['test_shots'] or config['shots']}-shot, {config['test_tasks']} episodes "
+            f"\naccuracy (%) on unseen classes, {ways}-way {shots}-shot, {config['test_tasks']} episodes "
             f"({over(result)}), after",
             by_steps(curves, config["test_steps"], 14, lambda row: cell(row["accuracy"], row["ci95"], percent=True)),
             f"{'chance':>26}{100 / ways:>14.1f}  (exact)",
