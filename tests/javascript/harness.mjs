@@ -16,7 +16,7 @@ function answer({ seq, case: vector }) {
 async function serve() {
   for await (const line of createInterface({ input: process.stdin })) {
     const message = JSON.parse(line);
-    if (message.cmd === "stop") return;
+    if (message.cmd === "stop") return process.stdin.destroy(); // an open pipe would keep Node running
     console.log(JSON.stringify(message.cmd === "start" ? { version: 1, name: "plain JavaScript" } : answer(message)));
   }
 }

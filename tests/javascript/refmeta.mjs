@@ -143,5 +143,5 @@ export function metaGradient(vector) {
     algorithms[vector.algorithm](problem, theta, { supports: supports.map(batch), query: query && batch(query) }));
   const zero = theta.map((array) => array.map(() => 0));
   const share = vector.conventions.tasks === "mean" ? 1 / gradients.length : 1;
-  return gradients.reduce((sum, g) => axpy(share, g, sum), zero).map((array) => [...array]);
+  return gradients.reduce((sum, g) => axpy(share, g, sum), zero);
 }
