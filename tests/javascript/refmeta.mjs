@@ -1,4 +1,4 @@
-// MAML, first-order MAML, ANIL, Reptile and joint training in plain JavaScript, written from docs/specification.md.
+// MAML, first-order MAML, ANIL, Reptile and joint training in plain JavaScript, after docs/specification.md.
 // metaGradient(vector) takes a vector of refmeta/vectors/*.json and returns its gradient: for each array of θ its
 // numbers, row by row. Nothing is read or printed here; harness.mjs does that.
 
@@ -118,9 +118,9 @@ function number(v) {
   return (sign ? -1 : 1) * parseInt(digit + fraction, 16) * 2 ** (exponent - 4 * fraction.length);
 }
 
-function dual({ shape, data }, tangent = []) { // an array of one axis is one row, and so is a number
+function dual({ shape, data }, tangent = data.map(() => 0)) { // an array of one axis is one row, and so is a number
   const columns = shape.at(-1) ?? 1;
-  return matrix(data.length / columns, columns, (i, j) => [number(data[i * columns + j]), tangent[i * columns + j] ?? 0]);
+  return matrix(data.length / columns, columns, (i, j) => [data, tangent].map((v) => number(v[i * columns + j])));
 }
 
 function problemOf(vector) {
