@@ -1,4 +1,4 @@
-"""The program in plain JavaScript, written from the documents alone: it is right, and its slips have names."""
+"""The program in plain JavaScript, written without a look at the package's code: it is right, its slips have names."""
 
 import json
 import re
