@@ -2,16 +2,21 @@
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from itertools import groupby
+from math import log2
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
 
 import refmeta
+from refmeta.conformance.cases import FOLDER, load
 from refmeta.conformance.harness import meta_gradient
 from refmeta.conformance.mistakes import MISTAKES
 
@@ -229,6 +234,40 @@ def test_the_version_to_cite_is_this_one():
 def test_the_example_of_own_tasks_is_short():
     code = next(c for _, c, _ in BLOCK.findall((ROOT / "docs/sine.md").read_text()) if "def line" in c)
     assert len([line for line in code.splitlines() if line and not line.startswith(("import", "from"))]) < 10
+
+
+def tiers(files):
+    """The specification's table of tiers, a line for each."""
+    for path in files:
+        vectors = json.loads(path.read_text())["vectors"]
+        losses = {(v["loss"]["kind"], "-".join(map(str, v["model"].get("widths", [])))) for v in vectors}
+        kinds = [(kind, ", ".join(w for _, w in group)) for kind, group in groupby(sorted(losses), itemgetter(0))]
+        named = "; ".join(f"`{kind}` {widths}".strip() for kind, widths in kinds)
+        yield f"| `{path.stem}` | {len(vectors)} | {named} |"
+
+
+def assert_knows_the_vectors(page):
+    manifest, vectors, prose = json.loads((FOLDER / "manifest.json").read_text()), load(), " ".join(page.split())
+    assert f"have version {manifest['vectors_version']}." in prose
+    shown = page[page.index("| tier |") :].split("\n\n")[0].splitlines()[2:]
+    assert sorted(shown) == sorted(tiers(FOLDER / name for name in manifest["files"]))
+    exact = [v.case.tier for v in vectors if not v.tolerance["float64"]]
+    assert set(exact) == {"canary", "scalar", "quadratic", "regression"} and f"these {len(exact)} answers" in prose
+    for dtype in "float64", "float32":
+        tolerances = {int(log2(v.tolerance[dtype])) for v in vectors if v.tolerance[dtype]}
+        assert f"$2^{{{min(tolerances)}}}$ to $2^{{{max(tolerances)}}}$ in {dtype}" in prose
+
+
+def test_the_specification_knows_the_vectors():
+    assert_knows_the_vectors((ROOT / "docs/specification.md").read_text())
+
+
+@pytest.mark.parametrize("right", ["1.1.0", "| `tanh` | 11 |", "2-3-3-1", "these 27", "2^{-45}", "2^{-15}"])
+def test_a_specification_that_knows_other_vectors_is_refused(right):
+    page = (ROOT / "docs/specification.md").read_text()
+    assert right in page
+    with pytest.raises(AssertionError):
+        assert_knows_the_vectors(page.replace(right, right.translate(str.maketrans("157", "268"))))
 
 
 @each_page
