@@ -63,7 +63,7 @@ def fomaml(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
 
         Σ_i ∇L(φ_i; Q_i)                             Finn et al. 2017, §5.2
 
-    In general it is not the gradient of any function of θ: finite differences cannot certify it.
+    In general it is the gradient of no function of θ. It is the derivative of Σ_i L(φ_i + δ; Q_i) at δ = 0, φ_i fixed.
     """
     return add(grad(loss)(adapt(loss, theta, S, alpha), Q) for S, Q in tasks)
 
@@ -86,7 +86,7 @@ def anil(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int = 2) ->
 def reptile(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
     """Minus the displacement of adaptation: descending it moves θ towards every φ_i.
 
-        Σ_i (θ − φ_i)                                Nichol et al. 2018, alg. 2
+        Σ_i (θ − φ_i)                                Nichol et al. 2018, eq. 5
 
     The paper's step is θ ← θ − (ε/n) Σ_i (θ − φ_i). The queries are unused and may be None.
     """
