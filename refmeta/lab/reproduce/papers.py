@@ -103,7 +103,7 @@ FINN2017 = Paper(
 NICHOL2018 = Paper(
     "nichol2018",
     "sine waves: Reptile, serial and batched, SGD and Adam inside, and its control with k = 1",
-    "Nichol, Achiam & Schulman 2018, sine waves: mean squared error (section 3)",
+    "Nichol, Achiam & Schulman 2018, sine waves: mean squared error",
     REPTILE_PAPER,
     "sine",
     (0, 1, 8, 32),
@@ -263,9 +263,9 @@ RAGHU2020 = Paper(
     ],
     [
         "The paper's 5-way numbers are on MiniImageNet, ours on characters: only how the rows of a column differ from "
-        "each other can be compared. The 20-way numbers are on Omniglot, on Finn et al.'s split, here too.",
+        "each other can be compared. The 20-way numbers are on Omniglot; ours are on Finn et al.'s split.",
         "One inner step of α = 1 in training and at test; 32 filters, no normalisation; 20-way has 4 tasks in a step. "
-        "ANIL saves less with one step than with the paper's five.",
+        "ANIL saves less with one step than with several.",
         "The head's logits are compared without their mean over the classes, which softmax ignores.",
         "The paper's iterations are those of its figure 3.",
     ],

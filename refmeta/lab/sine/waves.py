@@ -1,7 +1,7 @@
 """Sine waves: the two laws that the papers draw their tasks from, and the exact baselines.
 
     finn      y = A sin(x − φ),  A ~ U(0.1, 5),  φ ~ U(0, π),   x ~ U(−5, 5)         Finn et al. 2017, §5.1
-    nichol    y = A sin(x + φ),  A ~ U(0.1, 5),  φ ~ U(0, 2π),  x on a grid of 50    Nichol et al. 2018, §3
+    nichol    y = A sin(x + φ),  A ~ U(0.1, 5),  φ ~ U(0, 2π),  x on a grid of 50    Nichol et al. 2018
     oracle    finn's, whose network is told A and φ beside each x                    Finn et al. 2017, §5.1
 
 The minus sign is that of Finn's published code; the paper gives only the ranges.
