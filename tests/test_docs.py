@@ -28,7 +28,9 @@ build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
 
 PAGES = build.pages()
-BLOCK = re.compile(r"(<!-- code: [^\n]*\n)?```python\n(.*?)```(?:(?:\n\n<details>[^\n]*)?\n\n```text\n(?!\$)(.*?)```)?", re.S)
+BLOCK = re.compile(
+    r"(<!-- code: [^\n]*\n)?```python\n(.*?)```(?:(?:\n\n<details>[^\n]*)?\n\n```text\n(?!\$)(.*?)```)?", re.S
+)
 QUICK = ["refmeta geometry", "refmeta check"]
 
 assert all(any(words in page.read_text() for page in PAGES) for words in QUICK)
