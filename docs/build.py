@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "README.md"
 CODE = re.compile(r"(<!-- code: (\S+): ([^\n]+) -->\n+```python\n).*?(?=```)", re.S)
 OUTPUT = re.compile(r"(```text\n\$ ((?:[^\n]*\\\n)*[^\n]*)\n).*?(?=```)", re.S)
-EXAMPLE = re.compile(r"(```python\n((?:(?!```).)*)```\n\n```text\n)(?!\$).*?(?=```)", re.S)
+EXAMPLE = re.compile(r"(```python\n((?:(?!```).)*)```(?:\n\n<details>[^\n]*)?\n\n```text\n)(?!\$).*?(?=```)", re.S)
 PRINTED = re.compile(r"^Made by `(python .* > docs/\S+)`", re.M)
 LINK = re.compile(r"(?P<code>^```.*?^```$)|(\]\()([^()\s#:]+)((?:#[^()\s]*)?\))", re.S | re.M)
 TEST = re.compile(r"(\[`(test_\w+)`\]\([^()\s#]+\.py)(?=\))")

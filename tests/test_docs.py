@@ -28,7 +28,9 @@ build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
 
 PAGES = build.pages()
-BLOCK = re.compile(r"(<!-- code: [^\n]*\n)?```python\n(.*?)```(?:\n\n```text\n(?!\$)(.*?)```)?", re.S)
+BLOCK = re.compile(
+    r"(<!-- code: [^\n]*\n)?```python\n(.*?)```(?:(?:\n\n<details>[^\n]*)?\n\n```text\n(?!\$)(.*?)```)?", re.S
+)
 QUICK = ["refmeta geometry", "refmeta check"]
 
 assert all(any(words in page.read_text() for page in PAGES) for words in QUICK)
@@ -160,6 +162,13 @@ def test_what_a_command_prints_replaces_what_was_shown():
     for bad in ("exit 3", "exit 1", "true"):
         with pytest.raises(SystemExit, match=bad):
             build.with_output(f"```text\n$ {bad}\n```\n", bad)
+
+
+def test_what_a_block_prints_may_be_folded():
+    page = "```python\nprint(7)\n```\n\n<details><summary>Answer</summary>\n\n```text\n8\n```\n\n</details>\n"
+    assert BLOCK.findall(page) == [("", "print(7)\n", "8\n")]
+    assert build.with_output(page, "print") == page.replace("8", "7")
+    assert BLOCK.findall(page.replace("<details>", "Some text.\n\n<details>")) == [("", "print(7)\n", "")]
 
 
 UNPRINTED = re.compile(r"```text\n(\$ (?:[^\n]*\\\n)*[^\n]*\n)?\s*```")

@@ -23,6 +23,7 @@ WIDTHS, SCHEMES = [1400, 390], ["light", "dark"]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 FAULTS = """() => {
+    for (const d of document.querySelectorAll("details")) d.open = true;
     const all = selector => [...document.querySelectorAll(selector)], root = document.documentElement, faults = [];
     if (root.scrollWidth > root.clientWidth) faults.push(`scrolls sideways: ${root.scrollWidth} > ${root.clientWidth}`);
     for (const i of all("img")) if (!(i.complete && i.naturalWidth)) faults.push("missing image: " + i.src);
@@ -108,6 +109,7 @@ def test_no_page_has_a_fault(tab, site):
         ("<img src='gone.png'>", "missing image: "),
         ("<script src='https://refmeta.invalid/x.js'></script>", "network: https://refmeta.invalid"),
         ("<p style='width: 3000px'>wide</p>", "scrolls sideways: "),
+        ("<details><p style='width: 3000px'>wide</p></details>", "scrolls sideways: "),
         (r"<math><mi>\frac</mi></math>", "not an equation: "),
         ("<math style='display: none'><mi>x</mi></math>", "invisible equation: x"),
         (r"<article><p>where $\phi_0$ is</p></article>", "bare TeX: where"),
