@@ -42,7 +42,7 @@ def schematic(axis, name, shown):
         arrow(axis, *points, colour)
     axis.axvline(theta[0], color=COLOURS[name], lw=2.4, zorder=0)
     axis.annotate("θ", (theta[0], 1.62), (6, 0), color=COLOURS[name], **NOTE)
-    axis.set(ylim=(-0.06, 1.8), title=f"{NAMES[name]}: both losses {now:.3f}, after one step {after:.3f}")
+    axis.set(ylim=(-0.06, 1.8), title=f"{NAMES[name]}: losses sum to {now:.3f}, after one step to {after:.3f}")
     axis.legend(frameon=False, loc="upper right")
     plain_axis(axis)
 
