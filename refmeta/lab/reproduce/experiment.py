@@ -88,6 +88,7 @@ def plan(paper: Paper, args: Namespace) -> Plan:
             "paper": paper.name,
             "seeds": seeds,
             "quick": args.quick,
+            "resumed": bool(args.resume),
             "trainings": {name: _told(published[name].iterations, runs) for name, runs in trained.items()},
             "tables": [_table(lab, table, trained) for table in paper.tables],
             "seconds": sum(run.seconds for run in done),
@@ -181,11 +182,13 @@ SHOWN = "method", "network", "norm", "ways", "inner_steps", "shots", "alpha", "i
 
 def _trainings(result: Result) -> list[list[str]]:
     names = [name for name in SHOWN if all(name in told["config"] for told in result["trainings"].values())]
-    lines = [["", "iterations", "the paper's", *(name.replace("_", " ") for name in names), "minutes"]]
+    took = ["minutes"] * (not result["resumed"])  # of one that went on only the last part is known
+    lines = [["", "iterations", "the paper's", *(name.replace("_", " ") for name in names), *took]]
     for name, told in result["trainings"].items():
         config, iterations = told["config"], f"{told['published_iterations']:,}"
         shown = (str(config[each]) for each in names)
-        lines.append([name, f"{config['iterations']:,}", iterations, *shown, f"{told['seconds'] / 60:.1f}"])
+        minutes = [f"{told['seconds'] / 60:.1f}" for _ in took]
+        lines.append([name, f"{config['iterations']:,}", iterations, *shown, *minutes])
     return lines
 
 
