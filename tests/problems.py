@@ -11,11 +11,8 @@ from refmeta import anil, fomaml, joint, maml, reptile
 from refmeta.models import MLP, ConvNet, cross_entropy, squared_error
 
 ALGORITHMS = [maml, fomaml, anil, reptile, joint]
-EXACT = [
-    maml,
-    anil,
-    joint,
-]  # gradients of an objective; FOMAML and Reptile are so if the displacements φ − θ are frozen
+# Gradients of an objective; FOMAML and Reptile are derivatives only where the displacements φ − θ are frozen.
+EXACT = [maml, anil, joint]
 
 
 def tame(tree):
@@ -37,11 +34,13 @@ class Problem(NamedTuple):
 
 def drawn(rng, net, classify, shapes, alpha, dtype="float64"):
     """A random θ, and a task of random numbers for each of the shapes (steps, shots, query)."""
-    inputs, outputs = net.image if isinstance(net, ConvNet) else net.widths[:1], net.shapes[-1][0]
+    # Images have more numbers, and these are smaller: otherwise inner steps diverge.
+    inputs, largest = (net.image, 0.7) if isinstance(net, ConvNet) else (net.widths[:1], 2)
+    (outputs,) = net.shapes[-1]
     theta = [leaf + 0.3 * rng.normal(size=leaf.shape) for leaf in net.init(rng, "glorot")]
 
     def batch(n):
-        x = rng.uniform(-2, 2, (n, *inputs)).astype(dtype)
+        x = rng.uniform(-largest, largest, (n, *inputs)).astype(dtype)
         labels, targets = rng.integers(0, outputs, n), rng.normal(size=(n, outputs)).astype(dtype)
         return (x, labels) if classify else (x, targets)
 
@@ -88,7 +87,7 @@ def problems(
 
 
 def alive(problem):
-    """Whether every batch gets through every hidden layer: a dead relu net has no body, and ANIL is MAML."""
+    """Whether every batch gets through every hidden layer: the body of a dead relu net has no gradient."""
     batches = (batch for supports, query in problem.tasks for batch in [*supports, query])
     return all(value.any() for x, _ in batches for value in problem.net.layers(problem.theta, x))
 

@@ -311,7 +311,7 @@ def test_with_batch_statistics_a_prediction_depends_on_the_others_and_with_a_lay
 @pytest.mark.parametrize("net", [MLP((2, 3, 3, 2)), ConvNet((3, 4, 1), (2, 2), 2, "tanh")], ids=["MLP", "ConvNet"])
 def test_the_meta_gradient_of_a_normalised_network_is_right(net, norm):
     """In all its coordinates; and another normalisation's is refused."""
-    h = 1e-5  # of a unit of small variance a normalisation has large fifth derivatives, and differences an error with h⁴
+    h = 1e-5  # differences err by h⁴ times a fifth derivative, which is large where a unit's variance is small
     problem, other = (fixed(dataclasses.replace(net, norm=kind), True, 2) for kind in (norm, "none"))
     got = maml(*problem.arguments)
     assert_derivative(function_of(maml, problem), problem.theta, got, h)
