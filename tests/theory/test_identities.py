@@ -10,6 +10,7 @@ from autograd.tracer import getval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from implementations import (
+    a_mean_of_gradients,
     a_mean_over_tasks,
     a_step_too_few,
     divided_by_alpha,
@@ -197,6 +198,9 @@ def test_reptile_with_one_step_trains_as_joint_training_does(example):
     by_joint, _ = train(joint, outer=sgd(0.5 * alpha), **run)
     assert_same(by_reptile, by_joint, digits=13)
     assert np.linalg.norm(flat(by_joint) - flat(theta)) > 0.1
+    by_another, _ = train(everything_adapts, outer=sgd(0.5 * alpha), **run)
+    with pytest.raises(AssertionError):
+        assert_same(by_reptile, by_another, digits=13)
 
 
 # --- Each of them refuses a wrong gradient ---
@@ -211,11 +215,12 @@ def in_float64(loss, theta, tasks, alpha):
     return [leaf.astype(float) for leaf in joint(loss, theta, tasks)]
 
 
-PROBLEM = fixed(MLP((2, 3, 2)), False, 3)
-WITHOUT_STEPS = {"problem": fixed(MLP((2, 3, 2)), False, 0)}
-SINGLE = {"problem": drawn(np.random.default_rng(0), MLP((2, 3, 2)), False, [(1, 2, 2)], 0.1, "float32")}
+NET = MLP((2, 3, 2))
+WITHOUT_STEPS = {"problem": fixed(NET, False, 0)}
+SINGLE = {"problem": drawn(np.random.default_rng(0), NET, False, [(1, 2, 2)], 0.1, "float32")}
 REFUSED = [  # the test, whose place the wrong one takes, the wrong one, and more arguments of the test
     (test_reptile_with_one_step_is_alpha_times_joint_training, "reptile", divided_by_alpha, {}),
+    (test_reptile_with_one_step_is_alpha_times_joint_training, "joint", a_mean_of_gradients, {}),
     (test_reptile_sums_the_inner_gradients, "reptile", the_last_step_alone, {}),
     (
         test_reptile_is_alpha_times_the_sum_of_first_order_mamls_when_all_batches_are_the_same,
@@ -239,7 +244,7 @@ REFUSED = [  # the test, whose place the wrong one takes, the wrong one, and mor
 
 def fed(monkeypatch, test, name, function, more):
     """The body of the test, with another function in the place of one."""
-    given = {"problem": PROBLEM, **more}
+    given = {"problem": fixed(NET, False, 3), **more}
     if name == "algorithm":
         given[name] = function
     else:
@@ -264,10 +269,11 @@ def test_the_smallest_error_in_one_coordinate_that_an_identity_refuses(test, nam
 
     seen = smallest_refused(lambda e: fed(monkeypatch, test, name, nearly(e), more))
     print(test.__name__, name, f"{seen:.0e}")
-    assert seen <= 1e-3
+    assert seen <= (1e-4 if test is test_maml_minus_fomaml_is_second_order_in_alpha else 1e-7)
 
 
 def test_only_the_head_moves_refuses_what_moves_all_and_what_moves_nothing():
-    for head in (len(PROBLEM.theta), 0):
+    problem = fixed(NET, False, 3)
+    for head in (len(problem.theta), 0):
         with pytest.raises(AssertionError):
-            assert_only_the_head_moves(lambda *arguments: anil(*arguments[:-1], head=head), PROBLEM, 2)
+            assert_only_the_head_moves(lambda *arguments: anil(*arguments[:-1], head=head), problem, 2)
