@@ -21,7 +21,7 @@ from refmeta.trees import dot
 
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, adjoint.maml, adjoint.anil, reptile_by(adam)])
 @settings(max_examples=20)
-@given(problem=problems())
+@given(problem=problems(steps=(0, 5)))
 def test_stacked_is_the_same_function(algorithm, problem):
     assert_same(stacked(algorithm)(*problem.arguments), algorithm(*problem.arguments))
 
@@ -33,7 +33,7 @@ def test_stacked_float32_stays_float32(algorithm, problem):
     assert {leaf.dtype for leaf in stacked(algorithm)(*problem.arguments)} == {np.dtype("float32")}
 
 
-@given(problem=problems())
+@given(problem=problems(steps=(0, 5)))
 def test_the_stacked_objective_is_the_same_number_and_has_mamls_gradient(problem):
     loss, theta, tasks, alpha = problem.arguments
     value = stacked(objective)(*problem.arguments)
@@ -57,7 +57,7 @@ def test_a_wrong_gradient_is_not_the_same(example):
         assert_same(stacked(maml)(loss, theta, tasks[:-1], alpha), maml(*example))
 
 
-@given(problem=problems(ragged=False))
+@given(problem=problems(steps=(0, 5), ragged=False))
 def test_a_tasks_result_does_not_depend_on_the_other_tasks(problem):
     loss, theta, tasks, alpha = problem.arguments
     for i, (supports, _) in enumerate(tasks):

@@ -1,10 +1,25 @@
 """Cases whose answer is known: quadratics, linear regression, published coefficients, numbers by pencil."""
 
+from inspect import signature
 from itertools import product
 
 import autograd.numpy as np
 import pytest
 from autograd import grad, hessian
+from implementations import (
+    WRONG,
+    a_step_too_few,
+    detached,
+    everything_adapts,
+    head_detached,
+    off,
+    smallest_refused,
+    the_body_stands_still,
+    the_last_step_alone,
+    the_last_support_for_the_query,
+    the_query_at_theta,
+    towards_theta,
+)
 from problems import assert_same
 
 from refmeta import adapt, anil, fomaml, joint, maml, reptile, trajectory
@@ -235,3 +250,86 @@ def test_anil_keeps_the_second_order_through_the_head():
     one, batch = np.array(1.0), (np.zeros(1), np.zeros(1))
     body, head = anil(loss, [one, one], [([batch], batch)], 0.1, head=1)
     assert body == pytest.approx(0.9 * 0.7) and head == pytest.approx(0.9 * 0.9)
+
+
+# --- Each of them refuses a wrong gradient ---
+
+
+@pytest.fixture
+def fed(monkeypatch, request):
+    """Runs a test with another algorithm in the place of one: as its argument, in WEIGHTS, and under its name."""
+
+    def run(test, name, algorithm, more):
+        monkeypatch.setitem(WEIGHTS, algorithm, WEIGHTS.get(globals()[name]))
+        monkeypatch.setitem(globals(), name, algorithm)
+        given = {"algorithm": algorithm, **more}
+        needed = signature(test).parameters
+        test(**{n: given[n] if n in given else request.getfixturevalue(n) for n in needed})
+        monkeypatch.undo()
+
+    return run
+
+
+def coefficients(c1, c2):
+    """Of Nichol et al., for two minibatches."""
+    return {"k": 2, "c1": lambda k: c1, "c2": lambda k: c2}
+
+
+REFUSED = [  # the test, the algorithm, a wrong one, and more arguments of the test
+    *(
+        (test_on_quadratics_every_gradient_is_its_closed_form, algorithm.__name__, wrong, {"k": 3})
+        for algorithm in WEIGHTS
+        for wrong in WRONG[algorithm]
+        if wrong is not the_last_support_for_the_query  # the query is one of the supports
+    ),
+    (test_on_quadratics_anil_is_its_closed_form, "anil", head_detached, {"k": 2}),
+    (test_on_quadratics_anil_is_its_closed_form, "anil", the_body_stands_still, {"k": 2}),
+    (test_on_quadratics_first_order_maml_with_2k_steps_is_maml_with_k, "fomaml", everything_adapts, {"k": 2}),
+    (test_the_fixed_points_of_two_scalar_tasks, "maml", detached, {"k": 1, "point": 1 / 5}),
+    (test_the_fixed_points_of_two_scalar_tasks, "fomaml", everything_adapts, {"k": 2, "point": 1 / 5}),
+    (test_the_fixed_points_of_two_scalar_tasks, "reptile", the_last_step_alone, {"k": 2, "point": 8 / 11}),
+    (test_first_order_maml_diverges_where_maml_and_reptile_are_stable, "maml", detached, {}),
+    (test_first_order_maml_diverges_where_maml_and_reptile_are_stable, "fomaml", everything_adapts, {}),
+    (test_first_order_maml_diverges_where_maml_and_reptile_are_stable, "reptile", towards_theta, {}),
+    (test_linear_regression_with_a_separate_query_has_closed_forms, "maml", detached, {"k": 2}),
+    (test_linear_regression_with_a_separate_query_has_closed_forms, "fomaml", the_query_at_theta, {"k": 2}),
+    (test_linear_regression_with_a_separate_query_has_closed_forms, "reptile", the_last_step_alone, {"k": 2}),
+    (test_the_leading_coefficients_of_nichol_et_al, "maml", detached, coefficients(1, 2)),
+    (test_the_leading_coefficients_of_nichol_et_al, "fomaml", everything_adapts, coefficients(1, 1)),
+    (test_the_leading_coefficients_of_nichol_et_al, "reptile", the_last_step_alone, coefficients(2, 1)),
+    (test_torchmetas_literal_for_maml, "maml", detached, {}),
+    (test_torchmetas_literal_for_first_order_maml, "fomaml", everything_adapts, {}),
+    (test_torchmetas_literal_for_three_steps, "maml", a_step_too_few, {}),
+    (test_the_pencil_example_of_the_readme, "maml", detached, {"dtype": "float64"}),
+    (test_the_pencil_example_of_the_readme, "fomaml", everything_adapts, {"dtype": "float32"}),
+    (test_anil_keeps_the_second_order_through_the_head, "anil", head_detached, {}),
+    (test_anil_keeps_the_second_order_through_the_head, "anil", the_body_stands_still, {}),
+]
+
+
+@pytest.mark.parametrize(("test", "name", "wrong", "more"), REFUSED)
+def test_each_closed_form_refuses_a_wrong_gradient(test, name, wrong, more, fed):
+    with pytest.raises(AssertionError):
+        fed(test, name, wrong, more)
+
+
+CLOSE = {
+    test_on_quadratics_every_gradient_is_its_closed_form: 2e-10,
+    test_on_quadratics_anil_is_its_closed_form: 2e-10,
+    test_linear_regression_with_a_separate_query_has_closed_forms: 2e-10,
+    test_the_leading_coefficients_of_nichol_et_al: 2e-10,
+}
+
+
+@pytest.mark.parametrize(("about", "more"), {(t, name): more for t, name, _, more in REFUSED if t in CLOSE}.items())
+def test_the_smallest_error_in_one_coordinate_that_a_closed_form_refuses(about, more, fed):
+    """`pytest -s -k smallest_error` prints what docs/trust.md has."""
+    test, name = about
+    algorithm = globals()[name]
+
+    def nearly(epsilon):
+        return lambda *arguments, **head: off(algorithm(*arguments, **head), 0, epsilon)
+
+    seen = smallest_refused(lambda e: fed(test, name, nearly(e), more))
+    print(test.__name__, name, f"{seen:.0e}")
+    assert seen <= CLOSE[test]
