@@ -409,7 +409,7 @@ def slow(items: Collection[T], what: str) -> Iterator[T]:
     for i, item in enumerate(items):
         if monotonic() > said:
             end = "\r" if sys.stderr.isatty() else "\n"
-            print(f"refmeta: {i} of {len(items)} {what}", end=end, file=sys.stderr, flush=True)
+            print(f"refmeta: not explained yet; tried {i} of {len(items)} {what}", end=end, file=sys.stderr, flush=True)
             said = monotonic() + 2
         yield item
 

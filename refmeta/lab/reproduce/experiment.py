@@ -113,7 +113,8 @@ def _table(lab: Lab, table: papers.Table, trained: dict[str, list[Run]]) -> Resu
     """{title, score, rows}: of each row {label, training, …, published, bar, here: a curve over the seeds}."""
     read = {row.label: [lab.read(row, run) for run in trained[row.training]] for row in table.rows}
     here = {label: over_seeds(curves, table.score) for label, curves in read.items()}
-    means = {label: {each["steps"]: each[table.score] for each in curve} for label, curve in here.items()}
+    unit = 100 if table.score == "accuracy" else 1  # as it is published
+    means = {label: {each["steps"]: unit * each[table.score] for each in curve} for label, curve in here.items()}
     return {
         "title": table.title,
         "score": table.score,
@@ -164,11 +165,11 @@ def _lines(paper: Paper, table: Result, quick: bool) -> list[list[str]]:
         here = {each["steps"]: _cell(each, table["score"]) for each in row["here"]}
         bar = row["bar"]
         judged = (
-            [f"{bar['said']}: {'met' if bar['met'] else 'missed'} ({bar['worst']:.3f})"] if bar and not quick else []
+            [f"{bar['said']}: {'met' if bar['met'] else 'missed'} ({bar['worst']:.3g})"] if bar and not quick else []
         )
         lines.append([row["label"], *(here.get(k, "") for k in paper.steps), "".join(judged)])
         if row["published"]:
-            lines.append([f"– {papers.PAPER}", *(row["published"].get(k, "") for k in paper.steps), ""])
+            lines.append(["– published", *(row["published"].get(k, "") for k in paper.steps), ""])
     return lines
 
 

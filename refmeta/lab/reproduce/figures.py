@@ -20,10 +20,12 @@ def draw(folder: Path, result: Result, runs: list[Run]) -> None:
     """reproduce.png: for each table a panel, in it for each row and number of steps ours and the paper's number."""
     paper, tables = PAPERS[result["paper"]], result["tables"]
     lines = [_points(paper.steps, table) for table in tables]
-    figure = Figure(figsize=(6.4 * len(tables), 1.2 + 0.26 * max(map(len, lines))), layout="constrained")
-    for axis, table, points in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, lines, strict=True):
+    rows = [len(points) + 2 for points in lines]
+    figure = Figure(figsize=(8, 0.8 + 0.26 * sum(rows)), layout="constrained")
+    axes = figure.subplots(len(tables), squeeze=False, height_ratios=rows)[:, 0]
+    for axis, table, points in zip(axes, tables, lines, strict=True):
         _panel(axis, points, table["score"])
-        axis.set_title("\n".join(wrap(table["title"], 50)), fontsize=10, color=INK)
+        axis.set_title("\n".join(wrap(table["title"], 60)), fontsize=10, color=INK)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     save_figure(folder / "reproduce.png", figure)
 
@@ -36,7 +38,7 @@ def _points(steps: tuple[int, ...], table: Result) -> list[Point]:
         (f"{row['label']}, {plural(each['steps'], 'step')}", each, _known(row, each["steps"]))
         for row in table["rows"]
         for each in row["here"]
-        if each["steps"] in steps
+        if each["steps"] in steps and (each["steps"] or len(row["here"]) == 1)  # unadapted, it is at chance
     ]
 
 
@@ -56,7 +58,7 @@ def _panel(axis: Any, points: list[Point], score: str) -> None:
     known = [(place, *paper) for place, (_, _, paper) in zip(places, points, strict=True) if paper]
     axis.errorbar(*_columns(known), fmt="D", color=THEIRS, mfc="none", ms=7, capsize=3, label="the paper")
     axis.set_yticks(places, [label for label, *_ in points])
-    axis.invert_yaxis()
+    axis.set_ylim(len(points) - 0.5, -0.5)
     axis.grid(axis="y", color=FAINT, alpha=0.3)
     axis.set_xlabel(LABELS[score])
     if score == "mse":

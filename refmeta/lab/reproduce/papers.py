@@ -13,7 +13,7 @@ class Bar(NamedTuple):
     """How near, how high or how low a row must come: every one of its differences to the rows `of`, or of the PAPER."""
 
     kind: str  # within, above, below
-    limit: float
+    limit: float  # of accuracies in per cent
     of: tuple[str, ...] = ()  # labels of other rows of the table, or PAPER; none: the numbers themselves
     steps: tuple[int, ...] = ()  # those that count; none: all that there are
 
@@ -60,7 +60,7 @@ def _tested_with(points: int, rate: float, *published: dict[int, str]) -> Table:
     maml, joint = published or ({}, {})
     bars = (Bar("within", 0.03, near), Bar("within", 0.06, near)) if published else (None, None)
     return Table(
-        f"Tested with {points} points",
+        f"Mean squared error with {points} points",
         [
             Row("MAML", "maml", maml, bars[0], test),
             Row("first-order MAML", "fomaml", {}, None, test),
@@ -115,7 +115,7 @@ NICHOL2018 = Paper(
     },
     [
         Table(
-            "Tested with 10 points of the grid",
+            "Mean squared error with 10 points of the grid",
             [
                 Row("Reptile, k = 5", "serial", {}, Bar("below", 0.2, steps=(32,))),
                 Row("Reptile, 5 tasks at once", "batched", {}, Bar("below", 0.2, steps=(32,))),
@@ -155,19 +155,19 @@ def _on_characters(name: str, split: str, title: str, differs: list[str]) -> Pap
         return Row(label, training, published, bar if split == "finn" else None, read=read)
 
     rows = [
-        row("MAML", "maml", {}, Bar("above", 0.95, steps=(1,))),
+        row("MAML", "maml", {}, Bar("above", 95, steps=(1,))),
         row("MAML, batch statistics, one query at a time", "maml batch", {}),
         row("MAML, batch statistics, queries together", "maml batch", {3: "98.7 ± 0.4"}, read="together"),
         row("first-order MAML, one query at a time", "fomaml", {}),
         row("first-order MAML, queries together", "fomaml", {3: "98.3 ± 0.5"}, read="together"),
-        row("ANIL", "anil", {}, Bar("within", 0.01, ("MAML",), (1,))),
-        row("Reptile, one query at a time", "reptile", {50: "95.39 ± 0.09"}, Bar("above", 0.93, steps=(50,))),
+        row("ANIL", "anil", {}, Bar("within", 1, ("MAML",), (1,))),
+        row("Reptile, one query at a time", "reptile", {50: "95.39 ± 0.09"}, Bar("above", 93, steps=(50,))),
         row("Reptile, queries together", "reptile", {50: "97.68 ± 0.04"}, read="together"),
-        row("MAML, fully connected", "mlp", {3: "89.7 ± 1.1"}, Bar("above", 0.885, steps=(1,))),
+        row("MAML, fully connected", "mlp", {3: "89.7 ± 1.1"}, Bar("above", 88.5, steps=(1,))),
         row("nearest neighbour, pixels", "maml", {}, read="pixels"),
     ]
     of = "accuracy in per cent (Finn et al. 2017, table 1; Nichol et al. 2018, table 2)"
-    table = Table("Tested with 600 episodes", rows, "accuracy")
+    table = Table("Accuracy (%) on 600 episodes", rows, "accuracy")
     trainings = {training: {**own, "split": split} for training, own in ON_IMAGES.items()}
     return Paper(
         name,
@@ -216,7 +216,7 @@ RAGHU2020 = Paper(
     },
     [
         Table(
-            "20-way 1-shot: accuracy (table 2)",
+            "20-way 1-shot, accuracy (%, table 2)",
             [
                 Row("MAML", "maml 20-way", {1: "93.7 ± 0.7"}),
                 Row("ANIL", "anil 20-way", {1: "96.2 ± 0.5"}),
@@ -225,17 +225,17 @@ RAGHU2020 = Paper(
             "accuracy",
         ),
         Table(
-            "5-way 1-shot: accuracy; the paper's is on MiniImageNet (tables 1, 2 and 5)",
+            "5-way 1-shot, accuracy (%; the paper's on MiniImageNet, tables 1, 2 and 5)",
             [
                 Row("MAML", "maml", {1: "46.9 ± 0.2"}),
                 Row(
                     "MAML, body frozen at test",
                     "maml",
                     {1: "46.3 ± 0.4"},
-                    Bar("within", 0.01, ("MAML",)),
+                    Bar("within", 1, ("MAML",)),
                     read="frozen",
                 ),
-                Row("ANIL", "anil", {1: "46.7 ± 0.4"}, Bar("within", 0.01, ("MAML",))),
+                Row("ANIL", "anil", {1: "46.7 ± 0.4"}, Bar("within", 1, ("MAML",))),
                 Row("NIL: MAML without its head", "maml", {1: "48.4 ± 0.3"}, read="nil"),
                 Row("NIL: ANIL without its head", "anil", {1: "48.0 ± 0.7"}, read="nil"),
                 Row("NIL: multiclass training", "multiclass", {1: "39.7 ± 0.3"}, read="nil"),
