@@ -28,6 +28,7 @@ def draw(B_star, alpha, paths):
     left, right = figure.subplots(1, 2)
     quarter = np.linspace(0, np.pi / 2)
     left.plot(np.cos(quarter), np.sin(quarter), color=FAINT, lw=0.8)
+    left.annotate("c² + d² = 1", (0.5, 0.87), (6, 6), textcoords="offset points", fontsize=10, color=FAINT)
     for name, path in paths.items():
         c, d = parts(B_star, alpha, path)
         style = {"color": COLOURS[name], "lw": 2.4, "ls": DASHES.get(name, "-")}
@@ -39,7 +40,7 @@ def draw(B_star, alpha, paths):
         "joint training stays\nwhere it starts", (c[0, 1], d[0, 1]), (-50, -52), color=COLOURS["joint"], **note
     )
     left.annotate("the others arrive\nin the space", (1, 0), (-120, 10), color=INK, **note)
-    left.set(xlabel="part inside the space of B*", ylabel="part outside", title="the two directions of B")
+    left.set(xlabel="c, inside the space of B*", ylabel="d, outside", title="the two directions of B")
     left.set(xlim=(0, 1.15), ylim=(-0.03, 1.12), aspect="equal")
     right.set(xlabel="outer steps", title="sine of the largest angle between the spaces of B and B*")
     right.legend(frameon=False, loc="lower left")

@@ -33,7 +33,7 @@ def problem(L, F, tasks, alpha):
             axis.annotate(f"{name}\n{total(start):.3f}", (start, total(start)), offset, ha=side, color=colour, **NOTE)
     slopes(axes[1], F, tasks, alpha)
     axes[0].set(title="L, before the step: least at 4/5", ylim=(-0.25, 2.6))
-    axes[1].set(title="F, after the step: least at 1/5", ylim=(-0.035, 0.36))
+    axes[1].set(title="F, after the step: least at 1/5 (another scale)", ylim=(-0.035, 0.36))
     return figure
 
 
@@ -41,7 +41,8 @@ def curves(axis, total, tasks, shrinks):
     theta = np.linspace(-0.3, 1.3, 200)
     for (a, c), shrink, name in zip(tasks, shrinks, ("flat task", "steep task"), strict=True):
         axis.plot(theta, a / 2 * (shrink * (theta - c)) ** 2, color=FAINT, lw=1.4)
-        axis.annotate(name, (c, 0), (0, -16), ha="center", color=FAINT, **NOTE)
+        text = f"{name}, a = {a * shrink**2:.2g}"  # the curvature
+        axis.annotate(text, (c, 0), (0, -16), ha="center", color=FAINT, **NOTE)
     axis.plot(theta, total(theta), color=INK, lw=2.4)
     axis.set(xlabel="start θ", xlim=(-0.3, 1.3))
     plain_axis(axis)

@@ -68,7 +68,10 @@ def _function(name: str) -> Any:
     module, _, attribute = name.partition(":")
     sys.path.insert(0, "")  # the caller's folder, as for `python -m`
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
+        if isinstance(found, type) or not callable(found):
+            raise TypeError(f"{attribute} is no function of a case but {type(found).__name__}")
+        return found
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         said = f"{type(error).__name__}: {error}"
         raise ValueError(f"{name}: expected MODULE:FUNCTION that can be imported: {one_line(said)}") from error

@@ -704,6 +704,8 @@ def test_a_file_of_all_results_may_be_checked_in_part(capsys, results):
         (["refmeta:no_such_function"], "expected MODULE:FUNCTION that can be imported"),
         (["refmeta"], "expected MODULE:FUNCTION that can be imported"),
         ([":f"], "expected MODULE:FUNCTION that can be imported"),
+        (["refmeta.conformance:Case"], "Case is no function of a case but type"),
+        (["refmeta:__version__"], "__version__ is no function of a case but str"),
         ([".relative:f"], "refmeta check:"),
         ([FUNCTION, "--timeout", "0"], "expected a number of seconds above 0"),
         ([FUNCTION, "--timeout", "-1"], "expected a number of seconds above 0"),

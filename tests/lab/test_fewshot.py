@@ -278,3 +278,8 @@ def test_the_test_has_shots_a_rate_and_queries_of_its_own():
     theta = initial(config, 0)
     shares = [np.mean(net(trajectory(loss, theta, s, 0.5)[-1], x).argmax(-1) == y) for s, (x, y) in tasks]
     assert accuracies(config, theta, tasks)[1]["accuracy"] == pytest.approx(np.mean(shares))
+
+
+def test_the_labels_of_many_classes_are_letters_and_then_numbers():
+    figures = pytest.importorskip("refmeta.lab.fewshot.figures", reason="figures need the extra lab")
+    assert [figures._name(label) for label in (0, 25, 26, 99)] == ["A", "Z", "26", "99"]

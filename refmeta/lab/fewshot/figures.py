@@ -40,7 +40,7 @@ def episode(path: Path, runs: Sequence[Run], images: Images) -> None:
     axes = figure.subplots(1, 2 + len(runs), width_ratios=[shots] + [queries] * (1 + len(runs)))
     _tiles(axes[0], pictures[:ways, :shots])
     axes[0].set_title("support", fontsize=9, color=INK)
-    axes[0].set_yticks(range(ways), [chr(65 + c) for c in range(ways)], fontsize=11, weight="bold")
+    axes[0].set_yticks(range(ways), [_name(c) for c in range(ways)], fontsize=11, weight="bold")
     panels = [(runs[0], 0), *((run, max(1, run.config.inner_steps)) for run in runs)]
     for axis, (run, steps) in zip(axes[1:], panels, strict=True):
         guesses = _guesses(run, [support] * steps, x)
@@ -70,11 +70,16 @@ def _tiles(axis: Any, pictures: Array) -> None:
     axis.tick_params(length=0)
 
 
+def _name(label: int) -> str:
+    """A, B, …, Z, then numbers."""
+    return chr(65 + label) if label < 26 else str(label)
+
+
 def _verdicts(axis: Any, guesses: Array) -> None:
     for (c, q), guess in np.ndenumerate(guesses):
         box = {"boxstyle": "round,pad=.15", "lw": 0, "fc": RIGHT if guess == c else WRONG}
         place = {"ha": "right", "va": "bottom", "bbox": box}
-        axis.text(q + 0.42, c + 0.42, chr(65 + guess), color="white", fontsize=7, weight="bold", **place)
+        axis.text(q + 0.42, c + 0.42, _name(guess), color="white", fontsize=7, weight="bold", **place)
 
 
 def curves(path: Path, config: Config, named: dict[str, Curve]) -> None:
