@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "README.md"
@@ -44,6 +45,13 @@ API_HEAD = """# Every public name
 θ's shapes. The functions of `refmeta` check their arguments: TypeError if one is of the wrong kind, ValueError if its
 value is impossible; both say which, what was expected and what was got.
 """
+
+
+def definitions(page: str, words: str = "") -> dict[str, Any]:
+    """All names that the page's first block of Python with these words defines, for the scripts that draw figures."""
+    shown: dict[str, Any] = {}
+    exec(next(code for _, code in EXAMPLE.findall((ROOT / "docs" / page).read_text()) if words in code), shown)
+    return shown
 
 
 def pages() -> list[Path]:

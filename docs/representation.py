@@ -1,16 +1,15 @@
-"""Draws figures/representation.png from the first example of theorems.md: `python docs/representation.py`."""
+"""Draws figures/representation.png from the first example of theorems.md: `python -m docs.representation`."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from docs.build import definitions
 from refmeta.lab.display import COLOURS, FAINT, INK
 from refmeta.lab.files import save_figure
 
 HERE = Path(__file__).parent
-FIRST = re.compile(r"```python\n(.*?)```", re.S)
 NAMES = {"joint": "joint training", "fomaml": "first-order MAML", "maml": "MAML", "anil": "ANIL"}
 DASHES = {"anil": (0, (3, 3))}  # it lies on MAML
 
@@ -50,6 +49,5 @@ def draw(B_star, alpha, paths):
 
 
 if __name__ == "__main__":
-    shown = {}
-    exec(FIRST.search((HERE / "theorems.md").read_text())[1], shown)
+    shown = definitions("theorems.md")
     save_figure(HERE / "figures/representation.png", draw(shown["B_star"], shown["alpha"], shown["paths"]))

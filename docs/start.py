@@ -1,17 +1,16 @@
-"""Draws figures/start.png from the first example of start.md, and figures/graph.png: `python docs/start.py`."""
+"""Draws figures/start.png from the first example of start.md, and figures/graph.png: `python -m docs.start`."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from docs.build import definitions
 from refmeta.lab.display import COLOURS, FAINT, INK, plain_axis
 from refmeta.lab.files import save_figure
 
 HERE = Path(__file__).parent
-FIRST = re.compile(r"```python\n(.*?)```", re.S)
 BLUE, TEAL, PURPLE, RED = (COLOURS[name] for name in ("maml", "fomaml", "anil", "joint"))
 HALO = withStroke(linewidth=3, foreground="white")
 NOTE = {"textcoords": "offset points", "fontsize": 11}
@@ -124,7 +123,6 @@ def scissors(axis, at, colour):
 
 
 if __name__ == "__main__":
-    shown = {}
-    exec(FIRST.search((HERE / "start.md").read_text())[1], shown)
+    shown = definitions("start.md")
     save_figure(HERE / "figures/start.png", problem(*(shown[name] for name in ("L", "F", "tasks", "alpha"))))
     save_figure(HERE / "figures/graph.png", graph())

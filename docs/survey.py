@@ -1,29 +1,21 @@
-"""Draws figures/survey.png from two examples of survey.md: `python docs/survey.py`."""
+"""Draws figures/survey.png from two examples of survey.md: `python -m docs.survey`."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from docs.build import definitions
 from refmeta import objective, trajectory
 from refmeta.lab.display import COLOURS, FAINT, INK, plain_axis
 from refmeta.lab.files import save_figure
 
 HERE = Path(__file__).parent
-EXAMPLE = re.compile(r"```python\n(.*?)```", re.S)
 NAMES = {"joint": "pre-training", "fomaml": "first-order MAML", "maml": "MAML", "reptile": "Reptile"}
 LINES = INK, "#b08d00"  # the colours of the two losses
 ARROW = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 15, "lw": 2.2}
 CONTOUR = {"levels": 10, "colors": "#e3e0d9", "linewidths": 0.8, "zorder": 0}
 NOTE = {"textcoords": "offset points", "fontsize": 10.5}
-
-
-def example(name):
-    """All names of the page's first example that fills this one."""
-    shown = {}
-    exec(next(code for code in EXAMPLE.findall((HERE / "survey.md").read_text()) if f"{name}[" in code), shown)
-    return shown
 
 
 def arrow(axis, start, end, colour):
@@ -69,7 +61,7 @@ def in_turn(axis, names, shown):
 def draw():
     figure = Figure(figsize=(12, 8), layout="constrained")
     axes = figure.subplot_mosaic("aaabbb;ccddee", height_ratios=[1, 1.25])
-    alone, turns = example("ends"), example("paths")
+    alone, turns = (definitions("survey.md", f"{name}[") for name in ("ends", "paths"))
     for axis, name in zip("ab", ("joint", "maml"), strict=True):
         schematic(axes[axis], name, alone)
     for axis, names in zip("cde", (["joint"], ["fomaml", "maml"], ["reptile"]), strict=True):

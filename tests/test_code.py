@@ -16,7 +16,7 @@ PAGE = "algorithms.py", "adjoint.py", "trees.py"
 # --- Size -------------------------------------------------------------------------------------------
 
 PROMISED = 3300  # lines of code in refmeta/: what docs/design.md promises, and what is not reached yet
-MOST = 6881  # and what it has: it only goes down, until it is PROMISED; a change that saves lines lowers it
+MOST = 6876  # and what it has: it only goes down, until it is PROMISED; a change that saves lines lowers it
 # The lines that a coming feature may add: whoever builds it adds them to MOST in the same commit, and strikes it out.
 ROOMS = {"pictures": 100}
 WHAT_TO_DO = (

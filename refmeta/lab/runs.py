@@ -372,6 +372,7 @@ def seed_range(text: str) -> list[int]:
 
 
 INNER_HELP = "reptile's inner optimiser; adam has β₁ = 0 and starts afresh for every task (default: {})"
+STEPS_HELP = "numbers of inner steps to test after (default: 0,1,5,10)"
 QUICK = {"action": "store_true", "help": "a smoke run of seconds, too short to compare anything"}
 SEEDS: Options = {
     "seed": {"type": whole(0), "default": 0, "metavar": "N", "help": "default: 0"},

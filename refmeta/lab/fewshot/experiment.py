@@ -50,7 +50,6 @@ OUTER = "as in refmeta sine (default: {}; reptile: sgd:1:linear)"
 WIDTHS = "of the convolutions (default: 32,32,32,32)"
 NORM = "normalisation of the hidden layers; batch: by the statistics of the batch at hand (default: {})"
 SPLIT = "of omniglot: lake's own, other alphabets at test, or finn's, 1200 and 423 of all characters (default: {})"
-STEPS = "numbers of inner steps to test after (default: 0,1,5,10)"
 
 
 # What --root names, by data.
@@ -84,7 +83,7 @@ class Config:
     batch: int = 2  # of each class at an inner step of Reptile's training
     test_shots: int | None = option(None, "K at test (default: as in training)", type=whole(1), metavar="K")
     test_alpha: float | None = option(None, "inner rate at test (default: as in training)", type=float, metavar="ALPHA")
-    test_steps: tuple[int, ...] = option((0, 1, 5, 10), STEPS, type=runs.steps, metavar="N,N,…")
+    test_steps: tuple[int, ...] = option((0, 1, 5, 10), runs.STEPS_HELP, type=runs.steps, metavar="N,N,…")
     test_queries: int = option(5, "images of each class to be judged by (default: {})", type=whole(1), metavar="N")
     test_tasks: int = option(600, "unseen episodes (default: {})", type=whole(1), metavar="N")
 

@@ -28,7 +28,7 @@ def folder(root: str | Path, size: int = 84) -> Images:
 
     One channel if all images are grey, else three. An image is squeezed into the square by Lanczos's filter, which
     weighs all pixels that it covers (Ravi & Larochelle 2017 made MiniImageNet so); one of that size stays as it is.
-    It is turned as its EXIF data say, and what is transparent is put on white; of 16 bits the upper 8 are taken.
+    It is turned as its EXIF data say, and transparent pixels are put on white; of 16 bits the upper 8 are taken.
     The decoded images are kept, see `cached`.
     ValueError: no pillow; another layout; a class in both parts, fewer than two classes, an empty one; a file that is
     no image, is damaged or too large; more images than memory is meant for.

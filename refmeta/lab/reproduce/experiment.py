@@ -164,10 +164,8 @@ def _lines(paper: Paper, table: Result, quick: bool) -> list[list[str]]:
     for row in table["rows"]:
         here = {each["steps"]: _cell(each, table["score"]) for each in row["here"]}
         bar = row["bar"]
-        judged = (
-            [f"{bar['said']}: {'met' if bar['met'] else 'missed'} ({bar['worst']:.3g})"] if bar and not quick else []
-        )
-        lines.append([row["label"], *(here.get(k, "") for k in paper.steps), "".join(judged)])
+        met = f"{bar['said']}: {'met' if bar['met'] else 'missed'} ({bar['worst']:.3g})" if bar and not quick else ""
+        lines.append([row["label"], *(here.get(k, "") for k in paper.steps), met])
         if row["published"]:
             lines.append(["– published", *(row["published"].get(k, "") for k in paper.steps), ""])
     return lines

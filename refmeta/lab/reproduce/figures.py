@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from refmeta.lab.display import FAINT, INK, plain_axis, plural
+from refmeta.lab.display import COLOURS, FAINT, INK, plain_axis, plural
 from refmeta.lab.files import save_figure
 from refmeta.lab.reproduce.experiment import number
 from refmeta.lab.reproduce.papers import PAPERS
 from refmeta.lab.runs import Result, Run
 
-OURS, THEIRS = "#2460a7", "#c8553d"
+OURS, THEIRS = COLOURS["maml"], COLOURS["joint"]
 
 
 def draw(folder: Path, result: Result, runs: list[Run]) -> None:

@@ -80,7 +80,6 @@ LABS = {"sine": of_waves, "omniglot": of_characters}
 # --- What can be read from a θ trained on characters -------------------------------------------------
 
 TOGETHER = "together"  # all queries in one batch, see `fewshot.accuracies`
-ALIKE = 50  # episodes that a similarity is a mean over
 
 
 def _episodes(images: Images, run: Run) -> Tasks:
@@ -115,22 +114,22 @@ def random_features(images: Images, run: Run) -> Curve:
     return nil(images, run._replace(theta=characters.initial(run.config, run.seed)))
 
 
-def _alike(images: Images, run: Run) -> list[dict[str, Any]]:
+def _alike(images: Images, run: Run, part: slice) -> list[dict[str, Any]]:
+    """The CCA of these layers before and after adaptation."""
     net, loss = characters.network(run.config)
-    tasks = _episodes(images, run)[:ALIKE]
-    return [
-        row["cca"] for row in measure.similarity(measure.centred(net), loss, run.theta, tasks, test_alpha(run.config))
-    ]
+    layers, tasks = measure.centred(net), _episodes(images, run)[: reuse.ALIKE]
+    found = measure.similarity(lambda *at: layers(*at)[part], loss, run.theta, tasks, test_alpha(run.config))
+    return [row["cca"] for row in found]
 
 
 def body(images: Images, run: Run) -> Curve:
     """The CCA before and after adaptation of the layer of the body that changes most."""
-    return _row(run, min(_alike(images, run)[:-1], key=lambda row: row["mean"]), "cca")
+    return _row(run, min(_alike(images, run, slice(-1)), key=lambda row: row["mean"]), "cca")
 
 
 def head(images: Images, run: Run) -> Curve:
     """The CCA of the head's logits before and after adaptation."""
-    return _row(run, _alike(images, run)[-1], "cca")
+    return _row(run, _alike(images, run, slice(-1, None))[0], "cca")
 
 
 def economy(images: Images, run: Run) -> Curve:

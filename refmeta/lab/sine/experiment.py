@@ -28,7 +28,6 @@ DIVERGED = 20.0
 
 
 ANNEALED = "adam:RATE or sgd:RATE, with :linear behind to anneal the rate to 0"
-STEPS = "numbers of inner steps to test after (default: 0,1,5,10)"
 OUTER = f"{ANNEALED} (default: {{}}; reptile: sgd:1:linear, its ε); the joint run beside a method keeps its own"
 
 
@@ -50,7 +49,7 @@ class Config:
     iterations: int = option(5000, "outer steps (default: {})", type=whole(1), metavar="N")
     test_shots: int | None = option(None, "K at test (default: as in training)", type=whole(1), metavar="K")
     test_alpha: float | None = option(None, "inner rate at test (default: as in training)", type=float, metavar="ALPHA")
-    test_steps: tuple[int, ...] = option((0, 1, 5, 10), STEPS, type=runs.steps, metavar="N,N,…")
+    test_steps: tuple[int, ...] = option((0, 1, 5, 10), runs.STEPS_HELP, type=runs.steps, metavar="N,N,…")
     test_queries: int = option(100, "points of a test task to be judged by (default: {})", type=whole(1), metavar="N")
     test_tasks: int = option(1000, "unseen tasks (default: {})", type=whole(1), metavar="N")
 
