@@ -13,6 +13,8 @@ from refmeta.lab import fewshot, geometry, reuse, runs, sine
 from refmeta.lab.reproduce.experiment import add_reproduce
 from refmeta.lab.sweep.experiment import add_sweep
 
+ABOUT = "Check an implementation of MAML, first-order MAML, ANIL or Reptile, or run the experiments of their papers."
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0: done; 1: it ran and failed; 2: bad input, with what was expected."""
@@ -24,21 +26,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has seen enough
-        return 141  # as of a program that SIGPIPE ends: a check that was not read to its end has not passed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on
+        return 141  # that of a program ended by SIGPIPE: a check that was not read to its end has not passed
     except (ValueError, TypeError) as error:
         code, said = 2, str(error)
     except (OSError, MemoryError) as error:
         code, said = 1, str(error) or "out of memory"
     except KeyboardInterrupt as error:
         code, said = 130, str(error) or "interrupted"
-    with suppress(OSError):  # the exit code says it too
+    with suppress(OSError):  # stderr is closed: the exit code says it too
         print(f"refmeta {args.command}: {said}", file=sys.stderr)
     return code
 
 
 def _open_streams() -> None:
-    """Open the streams that our caller has closed, on the null device; print ? for a letter that a stream lacks."""
+    """Open on the null device what streams our caller has closed; print ? for a letter that a stream cannot encode."""
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:  # in this order, so that no file of ours gets the number of a stream
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
@@ -47,8 +49,8 @@ def _open_streams() -> None:
 
 
 def _parsed(given: list[str]) -> argparse.Namespace:
-    """The options; and in `command_line` what follows --, the command to check, which argparse has no word for."""
-    parser = argparse.ArgumentParser(prog="refmeta", description="Gradient-based meta-learning, as a specification.")
+    """The options; `command_line` is what follows --, the command to check."""
+    parser = argparse.ArgumentParser(prog="refmeta", description=ABOUT)
     parser.add_argument("--version", action="version", version=refmeta.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     for experiment in (sine.SINE, fewshot.FEWSHOT, reuse.REUSE):
@@ -58,7 +60,11 @@ def _parsed(given: list[str]) -> argparse.Namespace:
     cut = given.index("--") if "--" in given else len(given)
     if empty := [word[:-3] for word in given[:cut] if word.startswith("-") and word.endswith("=--")]:
         parser.error(f"argument {empty[0]}: expected a value, got '--'")  # argparse may make an empty list of it
-    return parser.parse_args(given[:cut], argparse.Namespace(command_line=given[cut + 1 :]))
+    args, unknown = parser.parse_known_args(given[:cut], argparse.Namespace(command_line=given[cut + 1 :]))
+    if unknown:
+        own = commands.choices[args.command.split()[0]]  # prints its own usage
+        own.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def anil(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int = 2) ->
 
         ∇_θ Σ_i L((b, h_i(θ)); Q_i),  θ = (b, h)     Raghu et al. 2020, §4
 
-    The body b keeps a gradient through the adapted heads, for h_i depends on b.
+    The body b keeps a gradient through the adapted heads, because h_i depends on b.
     """
 
     def adapted(theta: Theta) -> Array:

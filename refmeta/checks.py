@@ -1,4 +1,4 @@
-"""What a caller can get wrong, checked in one place: the public names are `checked` functions."""
+"""The checks of a caller's arguments: the public names of `refmeta` are `checked` functions."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def checked(function: F, query: bool = True) -> F:
-    """The same function; its arguments are checked by their names, and α is made a Python float.
+    """The same function, with its arguments checked, each by its name, and α made a Python float.
 
-    The checks alone are its attribute `check`. With `query`, every task needs one.
+    Its attribute `check` is the checks alone. query: whether every task needs a query.
     TypeError: an argument of the wrong kind. ValueError: one of the right kind with an impossible value.
     """
     signature = inspect.signature(function)
@@ -47,7 +47,7 @@ def checked(function: F, query: bool = True) -> F:
 
 
 def check_theta(theta: Any, name: str = "theta") -> Theta:
-    """θ as a list, in this machine's byte order; refused unless a list or tuple of finite floating-point arrays."""
+    """θ as a list, in this machine's byte order. It must be a list or tuple of finite floating-point arrays."""
     leaves = _sequence(theta, name, "a list of arrays")
     if not leaves:
         raise ValueError(f"{name}: expected a list of arrays, got an empty one")
@@ -58,7 +58,7 @@ def check_theta(theta: Any, name: str = "theta") -> Theta:
 
 
 def check_like(gradient: Theta, theta: Theta) -> None:
-    """ValueError unless the gradient has θ's arrays: as many, of the same shapes."""
+    """ValueError unless the gradient has as many arrays as θ, of the same shapes."""
     if len(gradient) != len(theta):
         raise ValueError(f"theta has {len(theta)} arrays, the gradient has {len(gradient)}")
     for i, (g, leaf) in enumerate(zip(gradient, theta, strict=True)):
@@ -76,7 +76,7 @@ def check_alpha(alpha: Any) -> float:
 
 
 def check_tasks(tasks: Any, queries_needed: bool = True) -> Tasks:
-    """Tasks as a list of (supports, query); refused unless all their data are finite arrays."""
+    """Tasks as a list of (supports, query). All their data must be finite arrays."""
     given: Tasks = _sequence(tasks, "tasks", "a list of tasks (supports, query)")
     if not given:
         raise ValueError("tasks: expected at least one task (supports, query), got an empty list")
@@ -119,7 +119,7 @@ def _sequence(value: Any, where: str, expected: str, length: int | None = None) 
 
 
 def _numbers(value: Any, where: str, kinds: str = "fiub", expected: str = "numbers") -> Any:
-    """An array's value, of finite numbers. No subclass: a mask or a matrix gives * and @ other meanings in silence."""
+    """An array's value, of finite numbers. No subclass: a masked array or matrix silently changes * and @."""
     value = getval(value)
     if type(value) is not np.ndarray and not isinstance(value, np.generic):
         plain = "NumPy array itself, no subclass" if isinstance(value, np.ndarray) else "NumPy array"

@@ -27,11 +27,11 @@ def audit(
     head: str | int = 2,
     dtype: str = "float64",
 ) -> Report:
-    """Whether `meta_gradient(params, tasks)` is the algorithm's for loss(params, (x, y)); if not, why.
+    """Report whether `meta_gradient(params, tasks)` is the algorithm's for loss(params, (x, y)), and if not, why.
 
-    `params` is any pytree of floating-point arrays, and so is the gradient. Both functions get it, and the tasks, in
-    float64; with dtype="float32" `meta_gradient` is asked in float32 too. All else is as in `refmeta.torch.audit`;
-    head: a key of `params`, as "dense_2" or "layers/2", or how many of the last arrays.
+    `params` is any pytree of floating-point arrays, and the gradient has the same structure. Both functions get params
+    and tasks in float64; with dtype="float32" `meta_gradient` is asked in float32 too. head: a key of `params`, as
+    "dense_2" or "layers/2", or how many of the last arrays. The other arguments are those of `refmeta.torch.audit`.
     """
     tasks, (paths, tree) = list(tasks), tree_flatten_with_path(params)
     names, theta = [keystr(p, simple=True, separator="/") for p, _ in paths], [np.asarray(leaf) for _, leaf in paths]

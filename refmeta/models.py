@@ -18,7 +18,7 @@ from refmeta.trees import Array, Batch, Loss, Theta
 
 # --- Primitives, each with its derivative beside it -------------------------------------------------
 #
-# Their rules are made of them and of functions that autograd can derive, so derivatives of any order exist. Two correct
+# Their rules use only them and functions that autograd can derive, so derivatives of any order exist. Two correct
 # stock autograd: it derives tanh through cosh², which overflows to NaN, and gives maximum(x, 0) the slope ½ at 0,
 # where PyTorch, JAX and TensorFlow have 0. One node in place of several also makes gradients 1.5 to 2 times
 # faster. In a rule, g is the derivative of the end result in the value.
@@ -105,7 +105,7 @@ def unpatches(p: Array, shape: tuple[int, ...]) -> Array:
     for (i, from_row, to_row), (j, from_column, to_column) in product(_taps(h), _taps(w)):
         part, place = parts[..., from_row, from_column, i, j, :], image[..., to_row, to_column, :]
         if i and j:
-            place[...] = part  # the first to come there
+            place[...] = part  # the first patch there
         else:
             place += part
     return image
@@ -192,12 +192,12 @@ def standardised(z: Array) -> Array:
 
 
 def batch_norm(z: Array, n: int) -> Array:
-    """Every unit standardised over the batch, and over the pixels. What an example gives depends on the others."""
+    """Every unit standardised over the batch and the pixels. An example's output depends on the others."""
     return standardised(z)
 
 
 def layer_norm(z: Array, n: int) -> Array:
-    """Each of the n examples standardised over its units and pixels: it does not depend on the others."""
+    """Each of the n examples standardised over its units and pixels, independently of the others."""
     units = np.swapaxes(np.reshape(z, (*z.shape[:-2], n, -1)), -1, -2)
     return np.reshape(np.swapaxes(standardised(units), -1, -2), z.shape)
 
@@ -230,7 +230,7 @@ INITIALISATIONS = {"he": _he, "glorot": _glorot, "finn2017": _finn2017, "nichol2
 
 
 class _Network:
-    """What MLP and ConvNet share: layers of two arrays, W and b, of these `shapes`."""
+    """The common part of MLP and ConvNet: layers of two arrays, W and b, of these `shapes`."""
 
     activation: str
     norm: str
@@ -247,12 +247,12 @@ class _Network:
         raise NotImplementedError
 
     def layers(self, theta: Theta, x: Array) -> list[Array]:
-        """What each layer gives, activation included; the last is the output."""
+        """The output of each layer, after its activation; the last is the network's."""
         raise NotImplementedError
 
     @property
     def names(self) -> list[str]:
-        """W1, b1, W2, b2, …: what each array of θ is."""
+        """The names of θ's arrays: W1, b1, W2, b2, …"""
         return [f"{kind}{layer + 1}" for layer in range(len(self.shapes) // 2) for kind in "Wb"]
 
     def init(self, rng: numpy.random.Generator, scheme: str | None = None, dtype: Any = numpy.float64) -> Theta:
@@ -292,8 +292,8 @@ class MLP(_Network):
         theta = net.init(rng)        [W1, b1, W2, b2, …],  W (in, out),  b (out,)
         net(theta, x)                x (n, in) to (n, out); or (tasks, n, in) with a task axis on all of θ
 
-    norm="batch" or "layer" makes a hidden layer activation(norm(x W) + b), see `batch_norm` and `layer_norm`: functions
-    of θ and the batch alone, without running averages, which would be state that no gradient step sees.
+    norm="batch" or "layer" makes a hidden layer activation(norm(x W) + b), see `batch_norm` and `layer_norm`. They are
+    functions of θ and the batch alone: running averages would be state that no gradient step sees.
     ValueError: unknown activation or norm, widths that are not two or more positive integers, arrays of θ or an x
     that do not fit the widths.
     """
@@ -349,7 +349,7 @@ class ConvNet(_Network):
         _choose("norm", self.norm, NORMS)
 
     def layers(self, theta: Theta, x: Array) -> list[Array]:
-        """What each layer gives, activation included: images (…, n, h, w, filters), then the output."""
+        """The output of each layer, after its activation: images (…, n, h, w, filters), then the network's."""
         self._check_shapes(str(self), theta, x, self.image)
         values: list[Array] = []
         for layer in range(0, len(theta) - 2, 2):
@@ -424,12 +424,12 @@ def accuracy(net: Callable[[Theta, Array], Array]) -> Callable[[Theta, Batch], A
 def _some(shape: tuple[int, ...]) -> tuple[int, int]:
     """(n, m) of (…, n, m), n above 0."""
     if not shape[-2]:
-        raise ValueError("x has no examples: a loss is a mean over one at least")
+        raise ValueError("x has no examples: expected at least one, because a loss is a mean")
     return shape[-2], shape[-1]
 
 
 def _classified(net: Callable[[Theta, Array], Array], theta: Theta, batch: Batch) -> tuple[Array, Array]:
-    """The logits, and the labels, which fit them."""
+    """The logits, and the labels, checked against them."""
     x, labels = batch
     logits, values = net(theta, x), getval(labels)
     dtype, shape = getattr(values, "dtype", None), logits.shape

@@ -34,15 +34,15 @@ def audit(
     head: Module | str | int = 2,
     dtype: str = "float64",
 ) -> Report:
-    """Whether `meta_gradient(net, tasks)` is the algorithm's for the loss criterion(net(x), y); if not, why.
+    """Report whether `meta_gradient(net, tasks)` is the algorithm's for the loss criterion(net(x), y), and if not, why.
 
-    A task is ((x, y), (x, y)), support and query, or (x, y, x, y); its support is taken for each of `steps` inner steps
-    of size `lr`. Or it is ([(x, y), …], (x, y)), with a batch for each step and without `steps`.
-    `meta_gradient` gets a float64 copy of `net` and of the tasks; with dtype="float32" it is asked in float32 too. It
+    A task is ((x, y), (x, y)), support and query, or (x, y, x, y); each of `steps` inner steps of size `lr` takes its
+    support. Or it is ([(x, y), …], (x, y)), with a batch for each step and without `steps`.
+    `meta_gradient` gets float64 copies of `net` and the tasks; with dtype="float32" it is asked in float32 too. It
     returns the gradients, in the order of `net.parameters()` or by name, None where there is none; or the meta-loss,
-    whose gradient is taken; or nothing, and each parameter's `.grad` is read. What requires no gradient is constant.
-    tasks_are: "sum" or "mean"; None takes either. head: what adapts in ANIL: a module, its name, or how many of the
-    last parameters. ValueError, TypeError: arguments that are none of these. Your exceptions come through.
+    which is then differentiated; or nothing, and each parameter's `.grad` is read. Parameters that require no gradient
+    are constants. tasks_are: "sum" or "mean"; None takes either. head: the part that adapts in ANIL: a module, its
+    name, or how many of the last parameters. ValueError, TypeError: other arguments. Your exceptions come through.
     """
     tasks, names = list(tasks), [name for name, p in net.named_parameters() if p.requires_grad]
 
@@ -79,11 +79,11 @@ def check_step(
     dtype: str = "float64",
     timeout: float = 60,
 ) -> Report:
-    """`refmeta.conformance.check` of `meta_gradient(net, criterion, tasks, lr)`, on the vectors' networks as modules.
+    """`refmeta.conformance.check` of `meta_gradient(net, criterion, tasks, lr)`, with the vectors' networks as modules.
 
-    A task is ([(x, y), …], (x, y)): a batch for each inner step, which is of size `lr`, and the query. It returns what
-    `audit` takes, under its own convention `tasks_are`; for ANIL it gets `head` too, the names of the parameters that
-    adapt. It may skip as in `check`. ValueError: an unknown algorithm, tier or dtype.
+    A task is ([(x, y), …], (x, y)): a batch for each inner step of size `lr`, and the query. The function returns what
+    `audit` takes; tasks_are says whether that is the sum or the mean over the tasks. For ANIL it also gets `head`, the
+    names of the parameters that adapt. It may skip as in `check`. ValueError: an unknown algorithm, tier or dtype.
     """
     if tasks_are not in ("sum", "mean"):
         raise ValueError(f"tasks_are: expected 'sum' or 'mean'; got {tasks_are!r}")
@@ -92,7 +92,7 @@ def check_step(
         net, criterion = _module(case)
         tensors = mapped(lambda leaf: None if leaf is None else torch.as_tensor(leaf), case.tasks)
         if algorithm == "anil" and not case.head:
-            raise Skip("ANIL without a head, of which PyTorch takes no gradient")
+            raise Skip("ANIL without a head: PyTorch takes no gradient of nothing")
         names = [name for name, _ in net.named_parameters()]
         head = {"head": names[len(names) - (case.head or 0) :]} if algorithm == "anil" else {}
         found = meta_gradient(net, criterion, tensors, case.alpha, **head)
@@ -108,7 +108,7 @@ def check_step(
 
 
 class _Quadratic(Module):
-    """θ, whose loss ½ tᵀAt − bᵀt is the criterion's of (t, At) and b."""
+    """A module of θ; ½ tᵀAt − bᵀt is a criterion of its output (t, At) and b."""
 
     def __init__(self, theta: Theta):
         super().__init__()
@@ -140,7 +140,7 @@ def _changing(net: Module, s: Setting) -> str:
         copy(torch.as_tensor(x))
     pairs = zip(copy.named_buffers(), before.buffers(), strict=True)
     changed = [name for (name, after), b in pairs if not torch.equal(after, b)]
-    return f"Beside this, every call of the network changes its {changed[0]}." if changed else ""
+    return f"Also, every call of the network changes its {changed[0]}." if changed else ""
 
 
 def _derivatives(net: Module, criterion: Any, names: list[str]) -> Derivatives:
@@ -231,7 +231,7 @@ def _cast(kind: torch.dtype, leaf: Any) -> Any:
 
 
 def _adapts(net: Module, names: list[str], head: Module | str | int) -> int | list[bool]:
-    """Of each parameter, whether it is part of the head. ValueError: none is."""
+    """For each parameter, whether it is part of the head. ValueError: none is."""
     if isinstance(head, Module):
         inside = {id(p) for p in head.parameters()}
         return adapting(names, head, lambda name: id(net.get_parameter(name)) in inside)

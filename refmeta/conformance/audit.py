@@ -1,7 +1,7 @@
 """Check a meta-gradient on your own network, in your own framework, from its loss and gradient alone.
 
-The caller's `grad` and Hessian-vector products (or else differences of `grad`) give everything: the trajectories, the
-right meta-gradient, and what each known mistake would make of it, all in float64 where the caller's functions allow it.
+The caller's `grad` and Hessian-vector products (or else differences of `grad`) give the trajectories, the right
+meta-gradient, and that of each known mistake, all in float64 where the caller's functions allow it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -29,12 +29,12 @@ from refmeta.conformance.report import AUDIT, Report, Row, Verdict, describe
 from refmeta.conformance.rules import Derivatives, flat
 from refmeta.trees import Batch, Loss, Tasks, Theta
 
-Ask = Callable[[int, str], Theta]  # (many, dtype): the caller's meta-gradient of the first so many tasks
+Ask = Callable[[int, str], Theta]  # (many, dtype): the caller's meta-gradient of the first `many` tasks
 Rows = Callable[[int, Program], np.ndarray]  # `Network.under`
 MEAN = Factor(1, "1/tasks")
-COARSEST = 1e-2  # if the truth itself is known no better than this, nothing passes, and no mistake has a name
-ROUNDED = 1e-5  # an error that float32 or differences make, if nothing else explains it
-SMALL = 20_000  # parameters: pairs of mistakes are tried on networks of up to so many
+COARSEST = 1e-2  # where the right answer is known no better, nothing passes and no mistake is named
+ROUNDED = 1e-5  # a smaller error is put down to float32 or differences, if no mistake explains it
+SMALL = 20_000  # parameters: on larger networks no pairs of mistakes are tried
 
 
 def audit(
@@ -49,14 +49,14 @@ def audit(
     hvp: Callable[[Theta, Batch, Theta], Theta] | None = None,
     tasks_are: str | None = None,
 ) -> Report:
-    """Whether `meta_gradient(theta, tasks, alpha)` is the algorithm's; if not, why.
+    """Report whether `meta_gradient(theta, tasks, alpha)` is the algorithm's, and if not, why.
 
-    loss(theta, batch) and grad(theta, batch) take and give NumPy arrays; what happens inside is theirs. First `grad` is
-    held against `loss`; then the trajectory, the Hessian-vector products (`hvp(theta, batch, v)`, or else differences
-    of `grad`) and every known mistake are rebuilt from `grad`. The report says how precise it is. All are asked in
-    float64, where they can, and of a float32 θ `meta_gradient` in float32 too. `head` as in `refmeta.anil`. tasks_are:
-    "sum" or "mean"; None takes either. ValueError, TypeError: an unknown algorithm, or arguments as in `refmeta.maml`.
-    Exceptions of the caller's functions come through.
+    loss(theta, batch) and grad(theta, batch) take and return NumPy arrays; inside they may use anything. First `grad`
+    is compared with `loss`. Then the trajectory, the right meta-gradient and that of every known mistake are computed
+    from `grad` and hvp(theta, batch, v) = ∇²L v (without hvp: differences of `grad`). The report says how precise it
+    is. The functions are asked in float64 where they allow it; where θ is float32, `meta_gradient` in float32 too.
+    head: as in `refmeta.anil`. tasks_are: "sum" or "mean"; None takes either. ValueError, TypeError: an unknown
+    algorithm, or arguments that `refmeta.maml` refuses. Exceptions of the caller's functions come through.
     """
 
     def at(theta: Theta, remark: str = "") -> Report:
@@ -98,7 +98,7 @@ def finest(grad: Callable[[Theta, Batch], Theta], theta: Theta, batch: Batch) ->
 
 
 def _own(what: str, function: Callable[..., Theta], theta: Theta, dtype: str) -> Callable[..., Theta]:
-    """A function of the caller's that gets copies in this dtype."""
+    """The caller's function on copies in this dtype, its result checked."""
 
     def called(phi: Theta, batch: Batch, *v: Theta) -> Theta:
         given = [[np.array(leaf, dtype) for leaf in tree] for tree in (phi, *v)]
@@ -134,11 +134,11 @@ def _scalar(loss: Loss, dtype: str) -> Loss:
 
 
 class Finding(NamedTuple):
-    """A verdict on the caller's network, and the number of correct digits."""
+    """A verdict on the caller's network, and its correct digits."""
 
     kind: str
     text: str
-    digits: float = 0
+    digits: float | None = None  # None: not measured
     found: Sequence[Explanation] = ()
 
 
@@ -151,9 +151,9 @@ def examine(
     loss: Loss | None = None,
     remark: str = "",
 ) -> Report:
-    """The report on a meta-gradient, asked in these dtypes; what is right in the first is not accused in the next.
+    """The report on a meta-gradient, asked in these dtypes. If it is right in one, the next does not accuse it.
 
-    With `loss`, `grad` is held against it. ValueError: an unknown word in `tasks_are`.
+    With `loss`, `grad` is compared with it. ValueError: an unknown word in `tasks_are`.
     """
     if tasks_are not in ("sum", "mean", None):
         raise ValueError(f"tasks_are: expected 'sum', 'mean' or None; got {tasks_are!r}")
@@ -173,7 +173,7 @@ def examine(
 def in_turn(
     network: Network, ask: Ask, right: dict[Factor, float], asked: Collection[str]
 ) -> Iterator[tuple[str, Finding]]:
-    """The findings in each dtype, to the first that is not right; after one that is, none accuses."""
+    """The findings in each dtype, up to the first that is not right. After a right one, none accuses."""
     *_, last = asked
     before = False
     for dtype in asked:
@@ -192,12 +192,12 @@ def in_turn(
 
 
 def averaged(ask: Ask) -> Ask:
-    """The sum over the tasks of what gives their mean."""
+    """The sum over the tasks, from a function that returns their mean."""
     return lambda many, dtype: [many * leaf for leaf in ask(many, dtype)]
 
 
 def _doubt(network: Network, loss: Loss | None) -> Finding | str:
-    """What speaks against the caller's loss and gradient: a finding, or a remark, most often empty."""
+    """A finding against the caller's loss or gradient, or a remark on them, mostly empty."""
     start, grad = network.settings[0], network.derivatives.grad
     at = start.theta, start.supports[0] if start.supports else start.query
     asked: dict[str, Callable[[], Any]] = {"grad" if loss else "the loss": lambda: flat(grad(*at))}
@@ -212,12 +212,13 @@ def _doubt(network: Network, loss: Loss | None) -> Finding | str:
 
 
 def report(algorithm: str, findings: dict[str, Finding]) -> Report:
-    """A row for each dtype; the verdict is the last: the first that is not right."""
+    """A row for each dtype; the last finding is the verdict."""
 
     def row(dtype: str, f: Finding) -> Row:
         name = "your network" + f" in {dtype}" * (len(findings) > 1)
         status = "pass" if f.kind == "pass" else "fail"
-        return Row(name, algorithm, "audit", status, f.digits, f"{f.digits:.1f} correct digits")
+        said = "not measured" if f.digits is None else f"{f.digits:.1f} correct digits"
+        return Row(name, algorithm, "audit", status, f.digits or 0.0, said)
 
     *_, last = findings.values()
     verdict = Verdict(algorithm, last.kind, last.text, tuple(last.found))
@@ -265,19 +266,19 @@ def _unexplained(network: Network, digits: float, precise: str) -> Finding:
 
 
 def _name(network: Network, under: Rows, ask: Ask, got: np.ndarray, precision: float, dtype: str) -> list[Explanation]:
-    """The simplest mistakes that give this answer, and that to the first task alone where it can be had.
+    """The simplest mistakes that explain this answer, and the one for the first task alone where there is one.
 
-    under: as of the network, but nothing is computed twice.
+    under: `Network.under`, cached.
     """
     start, many = network.settings[0], len(network.settings)
 
     def answered(got: np.ndarray, many: int) -> Answered:
-        unit = float(np.abs(got).max()) or 1.0  # of an answer of 1e200 the square is infinite
+        unit = float(np.abs(got).max()) or 1.0  # the square of 1e200 is infinite
 
         def scaled(program: Program) -> np.ndarray:
             try:
                 return under(many, program) / unit
-            except Exception:  # a batch norm takes no single example, and the like: then this is no explanation
+            except Exception:  # as a batch norm on a single example: no explanation
                 if not program:
                     raise
                 return np.full((many, len(got)), np.nan)
@@ -292,7 +293,7 @@ def _name(network: Network, under: Rows, ask: Ask, got: np.ndarray, precision: f
     searches: tuple[Search, ...] = (listed, others, step_sizes, listed_pairs)[: 4 if small else 3]
     every = answered(got, many)
     try:
-        alone = answered(sketch(flat(ask(1, dtype))), 1)  # where every mistake costs less
+        alone = answered(sketch(flat(ask(1, dtype))), 1)  # cheaper for every mistake
     except Exception:  # it takes no other number of tasks
         return explain([every], searches)
     return explain([alone, every], searches) or (explain([every], [listed]) if small else [])

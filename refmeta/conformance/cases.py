@@ -1,4 +1,4 @@
-"""A case is a question, a vector is a case with its answers. Both are read from JSON with nothing taken on trust."""
+"""A case is a question, a vector is a case with its answers. Both are read from JSON that is not trusted."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from refmeta.trees import Array, Batch, Loss, Supports, Tasks, Theta, add
 FOLDER = Path(__file__).parent.parent / "vectors"
 FORMAT, FORMAT_VERSION = "refmeta-vectors", 1
 LONGEST = 1 << 24  # bytes of a file, and of one answer's line
-MOST = 1 << 17  # commas and brackets in a file: five times those of any; each may take 200 bytes of memory
+MOST = 1 << 17  # commas and brackets in a file, five times those of the largest; each may take 200 bytes of memory
 DTYPES = ("float32", "float64")
 PLAIN = ("id", "algorithm", "model", "loss", "alpha", "head", "conventions")  # fields that JSON has as they are
 CONVENTIONS = {"tasks": "sum mean", "examples": "mean sum", "reptile": "displacement over_alpha over_alpha_k"}
@@ -36,7 +36,7 @@ def plain(a: Array) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """One question: which meta-gradient? All that a harness sees.
+    """One question to an implementation: what is this meta-gradient? A harness sees nothing else.
 
     model: {"kind": "quadratic"}: L(θ; (A, b)) = ½ tᵀAt − bᵀt, t all arrays of θ one after the other;
            {"kind": "mlp", "widths": […], "activation": "tanh" | "relu"}: θ = [W1, b1, …], layers x @ W + b.
@@ -122,7 +122,7 @@ class Case:
         return [leaf / self.divisor for leaf in add(self.scaled(per_task))]
 
     def each(self, change: Callable[[Array], Array]) -> "Case":
-        """The case with another array for every one in θ and in the tasks."""
+        """The case with `change` applied to every array in θ and in the tasks."""
 
         def changed(value: Any) -> Any:
             if isinstance(value, (list, tuple)):
@@ -132,7 +132,7 @@ class Case:
         return replace(self, theta=changed(self.theta), tasks=changed(self.tasks))
 
     def astype(self, dtype: str) -> "Case":
-        """A copy that shares nothing, its numbers in another float type; they are representable in float32."""
+        """A copy that shares nothing, its numbers in another float type; float32 represents all of them."""
         return deepcopy(self).each(lambda a: a if a.dtype.kind in "iu" else a.astype(np.dtype(dtype)))
 
     def to_json(self, write: Callable[[Array], dict[str, Any]] = plain) -> dict[str, Any]:
@@ -183,8 +183,8 @@ def quadratic(theta: Theta, batch: Batch) -> Array:
 class Vector:
     """A case with its answers.
 
-    gradient: the right one; per_task: of every task the gradient, φ_0 … φ_K ("phi"), ∇L(φ_k; S_k) ("inner_gradient")
-    and v_0 … v_K ("adjoint", for MAML and ANIL). suspects: of every known mistake the gradient of every task.
+    gradient: the right one. per_task: each task's gradient, φ_0 … φ_K ("phi"), ∇L(φ_k; S_k) ("inner_gradient") and
+    v_0 … v_K ("adjoint", for MAML and ANIL). suspects: for every known mistake, each task's gradient with it.
     """
 
     case: Case
@@ -196,7 +196,7 @@ class Vector:
 
     @classmethod
     def from_json(cls, v: Any, tier: str) -> "Vector":
-        """A vector as its file has it. The exceptions of `Case.from_json`, and OverflowError: it is none."""
+        """A vector from its JSON. The exceptions of `Case.from_json`, and OverflowError: it is none."""
         asked = (*PLAIN, "theta", "tasks", "flags", "difficulty", "provenance")
         *_, expected, suspects, tolerance, scale = fields(v, *asked, "expected", "suspects", "tolerance", "scale")
         gradient, tasks = fields(expected, "gradient", "tasks")
@@ -219,15 +219,15 @@ class Vector:
 
 
 class VectorError(ValueError):
-    """A vector file that cannot be trusted: it says which file and why."""
+    """A vector file cannot be trusted; the message says which and why."""
 
 
 @cache
 def load(folder: Path = FOLDER) -> tuple[Vector, ...]:
     """All vectors of a folder, in order.
 
-    VectorError: a file that is missing, no regular file, changed since it was made (SHA-256), no JSON, of a format of
-    the future, or with fields that are missing, unknown or of another type.
+    VectorError: a file is missing, not a regular file, changed since it was made (SHA-256), not JSON, or of another
+    format version; or a field is missing, unknown or of another type.
     """
     manifest = folder / "manifest.json"
     content = _content(manifest, _read(manifest))
@@ -281,14 +281,14 @@ def _content(path: Path, data: bytes) -> Any:
 
 
 def decoded(data: bytes, most: int = MOST) -> Any:
-    """Foreign JSON. ValueError, RecursionError: it is none, or of so many values that it would fill the memory."""
+    """Foreign JSON. ValueError, RecursionError: it is none, or has so many values that it would fill the memory."""
     if sum(map(data.count, (b",", b"[", b"{"))) > most:  # one of these stands before every value but the first
         raise ValueError(f"expected at most {most} commas and brackets")
     return json.loads(data)
 
 
 def one_line(text: str) -> str:
-    """Foreign text in one line, with escapes as \\x1b for all that a terminal would obey or not show."""
+    """Foreign text in one line; characters that a terminal would obey or not show become escapes as \\x1b."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
@@ -300,7 +300,7 @@ def fields(content: Any, *names: str, optional: Sequence[str] = ()) -> list[Any]
 
 
 def check_words(case: Case) -> None:
-    """ValueError unless a case keeps to the words that its docstring lists."""
+    """ValueError unless a case uses only the words that `Case` lists."""
     fields(case.conventions, *CONVENTIONS)
     widths = case.model.get("widths", [1])
     networks = [{"kind": "mlp", "widths": widths, "activation": name} for name in ACTIVATIONS]
@@ -320,17 +320,17 @@ def check_words(case: Case) -> None:
 
 
 def number(value: Any) -> float:
-    """A number of a vector: a C99 hex float in a string, or a plain JSON number."""
+    """A vector's number: a C99 hex float in a string, or a plain JSON number."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise TypeError(f"expected a number, got {value!r:.60}")
     found = float.fromhex(value) if isinstance(value, str) else float(value)
     if isinstance(value, str) and isfinite(found) and "x" not in value.lower():
-        raise ValueError(f"expected a hex float as '0x1.8p+0', got {value!r:.60}")  # fromhex takes 0.5 for 5/16
+        raise ValueError(f"expected a hex float as '0x1.8p+0', got {value!r:.60}")  # fromhex would read 0.5 as 5/16
     return found
 
 
 def finite(values: Any) -> Array:
-    """The numbers of a list, none of them infinite or NaN."""
+    """The numbers of a list. ValueError: one is infinite or NaN."""
     found = np.array([number(v) for v in values], dtype=float)
     if not isinstance(values, list) or not np.isfinite(found).all():
         raise ValueError(f"expected a list of finite numbers, got {values!r:.60}")
@@ -341,6 +341,6 @@ def array(a: Any, labels: bool = False) -> Array:
     """An array of a vector: {"shape", "data"} row by row; integers where the data are labels."""
     shape, data = fields(a, "shape", "data", optional=["labels", "name"])
     found = (np.array([index(v) for v in data], np.int64) if labels else finite(data)).reshape(shape)
-    if list(found.shape) != shape:  # NumPy works out a length of −1
+    if list(found.shape) != shape:  # NumPy would replace a length of −1
         raise ValueError(f"expected the lengths of an array's axes, got {shape!r:.60}")
     return found

@@ -1,4 +1,4 @@
-"""Ask an implementation for every meta-gradient, compare, and conclude what is wrong."""
+"""Ask an implementation for every meta-gradient, compare them, and conclude which mistake it has."""
 
 import ctypes
 import os
@@ -52,12 +52,12 @@ def check(
 ) -> Report:
     """Ask `meta_gradient(case)` for every vector's meta-gradient and report.
 
-    It gets a `Case` of plain NumPy arrays of `dtype`, and returns a list of arrays shaped like case.theta (anything
-    NumPy can read, PyTorch and JAX arrays as they are), or a dict of them by name, or a dict with either as "gradient"
-    and, for a finer report, any of "phi", "inner_gradient", "adjoint": a list over tasks of lists over steps. It may
-    raise Skip(reason), or skip as in pytest. A crash, or no answer within `timeout` seconds, is a row of the report; it
-    runs in the caller's thread, and has no deadline in a debugger. Only the `algorithms` and `tiers` named, or all.
-    ValueError: an unknown dtype, algorithm or tier, or vectors that cannot be trusted.
+    The function gets a `Case` of plain NumPy arrays of `dtype`. It returns a list of arrays shaped like case.theta
+    (anything NumPy can read, PyTorch and JAX arrays as they are), or a dict of them by name; or a dict with either as
+    "gradient" and, for a finer report, any of "phi", "inner_gradient", "adjoint": a list over tasks of lists over
+    steps. It may raise Skip(reason), or skip as in pytest. A crash, or no answer within `timeout` seconds, becomes a
+    row of the report. It runs in the caller's thread; under a debugger it has no deadline. algorithms, tiers: ask these
+    only. ValueError: an unknown dtype, algorithm or tier, or vectors that cannot be trusted.
     """
     vectors = select(algorithms, tiers)
     if dtype not in DTYPES:
@@ -82,7 +82,7 @@ def select(algorithms: Names, tiers: Names) -> list[Vector]:
 
 
 def assert_case(meta_gradient: MetaGradient, case: Case, timeout: float = 60) -> None:
-    """AssertionError, with what is wrong, unless the answer to one case is right. For tests of one case each."""
+    """AssertionError, which says what is wrong, unless the answer to this case is right."""
     __tracebackhide__ = True  # pytest shows the caller's lines alone
     vector = next(v for v in load() if v.case.id == case.id)
     answer = answer_of(meta_gradient, case, timeout)
@@ -94,9 +94,9 @@ def assert_case(meta_gradient: MetaGradient, case: Case, timeout: float = 60) ->
 def parameters(
     xfail: dict[str, str] | None = None, dtype: str = "float64", algorithms: Names = None, tiers: Names = None
 ) -> list[Any]:
-    """The cases for `pytest.mark.parametrize("case", parameters())`; xfail: {id: reason} are expected to fail.
+    """The cases for `pytest.mark.parametrize("case", parameters())`. xfail, {id: reason}, are expected to fail.
 
-    Only the `algorithms` and `tiers` named, or all. ValueError: one of these, or an id in xfail, that does not exist.
+    algorithms, tiers: these only. ValueError: one of these, or an id in xfail, does not exist.
     """
     import pytest
 
@@ -112,7 +112,7 @@ def parameters(
 
 
 class Answer(NamedTuple):
-    """What came back for one vector: a gradient and perhaps intermediates, or the reason why there is none."""
+    """The answer for one vector: a gradient, perhaps with intermediates, or the reason why there is none."""
 
     gradient: Theta | None = None
     inside: dict[str, Any] | None = None
@@ -123,13 +123,13 @@ class Answer(NamedTuple):
 
 
 class TimeUp(BaseException):
-    """Raised in a harness that has taken too long, wherever it is."""
+    """Raised wherever a harness is, once it has taken too long."""
 
 
 def answer_of(meta_gradient: MetaGradient, case: Case, timeout: float) -> Answer:
-    """The answer to one case, of which it gets a copy; whatever goes wrong is said in the answer and ends nothing.
+    """The answer to one case, or why there is none: no error ends the check. The function gets a copy of the case.
 
-    But who interrupts it, or leaves the debugger, wants the end of all.
+    An interrupt comes through, and so does the end of a debugger: whoever does these wants the check to end.
     """
     __tracebackhide__ = True
     over, caller = threading.Event(), threading.current_thread()
@@ -142,7 +142,7 @@ def answer_of(meta_gradient: MetaGradient, case: Case, timeout: float) -> Answer
             return read_answer(meta_gradient(deepcopy(case)), case)
         finally:
             over.set()
-            watchdog.join()  # from here on there is no TimeUp: it comes in this line at the latest
+            watchdog.join()  # TimeUp comes here at the latest
     except BaseException as error:
         pytest = sys.modules.get("pytest")  # if it is in use
         if isinstance(error, (KeyboardInterrupt, BdbQuit, pytest.exit.Exception if pytest else BdbQuit)):
@@ -159,10 +159,10 @@ def answer_of(meta_gradient: MetaGradient, case: Case, timeout: float) -> Answer
 
 
 def watch(caller: threading.Thread, signals: bool, over: threading.Event, seconds: float, what: str) -> None:
-    """Raise TimeUp in the caller's thread if it is not over in time, nor in a debugger; say so where that is in vain.
+    """Raise TimeUp in the caller's thread if it is late and not in a debugger. If that does not end it, say so.
 
-    Python raises it before the next line; a signal ends what the main thread sleeps or waits for. Go's choice, SIGURG,
-    is one that nobody else uses, and that does nothing if it comes too late.
+    Python raises it before the next line; a signal ends a sleep or a wait of the main thread. The signal is SIGURG, as
+    in Go: nobody else uses it, and it does nothing if it comes too late.
     """
     if over.wait(min(seconds, threading.TIMEOUT_MAX)) or debugged(caller):
         return
@@ -205,9 +205,9 @@ def read_answer(value: Any, case: Case) -> Answer:
 
 
 def listed(value: Any, case: Case) -> list[Any] | None:
-    """The arrays of a gradient: of an iterable, a dict, or θ's only one, where (1,) is as good as (). None: it is none.
+    """The arrays of a gradient: an iterable, a dict, or θ's only array, where (1,) passes for (). None: it is none.
 
-    Of a dict, perhaps nested, those with the case's names come in their order; then of each shape the first is next.
+    From a dict, perhaps nested, arrays are taken by the case's names, and else by shape, the first one first.
     """
     shapes, names = [leaf.shape for leaf in case.theta], case.names
     if hasattr(value, "keys"):
@@ -239,18 +239,18 @@ def read_array(leaf: Any) -> Any:
 
 # --- One answer ---
 
-# Of other causes: fail.
+# All other causes: fail.
 STATUS = {"skipped": "skip", "none": "error", "not finite": "error", "right": "pass", "nearly": "pass"}
-# Relative: what float64 loses in a roundabout way, while no mistake that is known is so small.
+# Relative errors that a detour in the arithmetic can make; every known mistake is larger.
 NEARLY = {"float64": 1e-13, "float32": 1e-6}
 
 
-LOW = 1.5  # digits: who has as many everywhere may be imprecise and not wrong
-NEAR = 3  # searches, then: two mistakes would hardly leave so much right
+LOW = 1.5  # digits: an answer with so many everywhere may be imprecise, not wrong
+NEAR = 3  # searches are made then: two mistakes would hardly leave so much right
 
 
 class Judged(NamedTuple):
-    """An answer, what became of it (a key of STATUS, or form, rounded, wrong), and its row."""
+    """An answer, its cause (a key of STATUS, or form, rounded, wrong), and its row."""
 
     vector: Vector
     answer: Answer
@@ -296,8 +296,8 @@ def correct_digits(error: float) -> float:
 
 
 def judge(answers: Iterable[tuple[Vector, Answer]], title: str = "refmeta check", ask: Ask | None = None) -> Report:
-    """Rows and verdicts for answers that were computed anywhere; if nothing explains them, one is asked for again."""
-    with np.errstate(all="ignore"):  # an answer of 1e308 is wrong, and its square too large
+    """Rows and verdicts for answers, wherever computed. If nothing explains them, `ask` is asked for one again."""
+    with np.errstate(all="ignore"):  # the square of 1e308, a wrong answer, is infinite
         every = [judged(*pair) for pair in answers]
         names = dict.fromkeys(j.row.algorithm for j in every)
         found = [concluded(name, [j for j in every if j.row.algorithm == name], ask) for name in names]
@@ -306,7 +306,7 @@ def judge(answers: Iterable[tuple[Vector, Answer]], title: str = "refmeta check"
 
 
 def concluded(algorithm: str, every: list[Judged], ask: Ask | None) -> tuple[list[Judged], Verdict]:
-    """The rows and verdict of one algorithm under the conventions that the cases ask for, or under those of its own."""
+    """The rows and verdict of one algorithm, under the conventions of the cases or those that the program keeps."""
     found = verdict(algorithm, every, ask)
     own = found.explanations[0].own if found.explanations else {}
     if not own:
@@ -329,7 +329,7 @@ def under(vector: Vector, own: dict[str, str]) -> Vector:
 
 
 def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verdict:
-    """What is wrong with one algorithm, from all answers for it: the first that applies."""
+    """The verdict on one algorithm from all answers for it: the first that applies."""
 
     def of(*causes: str) -> list[Judged]:
         return [j for j in every if j.cause in causes]
@@ -360,14 +360,14 @@ def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verd
 
 
 def named_mistakes(came: list[Judged], answers: list[Answered]) -> list[Explanation]:
-    """What explains all of these; of a single one nothing but that it is zero."""
+    """The explanations of all these answers; a single answer has none, unless it is zero."""
     if len(came) == 1:
         return [] if answers[0].got.any() else [ZERO]
     return explain(cheapest_first(answers), SEARCHES[:NEAR] if min(j.row.digits for j in came) >= LOW else SEARCHES)
 
 
 def unnamed(algorithm: str, came: list[Judged], answers: list[Answered], first: str, ask: Ask | None) -> Verdict:
-    """The verdict on what nothing explains: whether it is the same when it is asked again, and what it proves."""
+    """The verdict on answers that no mistake explains: whether one comes again, and what they prove."""
     wrong = [j for j in came if j.cause == "wrong"]
     if ask and (changed := next((j for j in wrong if not repeated(j, ask(j.vector))), None)):
         return Verdict(algorithm, "unrepeatable", words.TWICE.format(changed.row.id))
@@ -378,13 +378,13 @@ def unnamed(algorithm: str, came: list[Judged], answers: list[Answered], first: 
 
 
 def repeated(j: Judged, again: Answer) -> bool:
-    """Whether a second answer is the first, to a few roundings."""
+    """Whether a second answer is the first, up to a few roundings."""
     one, two = (flat(answer.gradient or []) for answer in (j.answer, again))
     return one.shape == two.shape and bool(np.linalg.norm(one - two) <= 1e-5 * np.linalg.norm(one))
 
 
 def proven(came: list[Judged], answers: list[Answered]) -> Evidence:
-    """What the answers prove, where no program explains all of them."""
+    """The evidence in answers that no mistake explains."""
     wrong = [j for j in came if j.cause in ("wrong", "rounded")]
     worst = min(j.row.digits for j in wrong)
     if worst >= LOW:
@@ -406,7 +406,7 @@ def proven(came: list[Judged], answers: list[Answered]) -> Evidence:
 
 
 def wrong_parts(j: Judged) -> list[bool]:
-    """Of each array whether it is wrong."""
+    """For each array, whether it is wrong."""
     sizes = [max(s, float(np.linalg.norm(e))) for e, s in zip(j.vector.gradient, j.vector.scale, strict=True)]
     triples = zip(j.answer.gradient or [], j.vector.gradient, sizes, strict=True)
     limit = max(j.vector.tolerance[j.answer.dtype], NEARLY[j.answer.dtype])
@@ -422,12 +422,12 @@ def rounded_alpha(came: list[Judged]) -> bool:
 
 
 def unwired(j: Judged) -> bool:
-    """Whether an answer is none that a wrong algorithm gives: an error, another form, NaN, zeros."""
+    """Whether no algorithm gives such an answer, not even a wrong one: an error, a wrong form, NaN, zeros."""
     return j.cause in ("none", "form", "not finite") or (j.cause == "wrong" and not flat(j.answer.gradient or []).any())
 
 
 def alone(j: Judged) -> str:
-    """What is certain of one wrong answer: one vector tells hardly one mistake from another."""
+    """The facts about one wrong answer; one vector cannot tell mistakes apart."""
     case, found = j.vector.case, of_vector(j.vector, j.answer.gradient or [], j.answer.dtype).fits()
     meant = factors(len(case.tasks), case.alpha, len(case.tasks[0][0]), case.algorithm)
     said = sorted(str(factor) for tasks, factor in found if tasks == "all" and (factor in meant))
@@ -453,7 +453,7 @@ def wrong_inside(j: Judged) -> Iterator[str]:
             try:
                 steps = inside[key][i]
                 bad = [k for k, tree in enumerate(task[key]) if not close(steps[k], tree, j)]
-            except Exception as error:  # they may be arrays of any library
+            except Exception as error:  # it may be an array of any library
                 yield f"{key} of task {i + 1} in {j.row.id} cannot be read: {one_line(str(error)[:200])}. "
                 return
             if bad:

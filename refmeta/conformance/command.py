@@ -18,27 +18,27 @@ ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sig
 
 
 def add_check(commands: Any) -> None:
-    """Declare `check` on argparse's subparsers."""
+    """Add `check` to argparse's subparsers."""
     parser = commands.add_parser(
         "check",
-        help="check an implementation's meta-gradients and name the bug",
+        help="check an implementation's meta-gradients, and name the bug",
         description=run_check.__doc__,
         usage="refmeta check [options] (MODULE:FUNCTION | --results FILE.json | -- COMMAND …)",
-        epilog="Exit code 0: all right; 1: something is wrong; 2: it could not be checked.",
+        epilog="Exit code 0: all is right; 1: something is wrong, or nothing was answered; 2: it could not be checked.",
     )
     parser.set_defaults(run=run_check)
-    parser.add_argument("function", nargs="?", metavar="MODULE:FUNCTION", help="a function of a case, as for check()")
+    parser.add_argument("function", nargs="?", metavar="MODULE:FUNCTION", help="it returns a case's gradient")
     parser.add_argument("--results", metavar="FILE.json", help="answers computed elsewhere: {id: gradient, …}")
     for option in ("--algorithm", "--tier"):
-        parser.add_argument(option, action="append", metavar="NAME", help="only this one (may be repeated)")
-    parser.add_argument("--dtype", default="float64", help="float64 (default) or float32, for MODULE:FUNCTION")
-    parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="for one answer (default: 60)")
-    parser.add_argument("--json", action="store_true", help="the report as JSON")
+        parser.add_argument(option, action="append", metavar="NAME", help=f"only this {option[2:]} (may be repeated)")
+    parser.add_argument("--dtype", default="float64", help="of the function's arrays: float64 (default) or float32")
+    parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="of one answer (default: 60)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Check an implementation's meta-gradients against the vectors and name the bug. It is a Python function
-    MODULE:FUNCTION, or a file of results, or a command that speaks JSON lines."""
+    """Check an implementation's meta-gradients against the test vectors, and name the bug. The implementation is a
+    Python function, a file of its results, or a command that reads and writes JSON lines."""
     if sum(map(bool, (args.function, args.results, args.command_line))) != 1:
         raise ValueError("expected one of MODULE:FUNCTION, --results FILE.json, or -- COMMAND …")
     if not 0 < args.timeout <= DAY:
@@ -48,7 +48,7 @@ def run_check(args: argparse.Namespace) -> int:
         report = check_results(args.results, vectors)
     elif args.command_line:
         for number in ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup makes it
                 signal.signal(number, _end)
         report = check_command(args.command_line, vectors, args.timeout)
     else:
@@ -59,7 +59,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def _end(number: int, frame: Any) -> None:
-    """End, and with it what was started; a second signal, such as a terminal that closes sends, interrupts nothing."""
+    """End, and so end what was started. A second signal, as a closing terminal sends, must not interrupt this."""
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     sys.exit(128 + number)
 
@@ -70,7 +70,7 @@ def _function(name: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), attribute)
         if isinstance(found, type) or not callable(found):
-            raise TypeError(f"{attribute} is no function of a case but {type(found).__name__}")
+            raise TypeError(f"expected a function of a case, got {type(found).__name__}")
         return found
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         said = f"{type(error).__name__}: {error}"
@@ -78,18 +78,18 @@ def _function(name: str) -> Any:
 
 
 def add_vectors(commands: Any) -> None:
-    """Declare `vectors` on argparse's subparsers."""
+    """Add `vectors` to argparse's subparsers."""
     parser = commands.add_parser("vectors", help="list, show or export the test vectors")
     actions = parser.add_subparsers(dest="action", required=True)
     for run, argument in ((list_vectors, ""), (show_vectors, "ID"), (export_vectors, "DIR")):
-        action = actions.add_parser(run.__name__.removesuffix("_vectors"), help=run.__doc__)
+        action = actions.add_parser(run.__name__.removesuffix("_vectors"), help=run.__doc__, description=run.__doc__)
         action.set_defaults(run=run)
         if argument:
             action.add_argument("what", metavar=argument)
 
 
 def list_vectors(args: argparse.Namespace) -> int:
-    """one line for each"""
+    """print one line for each vector"""
     for v in load():
         steps = max((len(supports) for supports, _ in v.case.tasks), default=0)
         print(f"{v.case.id:<40} {v.case.tier:<11} K={steps} T={len(v.case.tasks)}  {', '.join(v.case.flags)}")
@@ -97,16 +97,16 @@ def list_vectors(args: argparse.Namespace) -> int:
 
 
 def show_vectors(args: argparse.Namespace) -> int:
-    """one case, without its answers, as JSON"""
+    """print one case as JSON, without its answers"""
     found = [v for v in load() if v.case.id == args.what]
     if not found:
-        raise ValueError(f"there is no vector {args.what!r}; `refmeta vectors list` names them")
+        raise ValueError(f"there is no vector {args.what!r}; `refmeta vectors list` lists them all")
     print(json.dumps(found[0].case.to_json(), indent=1))
     return 0
 
 
 def export_vectors(args: argparse.Namespace) -> int:
-    """copy the files into a new folder"""
+    """copy the vector files into a new folder"""
     folder = Path(args.what)
     load()  # refuses files that have changed
     try:

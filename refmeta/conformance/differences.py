@@ -1,4 +1,4 @@
-"""Finite differences, the last resort: of a gradient for Hessian-vector products, of a loss against its gradient."""
+"""Finite differences, where there is nothing better: of a gradient for ∇²L v, of a loss to check its gradient."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +11,14 @@ from refmeta.trees import Batch, Loss, Theta, axpy, dot
 
 STEPS = {"float64": (3e-5, 3e-6, 3e-7), "float32": (3e-2, 1e-2, 3e-3)}
 REASON = {
-    "float64": "differences of `grad` do not settle: a unit is on its kink, or the loss bends within 1e-6; give `hvp`",
+    "float64": "differences of `grad` disagree: a unit is on its kink, or the loss bends within 1e-6; give `hvp`",
     "float32": "differences of a `grad` in float32 are too coarse: give `hvp`, or let `grad` take float64",
 }
-AGREES = 1e-2  # a gradient that is right meets a difference quotient closer than this at some step, in float32 too
+AGREES = 1e-2  # a right gradient meets a difference quotient this closely at some step, in float32 too
 
 
 def products(grad: Callable[[Theta, Batch], Theta], dtype: str) -> list[Callable[..., Theta]]:
-    """∇²L v by central differences of ∇L at two steps: of three, the two that agree best, so as to step over kinks."""
+    """∇²L v by central differences of ∇L at two steps: of three, the two that agree best, to avoid kinks."""
 
     def quotients(phi: Theta, batch: Batch, v: Theta) -> tuple[Theta, Theta]:
         length = float(dot(v, v)) ** 0.5 or 1.0
@@ -41,7 +41,7 @@ def beside(theta: Theta) -> Theta:
 
 
 def against(loss: Loss, grad: Callable[[Theta, Batch], Theta], theta: Theta, batch: Batch) -> tuple[int, float | str]:
-    """Whether `grad` is the gradient of `loss`: the array that is not, and by how much; or why it cannot be said.
+    """Compare `grad` with `loss`: an array of it that is wrong, and by how much; or why that is not known.
 
     It is looked at beside θ.
     """
@@ -50,7 +50,7 @@ def against(loss: Loss, grad: Callable[[Theta, Batch], Theta], theta: Theta, bat
     g, doubt = grad(at, batch), (0, "")
     smallest = max(1e-3 * float(np.linalg.norm(flat(g))), 1e-300)
     for i, leaf in enumerate(g):
-        # Along the gradient the signal is largest; a random direction sees what the gradient left out.
+        # Along the gradient the slope is largest; a random direction sees what the gradient leaves out.
         for d in (leaf, random.normal(size=leaf.shape)):
             d = d / (np.linalg.norm(d) or 1)
 
@@ -64,9 +64,9 @@ def against(loss: Loss, grad: Callable[[Theta, Batch], Theta], theta: Theta, bat
     return doubt
 
 
-@np.errstate(all="ignore")  # a loss of 1e100 is none in float32
+@np.errstate(all="ignore")  # 1e100 is infinite in float32
 def slope(f: Callable[[float], float], expected: float, smallest: float) -> float | str:
-    """By how much f′(0) certainly is another slope; or why that cannot be said, "" where it is right at some step.
+    """By how much f′(0) differs for certain from the slope; or why that is not known; "" where it is right.
 
     A difference counts where three steps in turn agree far better than that, the finer ones do, and both sides of 0.
     """

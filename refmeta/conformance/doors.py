@@ -1,4 +1,4 @@
-"""The ways in besides a Python function: a program that speaks JSON lines, and a file of results.
+"""Two other ways to answer: a program that reads and writes JSON lines, and a file of results.
 
 Protocol, one JSON object a line, answered by one line each; the process ends at "stop" or at the end of its input:
 
@@ -29,7 +29,7 @@ from refmeta.conformance.report import INSIDE, Report
 from refmeta.trees import Theta
 
 VERSION = 1
-MOST = 1 << 13  # commas and brackets in one answer: five times those of any, with all that is inside
+MOST = 1 << 13  # commas and brackets in one answer: five times those of the largest with all intermediates
 CHUNK = 1 << 20  # bytes of one read; no pipe holds more
 
 
@@ -41,7 +41,7 @@ class DoorError(ValueError):
 
 
 def answer_from_json(vector: Vector, content: Any) -> Answer:
-    """An Answer from decoded JSON: a gradient, or an object that has one."""
+    """An Answer from decoded JSON: a gradient, or an object with one."""
     given = dict(content) if isinstance(content, dict) else {"gradient": content}
     dtype, _ = given.pop("dtype", "float64"), given.pop("seq", None)
     if dtype not in DTYPES:
@@ -54,12 +54,12 @@ def answer_from_json(vector: Vector, content: Any) -> Answer:
             value = given[key]
             given[key] = tree(value, theta) if key == "gradient" else [[tree(t, theta) for t in ts] for ts in value]
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        return Answer(problem=f"answered with something that is no list of arrays: {str(error)[:120]}")
+        return Answer(problem=f"answered with something other than a list of arrays: {str(error)[:120]}")
     return read_answer(given, vector.case)._replace(dtype=dtype)
 
 
 def tree(value: Any, theta: Theta) -> Theta:
-    """A list of arrays from nested or flat lists of numbers; a flat one gets the shape of θ's array if it fits."""
+    """A list of arrays from nested or flat lists of numbers; a flat one takes the shape of θ's array if it fits."""
     if not isinstance(value, list):
         raise TypeError(f"expected a list of arrays, got {type(value).__name__}")
     leaves = [_leaf(leaf) for leaf in value]
@@ -111,7 +111,7 @@ def check_results(path: str, vectors: Sequence[Vector]) -> Report:
 
 
 def check_command(command: Sequence[str], vectors: Sequence[Vector], timeout: float = 60) -> Report:
-    """Judge a program that answers over stdin and stdout. A crash, a hang or garbage costs one vector, not the run.
+    """Judge a program that answers over stdin and stdout. A crash, a hang or garbage loses one vector, not the run.
 
     The program is started again after it failed, and whatever it started is killed with it. DoorError: it cannot be
     started, or does not answer "start" as the protocol says; or this is Windows, where pipes cannot be waited for.
@@ -123,7 +123,7 @@ def check_command(command: Sequence[str], vectors: Sequence[Vector], timeout: fl
 
 
 def answers_of(command: Sequence[str], vectors: Sequence[Vector], timeout: float) -> list[Answer]:
-    """The program's answer to each vector, or how it failed there; then another process goes on."""
+    """The program's answer to each vector, or how it failed; after a failure a new process goes on."""
     answers: list[Answer] = []
     while len(answers) < len(vectors) or not answers:
         try:
@@ -141,12 +141,12 @@ def answers_of(command: Sequence[str], vectors: Sequence[Vector], timeout: float
 
 
 class Failed(DoorError):
-    """A program that was started did not answer as the protocol says."""
+    """A started program did not answer as the protocol says."""
 
 
 @contextlib.contextmanager
 def started(command: Sequence[str], timeout: float) -> Iterator["Program"]:
-    """A program that answered "start"; in the end it is killed with all that it started.
+    """A program that has answered "start". At the end it is killed, with all that it started.
 
     DoorError: it cannot be started, or does not answer. Failed comes through with the program's last complaint.
     """
@@ -165,7 +165,7 @@ def started(command: Sequence[str], timeout: float) -> Iterator["Program"]:
 
 
 class Program:
-    """A process that speaks the protocol. One thread writes and reads, and waits for nothing longer than `timeout`."""
+    """A process that speaks the protocol. One thread writes and reads, and never waits longer than `timeout`."""
 
     def __init__(self, command: Sequence[str], timeout: float):
         pipe, self.name, self.timeout = subprocess.PIPE, command[0], timeout
@@ -189,7 +189,7 @@ class Program:
             raise DoorError(f"{self.name}: answered {str(reply)[:80]!r}; {expected}")
 
     def ask(self, seq: int, vector: Vector) -> Answer:
-        """The answer to one vector. Failed: there is none."""
+        """The answer to one vector. Failed: none came."""
         reply = self.say({"cmd": "run", "seq": seq, "case": vector.case.to_json()})
         got = reply.get("seq") if isinstance(reply, dict) else reply
         if not isinstance(reply, dict) or got != seq:
@@ -201,7 +201,7 @@ class Program:
         return answer_from_json(vector, reply)
 
     def say(self, message: dict[str, Any]) -> Any:
-        """One line out, one line back, decoded. Failed: what came instead."""
+        """Send one line, return the line that comes back, decoded. Failed: none came, or no JSON."""
         self.unsent += json.dumps(message).encode() + b"\n"
         line = self.line()
         try:
@@ -210,7 +210,7 @@ class Program:
             raise Failed(f"answered with a line that is no JSON: {line[:60]!r}: {error}") from None
 
     def line(self) -> bytes:
-        """The next line. Failed: it does not come in time, or at all, or without an end."""
+        """The next line. Failed: it came too late, not at all, or without an end."""
         deadline = time.monotonic() + self.timeout
         while b"\n" not in self.unread:
             ended = self.stdout not in self.reading
@@ -227,7 +227,7 @@ class Program:
         return bytes(line + end_of_line)
 
     def exchange(self, seconds: float) -> bool:
-        """Write and read once, as soon as something can be. False: nothing could for so many seconds."""
+        """Write and read once, as soon as possible. False: neither was possible for so many seconds."""
         writing = [self.stdin] if self.unsent else []
         readable, writable, _ = select.select(self.reading, writing, [], seconds)
         for pipe in readable:
@@ -241,7 +241,7 @@ class Program:
         if writable:
             try:
                 del self.unsent[: os.write(self.stdin.fileno(), self.unsent)]
-            except OSError:  # it reads no more: what it says, if anything, comes out of stdout
+            except OSError:  # it reads no more, but may still write
                 self.unsent.clear()
         return bool(readable or writable)
 
@@ -258,12 +258,12 @@ class Program:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.unsent.clear()
-        self.exchange(0)  # for its last complaints; a child that got away may hold the pipes open while it lives
+        self.exchange(0)  # to read its last complaints; a child that escaped may keep the pipes open
         for pipe in (self.stdin, self.stdout, self.stderr):
             pipe.close()
 
     @property
     def complaint(self) -> str:
-        """The last line it wrote to its standard error."""
+        """The last line of its standard error."""
         lines = self.errors.decode(errors="replace").strip().splitlines()
         return f" (stderr: {one_line(lines[-1])[:160]})" if lines else ""

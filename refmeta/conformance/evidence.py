@@ -1,4 +1,4 @@
-"""What the answers prove where no program explains all of them: where they are wrong, of what, and what comes near."""
+"""Facts about answers that no mistake explains: where they are wrong, what they are made of, what comes close."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,18 +13,17 @@ from refmeta.conformance.programs import ARRAYS, EVERY
 
 MOST = 3  # conditions of a rule, and pieces of a combination
 EQUATIONS = 8  # numbers in the answers for each coefficient
-NEXT = 1e-2  # a factor that is so near to 1 goes for none, on first sight
-SHARE = 0.75  # of the answers that a program explains, to be called near
+NEXT = 1e-2  # a factor this near to 1 is at first taken for none
+SHARE = 0.75  # share of the answers that a program explains, to be called close
 
 
 class Evidence(NamedTuple):
-    """where: what the wrong vectors, and no others, have in common; so many of those asked are wrong.
+    """where: a condition that holds for the wrong vectors only. wrong: how many of those asked.
 
-    unless: what the right ones, and no others, have. outside: it is wrong where the inner loop does nothing, too.
-    arrays: those that alone are wrong. multiples: the least and the largest number that the right answer is multiplied
-    by. pieces: the answer, as multiples of these. nearest: the program that explains most, and the ids of the vectors
-    that it does not explain. digits: how many are correct everywhere, where that is all that is wrong; factor: what the
-    right answer is multiplied by.
+    unless: a condition that holds for the right ones only. outside: wrong also where the inner loop does nothing.
+    arrays: the only wrong arrays. multiples: the smallest and largest factor of the right answer. pieces: the answer as
+    a combination of these. nearest, missing: the program that explains most, and the ids that it does not explain.
+    digits: how many are correct everywhere, if only precision is lacking. factor: of the right answer.
     """
 
     where: str = ""
@@ -55,7 +54,7 @@ PIECES: dict[str, tuple[Program, Program | None]] = {
 
 
 def combination(answers: Sequence[Answered]) -> dict[str, float]:
-    """The fewest pieces of which every answer is the same combination, and their coefficients; {} if none are."""
+    """The fewest pieces whose same combination every answer is, with their coefficients; {} if there are none."""
     pieces: dict[str, list[np.ndarray]] = {}
     for name, (program, less) in PIECES.items():
         rows = [a.under(program).sum(0) - (0 if less is None else a.under(less).sum(0)) for a in answers]
@@ -99,7 +98,7 @@ def nearest(answers: Sequence[Answered]) -> tuple[Program, tuple[int, ...]]:
 
 
 def conditions(case: Case) -> dict[str, bool]:
-    """What a mistake may depend on, in words, and whether it is so of the case; then the contraries."""
+    """Conditions that a mistake may depend on, each with whether it holds for the case; then their opposites."""
     steps, widths = [len(supports) for supports, _ in case.tasks], case.model.get("widths", [])
     examples = {len(x) for supports, _ in case.tasks for x, _ in supports}
     most = max(steps, default=0)
@@ -108,7 +107,7 @@ def conditions(case: Case) -> dict[str, bool]:
         **{(f"K ≥ {k}", f"K < {k}"): most >= k for k in (1, 2, 3, 5)},
         **{(f"{n} tasks or more", f"fewer than {n} tasks"): len(case.tasks) >= n for n in (2, 3)},
         ("α > 0", "α = 0"): case.alpha > 0,
-        ("an inner loop that matters", "an inner loop that does not matter"): matters,
+        ("an inner loop with an effect", "an inner loop without effect"): matters,
         ("several steps or tasks", "one step of one task"): most * len(case.tasks) > 1,
         ("several parameters", "one parameter"): sum(map(np.size, case.theta)) > 1,
         ("a body", "no body"): case.head is not None and case.head < len(case.theta),
@@ -145,7 +144,7 @@ def rule(wrong: Sequence[Case], right: Sequence[Case]) -> str:
 
 
 def factor(answers: Sequence[Answered]) -> float:
-    """What all answers are the right ones multiplied by, next to 1 and to ten digits; else 1."""
+    """The number near 1, to ten digits, by which every right answer is multiplied; 1 if there is none."""
     right = [a.under(()).sum(0) for a in answers]
     found = [float(g @ a.got / (g @ g)) for g, a in zip(right, answers, strict=True) if np.any(g)]
     off = max(np.linalg.norm(a.got - found[0] * g) / np.linalg.norm(a.got) for g, a in zip(right, answers, strict=True))
@@ -153,7 +152,7 @@ def factor(answers: Sequence[Answered]) -> float:
 
 
 def multiples(answers: Sequence[Answered]) -> tuple[float, ...]:
-    """The least and the largest multiple of the right answer, where every answer of three numbers or more is one."""
+    """The smallest and largest factor of the right answer, if every answer of three numbers or more is a multiple."""
     long = [a for a in answers if a.got.size > 2]
     if not long or any(np.linalg.norm(a.off(())) > a.limit for a in long):
         return ()
@@ -163,7 +162,7 @@ def multiples(answers: Sequence[Answered]) -> tuple[float, ...]:
 
 
 def wrong_arrays(parts: Sequence[tuple[Answered, Sequence[bool]]]) -> str:
-    """The kind of array that alone is wrong, wherever there is another. parts: wrong answers, and which arrays are."""
+    """The only kind of array that is wrong. parts: the wrong answers, each with which of its arrays are wrong."""
     for name, shares in ARRAYS.values():
         kinds = [(list(shares(a.settings[0])), wrong) for a, wrong in parts if len(wrong) > 1]
         some = [(kind, wrong) for kind, wrong in kinds if not all(kind)]

@@ -1,8 +1,8 @@
-"""Which program gives exactly this wrong answer?
+"""Find the program that gives exactly this wrong answer.
 
 A program is the right one with mistakes in it. For each task it gives a gradient c_i; it and weights w explain an
 answer g if g = Σ_i w_i c_i within rounding; the weights say whether tasks were summed, averaged or lost. An explanation
-holds for an algorithm only if it holds for *all* its vectors, those that passed included. So none is a guess.
+of an algorithm must hold for *all* its vectors, those that passed included. So none is a guess.
 
 The searches go from the likely to the far-fetched: one mistake, a number in one, two mistakes, three. Most programs are
 refused by the first answer, which is the cheapest to compute.
@@ -27,17 +27,17 @@ from refmeta.trees import Theta
 
 T = TypeVar("T")
 Program = tuple[str, ...]  # the ids of its mistakes, in the order in which they are made
-HEAVIEST = 1e3  # weight of a task: it counts a few times, or not at all
-NEAR = 1e-3  # of an answer: nothing farther off explains it
+HEAVIEST = 1e3  # largest weight of a task, which may also be lost
+NEAR = 1e-3  # of an answer: an explanation must be nearer
 FAR = 20  # times the usual numbers
 STEPS, SOON = 12, 5  # of Gauss–Newton, and those after which it must be near
 BEAM = 8  # programs that another mistake is added to
 
 
 class Factor(NamedTuple):
-    """What a sum over tasks is multiplied by: a number of four digits, or ±1 times a quantity that has a name.
+    """A factor of the sum over tasks: a number of four digits, or ±1 times a quantity with a name.
 
-    own: conventions that are kept to whatever a vector asks for; the factor is beside them.
+    own: conventions kept whatever a vector asks for; the factor comes on top of them.
     """
 
     number: float = 1.0
@@ -46,7 +46,7 @@ class Factor(NamedTuple):
 
     @property
     def named(self) -> bool:
-        """Whether it is more than digits; ±1 are names."""
+        """Whether it has a name; ±1 have."""
         return bool(self.name) or abs(self.number) == 1
 
     def __str__(self) -> str:
@@ -65,18 +65,18 @@ class Explanation(NamedTuple):
 
     @property
     def own(self) -> dict[str, str]:
-        """The conventions that it keeps to, whatever a vector asks for; none, if to those of the vectors."""
+        """The conventions that it keeps whatever a vector asks for; none, if it keeps those of the vectors."""
         return dict([*self.scale.own, *(("examples", EXAMPLES[name]) for name in self.suspects if name in EXAMPLES)])
 
     @property
     def mistakes(self) -> int:
-        """How many things it says are other than they should be."""
+        """The number of its mistakes."""
         scaled = self.scale._replace(own=()) != Factor()
         return sum(name not in EXAMPLES for name in self.suspects) + (self.tasks != "all") + scaled
 
     @property
     def convention(self) -> bool:
-        """Whether nothing but a positive factor differs."""
+        """Whether only a positive factor differs."""
         return not self.suspects and self.tasks == "all" and self.scale.number > 0
 
 
@@ -86,7 +86,7 @@ ZERO = Explanation(("zero",))  # every gradient is zero
 
 @cache
 def patterns(n: int) -> dict[str, np.ndarray]:
-    """The weights of n tasks under the patterns that have a name."""
+    """The weights of n tasks, by the name of their pattern."""
     first, last = np.eye(n)[[0, -1]]
     return {
         "all": 0 * last + 1,
@@ -104,7 +104,7 @@ def patterns(n: int) -> dict[str, np.ndarray]:
 
 
 def factors(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[Factor, float]:
-    """The factors that have a name."""
+    """The factors with a name."""
     named = {"": 1.0, "1/tasks": 1 / tasks, "tasks": float(tasks)}
     if alpha and algorithm == "reptile":
         named |= {"1/alpha": 1 / alpha, "alpha": alpha, "1/(alpha tasks)": 1 / (alpha * tasks)}
@@ -123,14 +123,14 @@ def of_steps(steps: int) -> dict[str, float]:
 
 
 def odd_factors(tasks: int, alpha: float, steps: int) -> dict[Factor, float]:
-    """Those that nobody means."""
+    """Factors that nobody chooses on purpose."""
     named = of_tasks(tasks) | ({"alpha": alpha, "1/alpha": 1 / alpha} if alpha else {})
     named |= of_steps(steps) | {"1/(steps tasks)": 1 / (steps * tasks)} if steps > 1 else {}
     return {Factor(sign, name): sign * c for name, c in named.items() for sign in (1, -1)}
 
 
 def conventions(case: Case) -> dict[Factor, float]:
-    """What the answer of a program that keeps to conventions of its own is multiplied by."""
+    """The factors of a program that keeps conventions of its own."""
     T, K = len(case.tasks), max(len(case.tasks[0][0]), 1)
     found = {Factor(1, "1/(tasks - 1)"): case.divisor / max(T - 1, 1)}
     found[Factor(1, "tasks/(tasks - 1), of a mean")] = 1.0 if case.divisor == 1 else T / max(T - 1, 1)
@@ -148,7 +148,7 @@ def conventions(case: Case) -> dict[Factor, float]:
 
 
 def every_factor(case: Case) -> dict[Factor, float]:
-    """All that a case's answer may be multiplied by and that has a name."""
+    """All factors with a name of a case's answer."""
     T, K = len(case.tasks), len(case.tasks[0][0])
     return odd_factors(T, case.alpha, K) | factors(T, case.alpha, K, case.algorithm) | conventions(case)
 
@@ -188,7 +188,7 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
 
 
 class Answered(NamedTuple):
-    """An answer to one question, and what an explanation of it is held against.
+    """An answer to one question, and all that an explanation of it needs.
 
     under(program): the gradient of every task, a row each. factors: those that have a name. limit: how far from the
     answer an explanation may be. rounding(program): how far it may be where its own rounding is larger, as on a path
@@ -204,7 +204,7 @@ class Answered(NamedTuple):
     small: bool = True
 
     def fits(self, program: Program = ()) -> set[Fit]:
-        """How the answer is made of the gradients with these mistakes."""
+        """The ways in which the answer is made of the gradients with these mistakes."""
         rows, near = self.under(program), NEAR * float(np.linalg.norm(self.got))
         found = matches(self.got, rows, self.factors, self.limit)
         if not found and near > self.limit and matches(self.got, rows, self.factors, near):
@@ -216,12 +216,12 @@ class Answered(NamedTuple):
         return bool(np.linalg.norm((self.under(program) - self.under(())).sum(0)) > 10 * self.limit)
 
     def tells(self, program: Program, family: str) -> bool:
-        """Whether two numbers of a family, beside a program, give visibly different gradients."""
+        """Whether two numbers of a family, added to a program, give visibly different gradients."""
         one, other = (self.under((*program, f"{family}={number!r}")).sum(0) for number in FAMILIES[family].usual[:2])
         return bool(np.linalg.norm(one - other) > 10 * self.limit)
 
     def off(self, program: Program) -> np.ndarray:
-        """What is left of the answer without the best multiple of the program's sum."""
+        """The answer less the best multiple of the program's sum."""
         u = np.clip(np.nan_to_num(self.under(program).sum(0), nan=1e150), -1e150, 1e150)
         return np.asarray(self.got - (self.got @ u) / (u @ u or 1) * u)
 
@@ -254,7 +254,7 @@ def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
 
 
 def of_settings(case: Case, derivatives: Derivatives, settings: list[Setting]) -> np.ndarray:
-    """What each task adds to a case's answer by these settings, a row each."""
+    """What each task adds to a case's answer under these settings, a row each."""
     return finished(divided(case, case.scaled(gradients(derivatives, settings))), settings)
 
 
@@ -264,7 +264,7 @@ def divided(case: Case, per_task: Iterable[Theta]) -> np.ndarray:
 
 
 def cheapest_first(answers: Iterable[Answered]) -> list[Answered]:
-    """The cheapest that tell programs apart first: a few numbers, several steps, several tasks."""
+    """First the cheapest answers that tell programs apart: a few numbers, several steps, several tasks."""
 
     def cost(a: Answered) -> Any:
         work = sum(1 + len(s.supports) for s in a.settings)
@@ -279,7 +279,7 @@ Search = Callable[[Sequence[Answered]], Iterable[Explanation]]
 
 
 def held(answers: Sequence[Answered], program: Program) -> list[Explanation]:
-    """The explanations by this program that hold for every answer and show in one."""
+    """The explanations by this program that hold for every answer and are visible in one."""
     how = intersection(a.fits(program) for a in answers)
     if not how or (program and not any(a.shows(program) for a in answers)):
         return []
@@ -292,7 +292,7 @@ def trying(answers: Sequence[Answered], programs: Iterable[Program], what: str) 
 
 
 def listed(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """No mistake in any task, or one that the vectors list."""
+    """Search: no mistake in any task, or one that the vectors list."""
     return trying(answers, [(), *((name,) for name in MISTAKES)], "mistakes")
 
 
@@ -302,24 +302,24 @@ def usual(families: Iterable[str] = FAMILIES) -> list[str]:
 
 
 def others(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """A mistake that no vector lists."""
+    """Search: a mistake that no vector lists."""
     return trying(answers, [(name,) for name in (*OTHERS, *usual())], "more mistakes")
 
 
 def fitted(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """A mistake with a number in it: fitted to one answer, and held against all."""
+    """A mistake with a number in it, fitted to one answer and compared with all."""
     return beside(answers, [()])
 
 
 def step_sizes(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Another α, fitted."""
+    """Search: another α, fitted."""
     return beside(answers, [()], ["alpha"])
 
 
 def beside(
     answers: Sequence[Answered], programs: Iterable[Program], families: Iterable[str] = tuple(FAMILIES)
 ) -> Iterator[Explanation]:
-    """A mistake with a number in it beside those of a program."""
+    """A mistake with a number in it, added to a program."""
     wrong = [a for a in answers if a.got.size > 2 and a.wrong()]
     for program, name in product(programs, families):
         found: Sequence[float | None] = FAMILIES[name].usual
@@ -333,7 +333,7 @@ def beside(
 def fit(a: Answered, program: Program, family: str) -> float | None:
     """The number whose gradient is nearest to the answer: from the best of the usual ones by Gauss–Newton steps.
 
-    None: it comes near with none.
+    None: no number comes near.
     """
 
     def off(value: float) -> np.ndarray:
@@ -356,9 +356,9 @@ def fit(a: Answered, program: Program, family: str) -> float | None:
 
 
 def pairs(answers: Sequence[Answered], names: Sequence[str] = tuple(EVERY)) -> Iterator[Explanation]:
-    """Two mistakes at once; in both orders only where they change the same choice."""
+    """Search: two mistakes at once; in both orders only where they change the same choice."""
     touched = {name: touches(name, answers) for name in possible(answers, names)}
-    # What takes its time is tried beside the listed mistakes alone: an optimiser's derivative; all, if it is a network.
+    # Slow ones are tried with listed mistakes only: an optimiser's derivative; on a network, all.
     dear = not any(a.small and a.wrong() for a in answers)
     late = {name for name, fields in touched.items() if dear or "update" in fields}
     both = [(a, b) for a, b in combinations(touched, 2) if a in MISTAKES or not {a, b} & late]
@@ -367,12 +367,12 @@ def pairs(answers: Sequence[Answered], names: Sequence[str] = tuple(EVERY)) -> I
 
 
 def listed_pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Two mistakes that the vectors list."""
+    """Search: two mistakes that the vectors list."""
     return pairs(answers, tuple(MISTAKES))
 
 
 def with_a_number(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """A listed mistake, and another with a number in it."""
+    """Search: a listed mistake, and another with a number in it."""
     return beside(answers, [(name,) for name in possible(answers, MISTAKES)])
 
 
@@ -384,9 +384,9 @@ def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
 
 
 def possible(answers: Sequence[Answered], names: Iterable[str]) -> list[str]:
-    """The mistakes that show in no right answer: two that cancel there are not looked for.
+    """The mistakes that are visible in no right answer; two that cancel there are not searched for.
 
-    A listed one that changes nothing may do so after another: Hessians are wrong where second order was not asked for.
+    A listed mistake that changes nothing alone may change something after another one.
     """
     right = [a for a in answers if not a.wrong()]
     some = [name for name in names if name in MISTAKES or touches(name, answers)]
@@ -394,7 +394,7 @@ def possible(answers: Sequence[Answered], names: Iterable[str]) -> list[str]:
 
 
 def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Three listed mistakes, or two of them that come near and any other."""
+    """Search: three listed mistakes, or two listed ones that come near and any other."""
     names = possible(answers, MISTAKES)
     yield from trying(answers, combinations(names, 3), "triples of mistakes")
     wrong = next(a for a in answers if a.wrong())
@@ -415,7 +415,7 @@ def slow(items: Collection[T], what: str) -> Iterator[T]:
 
 
 def intersection(sets: Iterable[set[Any]]) -> set[Any]:
-    """What all have in common. The first that leaves nothing is the last to be computed."""
+    """The elements that all have; later ones are not computed once none is left."""
     rest = iter(sets)
     common = next(rest)
     while common and (more := next(rest, None)) is not None:
@@ -430,12 +430,12 @@ SEARCHES: tuple[Search, ...] = (listed, others, fitted, listed_pairs, with_a_num
 def explain(answers: Sequence[Answered], searches: Sequence[Search] = SEARCHES) -> list[Explanation]:
     """The simplest explanations of all answers, by the first search that has any."""
     if not np.isfinite([a.limit for a in answers]).all():
-        return []  # within an infinite limit anything is explained
+        return []  # an infinite limit would explain anything
     if not any(a.got.any() for a in answers):
         return [ZERO]
     most, found = max(a.got.size for a in answers), set[Explanation]()
     for search in searches:
-        # A listed mistake and a lost task or factor may be one mistake that no vector lists.
+        # A listed mistake with a lost task or a factor may be one mistake that no vector lists.
         if found and (search not in (others, fitted) or min(e.mistakes for e in found) < 2):
             break
         found |= telling(set(search(answers)), most)
@@ -449,14 +449,14 @@ def rounding(vector: Vector, got: Theta, dtype: str) -> float:
 
 
 def telling(found: set[Explanation], numbers: int) -> set[Explanation]:
-    """Those that say something: not that all is right, nor of one or two numbers, which fit any factor, a factor."""
+    """The explanations that say something: not "right", and no mere factor of one or two numbers, which always fits."""
     return {e for e in found if e != Explanation() and (numbers > 2 or e.scale.named)}
 
 
 def simplest(found: Collection[Explanation]) -> list[Explanation]:
-    """Those that say least: the fewest mistakes, listed ones before others, the vectors' conventions before its own.
+    """The simplest: the fewest mistakes, listed ones before others, the vectors' conventions before its own.
 
-    Of two orders of a pair, and of two ways to say the same, the first.
+    Of two orders of a pair, or two names of the same, the first.
     """
     order = {name: i for i, name in enumerate([*EVERY, *FAMILIES])}
     odd, plainest = {factor.name for factor in odd_factors(2, 0, 2)}, dict[Any, int]()

@@ -1,6 +1,6 @@
-"""The derivatives of an MLP's loss by hand, and those of the losses that people take for it.
+"""The derivatives of an MLP's loss by hand, and those of other losses that people use by mistake.
 
-They are quick, for thousands of programs are tried on them. A derivative in the direction v is the imaginary part at
+They are fast, because thousands of programs are tried on them. A derivative in the direction v is the imaginary part at
 φ + iεv, which subtracts nothing and so rounds nothing away (Squire & Trapp, 1998, https://doi.org/10.1137/S003614459631241X).
 """
 
@@ -35,7 +35,7 @@ def along(function: Callable[..., Any], at: Any, v: Any) -> Any:
 
 
 class Network(NamedTuple):
-    """An MLP and its loss: the mean or the total of squared errors, or of cross-entropies. name: what it has else."""
+    """An MLP and its loss: mean or sum of squared errors or cross-entropies. name: the mistake in it, if any."""
 
     activation: str
     labels: bool

@@ -1,8 +1,8 @@
-"""The mistakes that were really made, each as the change it makes to a task's `Setting`.
+"""The mistakes that people have made, each as a change of a task's `Setting`.
 
 Ids B1 … are those of the bug ledger (docs/bugs.md); a mistake that nobody made in public may have none. Conventions are
-not mistakes: sum or mean over tasks or examples and the scale of Reptile are fields of a vector (B3, B37). A lost task
-is a weight (B4, B5).
+not mistakes: sum or mean over tasks or examples, and the scale of Reptile, are fields of a vector (B3, B37). A lost
+task is a weight (B4, B5).
 """
 
 import re
@@ -18,7 +18,7 @@ Change = Callable[[Setting], Setting | None]  # None: this mistake cannot be mad
 
 
 class Mistake(NamedTuple):
-    """A known mistake: what it is, what usually causes it, where it happened, its ids in the ledger."""
+    """A known mistake: its title, its usual cause, where it happened, its ids in the ledger."""
 
     id: str
     title: str
@@ -33,7 +33,7 @@ MISTAKES: dict[str, Mistake] = {}  # those that the vectors list
 
 
 def mistake(change: Change) -> Change:
-    """Register a change of a Setting; its docstring is all that is ever said of it."""
+    """Register a change of a Setting; its docstring is all that reports say about it."""
     name = change.__name__
     title, *said = re.split(" (Cause|Seen in|Ledger): ", " ".join((change.__doc__ or name).split()))
     notes = dict(zip(said[::2], said[1::2], strict=True))
@@ -46,7 +46,7 @@ def mistake(change: Change) -> Change:
 
 
 def times(shares: Sequence[Any], more: Sequence[Any]) -> tuple[Any, ...]:
-    """The shares of each array, in turn."""
+    """The products of the shares of each array."""
     return tuple(a if b is True else b * a for a, b in zip(shares, more, strict=True))
 
 
@@ -334,11 +334,11 @@ def inner_ascent(s: Setting) -> Setting | None:
 def inner_loss_divided_twice(s: Setting) -> Setting | None:
     """the inner gradient is divided by the number of examples twice
 
-    Cause: a loss that is already a mean is divided by n
+    Cause: a loss that is already a mean is divided by n, or a rate is n times too small
     Seen in: learnables/learn2learn#190 #201
     Ledger: B10a
     """
-    one = 1 + 0 * s.alpha  # of α's kind: a Decimal takes no float
+    one = 1 + 0 * s.alpha  # of α's type: a Decimal takes no float
     return s._replace(**paced(s, lambda s, k: one / len(s.supports[k][0]))) if s.adapts and s.n else None
 
 
@@ -347,7 +347,7 @@ def inner_loss_summed(s: Setting) -> Setting | None:
     """the inner loss is summed over the examples, not averaged
 
     Cause: PyTorch: reduction='sum'. JAX: jnp.sum. TensorFlow: a loss function that returns a vector, which the tape
-    sums
+    sums. Or a rate is n times too large
     Seen in: keras-io examples/vision/reptile.py
     Ledger: B10b
     """

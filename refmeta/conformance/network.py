@@ -1,4 +1,4 @@
-"""The caller's network as the audit sees it: its derivatives, its tasks, and what rounding does to both."""
+"""The caller's network as the audit sees it: derivatives, tasks, and the effect of rounding on both."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -20,9 +20,9 @@ UNSTABLE = "the gradient changes as θ moves by a few roundings: a unit sits on 
 
 
 def to_settings(algorithm: str, theta: Theta, tasks: Tasks, alpha: float, head: int | Sequence[bool]) -> list[Setting]:
-    """A Setting for each task, in float64. It knows how many examples a support batch has, and if it has one output.
+    """A Setting for each task, in float64, with the number of examples in a support batch and of outputs, if it is one.
 
-    head: how many of the last arrays adapt in ANIL, or of each array whether it does. ValueError, TypeError: as of
+    head: how many of the last arrays adapt in ANIL, or for each array whether it does. ValueError, TypeError: as
     `refmeta.maml`, or an unknown algorithm.
     """
     if algorithm not in ALGORITHMS:
@@ -53,8 +53,8 @@ def cast(batch: Batch, dtype: str) -> Batch:
 class Network(NamedTuple):
     """The caller's derivatives and tasks.
 
-    coarse: the derivatives once more, their differences taken at another step. arithmetic: the dtype that both compute
-    in. reason: why they may be imprecise.
+    coarse: the same derivatives, with differences at another step. arithmetic: their dtype. reason: why they may be
+    imprecise.
     """
 
     derivatives: Derivatives
@@ -64,14 +64,14 @@ class Network(NamedTuple):
     reason: str
 
     def remembering(self) -> "Network":
-        """The same, with derivatives that compute nothing twice."""
+        """The same, its derivatives cached."""
         numbers = flat(self.settings[0].theta).size
         grad, fine, coarse = (remembered(f, numbers) for f in (*self.derivatives[:2], self.coarse.hvp))
         same = self.coarse == self.derivatives
         return self._replace(derivatives=Derivatives(grad, fine), coarse=Derivatives(grad, fine if same else coarse))
 
     def factors(self, many: int) -> dict[Factor, float]:
-        """The factors of a sum over so many tasks that have a name."""
+        """The factors with a name of a sum over so many tasks."""
         first, *_ = self.settings
         return factors(many, first.alpha, len(first.supports), "reptile" if first.displaced else "maml")
 
@@ -86,10 +86,10 @@ class Network(NamedTuple):
     def rounding(self, dtype: str, at: np.ndarray, settings: list[Setting]) -> float:
         """How far the sum over the tasks, whose gradients are `at`, may be off in this dtype.
 
-        It is ten times what the sum moves by with θ, itself by a few roundings.
+        That is ten times the change of the sum when θ changes by a few roundings.
         """
         random, theta, eps = np.random.default_rng(0), settings[0].theta, max(EPS[dtype], EPS[self.arithmetic])
-        # A displacement θ − φ keeps the rounding of θ, however short it is.
+        # A displacement θ − φ, however short, has the rounding error of θ.
         off = [4 * eps * self.settings[0].displaced * float(np.linalg.norm(flat(theta)))]
         for _ in range(2):
             moved = [leaf * (1 + 8 * eps * random.normal(size=leaf.shape)) for leaf in theta]
@@ -106,7 +106,7 @@ class Network(NamedTuple):
 
 
 def remembered(function: Callable[..., Theta], numbers: int) -> Callable[..., Theta]:
-    """The same function; the first it computed, those of the right gradients, it does not compute again."""
+    """The same function; it keeps its first results, those of the right gradients."""
     known: dict[Any, Theta] = {}
 
     def first_time(phi: Theta, batch: Batch, *v: Theta) -> Theta:
@@ -127,7 +127,7 @@ def exact(derivatives: Derivatives, settings: list[Setting]) -> Network:
 
 
 def adapting(names: list[str], head: Any, chosen: Callable[[str], bool]) -> int | list[bool]:
-    """A head that is a number, or of each parameter whether it is chosen. ValueError: none is."""
+    """The head as a number, or for each parameter whether it adapts. ValueError: none does."""
     if isinstance(head, int):
         return head
     found = list(map(chosen, names))
@@ -137,7 +137,7 @@ def adapting(names: list[str], head: Any, chosen: Callable[[str], bool]) -> int 
 
 
 def to_tasks(tasks: Sequence[Any], steps: int | None) -> Tasks:
-    """Tasks as (supports, query), one support batch repeated for each step. TypeError, ValueError: they are none."""
+    """Tasks as (supports, query), a single support repeated for each step. TypeError, ValueError: they are no tasks."""
     found: list[Any] = []
     for i, task in enumerate(tasks):
         if not isinstance(task, Sequence) or len(task) not in (2, 4):
@@ -146,7 +146,7 @@ def to_tasks(tasks: Sequence[Any], steps: int | None) -> Tasks:
         support, query = task if len(task) == 2 else (task[:2], task[2:])
         alone = len(support) == 2 and all(hasattr(part, "shape") for part in support)
         if alone == (steps is None) or (alone and not (type(steps) is int and steps >= 0)):
-            expected = "the number of inner steps" if alone else "None, as a task has a batch for each step"
+            expected = "the number of inner steps" if alone else "None, because each task has a batch for each step"
             raise ValueError(f"steps: expected {expected}; got {steps!r}")
         found.append(([support] * (steps or 0) if alone else list(support), query))
     return found
@@ -162,7 +162,7 @@ def rows(derivatives: Derivatives, settings: list[Setting]) -> np.ndarray:
 
 
 def sketch(g: np.ndarray) -> np.ndarray:
-    """The numbers; of a long gradient SKETCH sums of them under random signs, which keep lengths to about 2 %."""
+    """The numbers of a gradient; of a long one SKETCH sums with random signs, which keep lengths to about 2 %."""
     if g.size <= SKETCH:
         return g
     places, signs = _hashed(g.size)

@@ -1,7 +1,7 @@
 """What else people write: mistakes that no vector lists.
 
-Each is a point in the grammar of `rules.Setting`: a choice, and the value that it has in place of the right one. A
-choice that makes no sense for an algorithm is not offered to it.
+Each is a field of `rules.Setting` with a value in place of the right one. A choice that makes no sense for an
+algorithm is not offered to it.
 """
 
 import re
@@ -29,11 +29,11 @@ from refmeta.trees import Batch, Theta, axpy, dot
 Fields = dict[str, Any]
 Group = Callable[[Setting, Any], dict[str, Fields]]
 Arrays = Callable[[Setting], Sequence[Any]]  # the share of each array
-DEAREST = 200  # parameters: a Hessian's diagonal takes as many products
+DEAREST = 200  # parameters: a Hessian's diagonal takes a product for each
 
 
 class Family(NamedTuple):
-    """Mistakes that differ in a number, which stands in the title. usual: those that people write."""
+    """Mistakes that differ in a number, which the title shows. usual: the numbers that people write."""
 
     title: str
     cause: str
@@ -42,7 +42,7 @@ class Family(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether the number counts something."""
+        """Whether the number is a count."""
         return all(map(float.is_integer, self.usual))
 
 
@@ -51,9 +51,9 @@ FAMILIES: dict[str, Family] = {}
 
 
 def choice(over: dict[str, tuple[str, Any]] = {"": ("", None)}) -> Callable[[Group], Group]:  # noqa: B006
-    """Register what a function gives: the changed fields by id, for each of these; or for a number, if ids have some.
+    """Register the mistakes of a function, which returns the changed fields by id; a family's takes a number.
 
-    Its docstring is all that is ever said of them: paragraphs of "id: title", then "Cause: …" and the like for all.
+    Its docstring is all that reports say about them: paragraphs of "id: title", then "Cause: …" and the like for all.
     """
 
     def register(group: Group) -> Group:
@@ -92,7 +92,7 @@ def known(id: str) -> Mistake:
 
 
 def with_mistakes(ids: Iterable[str], settings: list[Setting]) -> list[Setting]:
-    """The settings with these mistakes made wherever they can be made."""
+    """The settings with these mistakes, wherever they can be made."""
     for id in ids:
         change: Change = known(id).change
         settings = [change(s) or s for s in settings]
@@ -103,7 +103,7 @@ def with_mistakes(ids: Iterable[str], settings: list[Setting]) -> list[Setting]:
 
 
 def joined(s: Setting, batches: list[Batch]) -> Batch:
-    """One batch of all examples; of quadratics the mean."""
+    """One batch of all examples; for quadratics the mean."""
     xs, ys = zip(*batches, strict=True)
     return (np.concatenate(xs), np.concatenate(ys)) if network(s) else (sum(xs) / len(xs), sum(ys) / len(ys))
 
@@ -269,7 +269,7 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
 
 @choice()
 def other_outer(s: Setting, _: None) -> dict[str, Fields]:
-    """What is taken in the place of the query loss at φ_K.
+    """Another function in place of the query loss at φ_K.
 
     inner_gradients_alone: the gradient is the sum of the inner gradients
     Cause: what the inner loop's backward passes left in .grad is taken for the result
@@ -308,7 +308,7 @@ def other_outer(s: Setting, _: None) -> dict[str, Fields]:
 
 
 def diagonal(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
-    """diag(∇²L) v, a column at a time."""
+    """diag(∇²L) v, one column at a time."""
     found = [np.zeros(np.shape(leaf)) for leaf in v]
     for i, leaf in enumerate(v):
         for place in np.ndindex(np.shape(leaf)):
@@ -319,7 +319,7 @@ def diagonal(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> 
 
 
 def arrays_apart(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
-    """The blocks of ∇²L that belong to one array each, times v."""
+    """∇²L v without the blocks between different arrays."""
     return [d.hvp(phi, batch, [leaf * (i == j) for j, leaf in enumerate(v)])[i] for i in range(len(v))]
 
 
@@ -343,10 +343,10 @@ def on_support_gradient(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: S
 
 @choice()
 def curvature(s: Setting, _: None) -> dict[str, Fields]:
-    """What the Hessian is, and where it is taken.
+    """Which Hessian is used, and where it is taken.
 
     diagonal: only the diagonal of the Hessian is used
-    one_hessian: the product of the factors (I − αH_k) is cut after the terms of one Hessian
+    one_hessian: the product of the factors (I − αH_k) is cut after the terms with one Hessian
     outer_product: the outer product of the gradient with itself is used in the place of the Hessian
     on_support_gradient: the Hessian is applied to the support gradient
     arrays_apart: the Hessian between different arrays is left out
@@ -586,7 +586,7 @@ COUNTS: dict[str, tuple[str, Callable[[Setting, Batch], Any]]] = {
     "n": ("examples", lambda s, batch: len(batch[0])),
     "entries": ("examples and of outputs", lambda s, batch: len(batch[0]) * (s.outputs or 1)),
     "outputs": ("outputs", lambda s, batch: s.outputs or 1),
-    "everything": ("examples, or of numbers", lambda s, batch: len(batch[0])),  # of a quadratic too
+    "everything": ("examples, or of numbers", lambda s, batch: len(batch[0])),  # for a quadratic too
     "squared": ("examples under squared errors", lambda s, batch: len(batch[0]) if s.outputs else 1),
 }
 
@@ -854,5 +854,5 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     }
 
 
-EXAMPLES = {"examples_mean": "mean", "examples_sum": "sum"}  # conventions of its own that change the inner loop too
+EXAMPLES = {"examples_mean": "mean", "examples_sum": "sum"}  # own conventions that also change the inner loop
 EVERY = [*MISTAKES, *OTHERS]

@@ -1,4 +1,4 @@
-"""What a check found, and all the words for it."""
+"""The result of a check, in words."""
 
 import json
 import textwrap
@@ -15,8 +15,8 @@ from refmeta.conformance.programs import EXAMPLES, known
 from refmeta.trees import Array
 
 INDENT = " " * 9
-LOST = "first", "last", "all but the first", "all but the last"  # of the tasks; "of several" may follow
-APART = 3  # explanations that the answers cannot tell apart; of more, none is named
+LOST = "first", "last", "all but the first", "all but the last"  # tasks; ", of several" may follow
+APART, FEW = 3, 6  # explanations that the answers cannot tell apart: of more none is named, and none is listed
 LISTED = 4  # wrong vectors listed for each algorithm
 
 
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What is wrong with one algorithm.
+    """The verdict on one algorithm.
 
     kind, of a check: none, pass, wiring, form, error, precision, convention, bug, unexplained; of an audit also grad,
     imprecise.
@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
     kind: str
     text: str
     explanations: tuple[Explanation, ...] = ()
-    evidence: Evidence = Evidence()  # where no program explains it
+    evidence: Evidence = Evidence()  # where no mistake explains it
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Report:
         return json.dumps(content, indent=1, ensure_ascii=False)
 
     def raise_on_failure(self, cause: BaseException | None = None) -> None:
-        """AssertionError unless it passed: in its first line what is wrong first, then the whole report."""
+        """AssertionError unless it passed: its first line says what is wrong, the whole report follows."""
         __tracebackhide__ = True  # in pytest
         if not self.passed:
             wrong = sorted(self.verdicts, key=lambda v: (v.kind == "pass", v.kind == "none"))
@@ -83,7 +83,7 @@ class Report:
 
 
 def _lines(verdict: Verdict, rows: list[Row]) -> list[str]:
-    """A verdict, then the first of the rows that are wrong."""
+    """A verdict, then the first wrong rows."""
     right, skipped = (sum(row.status == status for row in rows) for status in ("pass", "skip"))
     note = f", {skipped} skipped" if skipped else ""
     text = f"{verdict.algorithm:<8} {right} of {len(rows) - skipped} right{note}: {verdict.text}"
@@ -103,7 +103,7 @@ def _json(e: Explanation) -> dict[str, Any]:
 
 
 def no_gradient(value: Any, names: Sequence[str]) -> str:
-    """What is wrong with an answer that is no gradient."""
+    """Why an answer is no gradient."""
     if not hasattr(value, "keys"):
         return f"returned {type(value).__name__}: expected a list of arrays shaped like theta"
     keys, inside = str(sorted(map(str, value)))[:200], ", ".join(INSIDE)
@@ -114,7 +114,7 @@ Shapes = Sequence[tuple[int, ...]]
 
 
 def form(names: Sequence[str], got: Shapes, expected: Shapes) -> str:
-    """What is wrong with the shapes of a gradient, which are not those expected."""
+    """How the shapes of a gradient differ from those expected."""
     if got == [shape[::-1] for shape in expected]:
         return "every array is transposed: W has shape (in, out), layer = x @ W + b"
     if sorted(got) == sorted(expected):
@@ -139,48 +139,39 @@ def comparison(names: Sequence[str], digits: Sequence[float], got: Array, expect
 # --- One verdict ---
 
 WIRING = (
-    "the harness is not wired up: its simplest case, {row.id}, fails ({row.message}). It passes whatever the inner "
-    "loop does, so look at how the case is read and the gradient returned; nothing else is judged."
+    "the harness is not wired up: even the simplest case, {row.id}, fails ({row.message}). It does not depend on the "
+    "inner loop: look at how the case is read and how the gradient is returned. Nothing else is judged."
 )
-SINGLE = "right in float32, but float64 was asked for: something on the way is float32."
-ROUNDABOUT = "right to fewer digits than float64 has: something is computed in a roundabout way, or by differences."
-NEARLY = (
-    "pass; right to the last bits, {:.1f} digits at least, but not exact where no step need be rounded: something is "
-    "computed in a roundabout way, such as a mean that is multiplied up to a sum"
-)
+SINGLE = "right in float32, but float64 was asked for: some step is in float32."
+ROUNDABOUT = "right to fewer digits than float64 has: some step loses digits, or is computed by differences."
+NEARLY = "pass; {:.1f} digits at least, but not exact where nothing need be rounded: is a sum computed from a mean?"
 AUDIT = {
     "twice": "asked twice, {} gave two answers; nothing can be judged: switch off dropout (net.eval()) and the like.",
-    "kept": "asked twice, the meta-gradient gave two answers: it draws numbers, or keeps something from call to call.",
+    "kept": "asked twice, the meta-gradient gave two answers: it draws random numbers or keeps state between calls.",
     "grad": "grad is not the gradient of loss: they differ in array {} by {:.0%}; the meta-gradient is not judged.",
-    "beside": "It was asked beside θ, for at θ differences of `grad` say too little (a unit on its kink?): give `hvp`.",
-    "unheld": "`grad` itself could not be held against `loss` in array {}: {}.",
-    "rounded": "right to {:.1f} digits only: something on the way is in float32, or is computed by differences.",
+    "beside": "It was asked near θ: at θ differences of `grad` say too little (a unit on its kink?); give `hvp`.",
+    "unheld": "`grad` itself could not be compared with `loss` in array {}: {}.",
+    "rounded": "right to {:.1f} digits only: some step is in float32, or is computed by differences.",
     "pairs": " Pairs of mistakes are not tried on more than {} parameters.",
-    "float32": "right in float64. In float32 it has {:.1f} correct digits, fewer than rounding explains, and cannot be "
-    "judged: a unit may sit near its kink, or the inner loop be unstable.",
+    "float32": "right in float64. With {:.1f} digits in float32 it cannot be judged: a kink near, or an unstable loop?",
 }
 UNEXPLAINED = "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made."
 WHERE = "\nIt is wrong exactly on the vectors with {}: on {} of {}."
 UNLESS = "\nIt is right exactly on the vectors with {}: on {} of {}."
-OUTSIDE = "\nIt is wrong on all vectors, also where α = 0: look outside of the inner loop."
+OUTSIDE = "\nIt is wrong on all vectors, also where α = 0: look outside the inner loop."
 ARRAYS = "\nOf several arrays only these are wrong: {}."
-MULTIPLES = "\nIt is always a multiple of the right answer, but not the same: from {:.4g} to {:.4g}."
-TWICE = "asked twice, {} got two answers: something is drawn at random, or kept from call to call."
+MULTIPLES = "\nIt is always a multiple of the right answer, but not always the same one: from {:.4g} to {:.4g}."
+TWICE = "asked twice, {} got two answers: it draws random numbers or keeps state between calls."
 PIECES = "\nOn every vector it is {}."
-NEAREST = "\nNear is: {}. That explains {} of {}, not {}."
-ASK = (
-    '\nReturn {"gradient": …, "phi": …}, with φ_0 … φ_K of every task, and the report says which step is the first '
-    "wrong one."
-)
-LOW = (
-    "right to about {:.1f} digits everywhere, and no known mistake explains the rest: low precision ({}), or "
-    "differences with a coarse step."
-)
+NEAREST = "\nClosest: {}. That explains {} of {}, but not {}."
+ASK = '\nReturn {"gradient": …, "phi": …}, with φ_0 … φ_K of every task, and the report names the first wrong step.'
+LOW = "right to about {:.1f} digits everywhere, by no known mistake: low precision ({}), or differences too coarse."
 FORMATS = {"float32": 5.5, "TF32 or float16": 2.3, "bfloat16": 1.5}  # and the digits that are left of a gradient
 TIMES = "right to {:.0f} digits: it is the right answer times {:.8g}, on every vector."
-ALPHA = "α is rounded: all is right for the first six digits of it. The vectors' α are float32, as 0.30000001192092896."
-OWN = "\nThis is under a convention of its own, whatever a vector asks for: {}."
+ALPHA = "α is rounded: all is right for its first six digits. The vectors' α are float32, as 0.30000001192092896."
+OWN = "\nIt keeps a convention of its own, whatever a vector asks for: {}."
 MANY = "wrong in one of {} ways that the answers do not tell apart, so none is named."
+WAYS = "\nThe ways: {}."
 ALONE = "one vector, no diagnosis: {}"
 ZEROS = (
     "every gradient is zero: it went to a copy (B13, B14). PyTorch: deepcopy, load_state_dict and .data cut θ off; "
@@ -190,20 +181,37 @@ OVERWRITTEN = "Cause: a loss or gradient is overwritten, or cleared, inside the 
 CONVENTION = "all else is right, but {}: a convention, not a mistake, but not the one that was asked for"
 INSIDE = {
     "phi": "φ_{k} is the first wrong value: look at inner step {k}",
-    "inner_gradient": "φ_{k} is right and the inner gradient at it is the first wrong value",
-    "adjoint": "all φ are right; of ∂L_Q/∂φ_k the last, φ_{k}, is the first wrong value of the way back",
+    "inner_gradient": "φ_{k} is right, and the inner gradient there is the first wrong value",
+    "adjoint": "all φ are right; on the way back ∂L_Q/∂φ_{k} is the first wrong value",
 }
 
 
 def describe(found: Sequence[Explanation]) -> str:
-    """The first explanation in words: what, where it is lost, what to change, where it happened before."""
+    """The first explanation in words: the mistake, its usual cause, where it happened before."""
     e = found[0]
     if e == ZERO:
         return ZEROS
     if len(found) > APART:
-        return MANY.format(len(found))
-    mistakes = [known(name) for name in e.suspects if name not in EXAMPLES]
-    parts = [mistake.title for mistake in mistakes]
+        return MANY.format(len(found)) + WAYS.format(_each(found)) * (len(found) <= FEW)
+    mistakes, parts = _mistakes(e), _parts(e)
+    lines = ["; ".join(parts or ["right"]) + "."] + [OVERWRITTEN] * (not mistakes and e.tasks != "all")
+    for m in mistakes:
+        lines += [f"Cause: {m.cause}.", f"Seen in: {m.seen}." + f" Ledger: {m.ledger}." * bool(m.ledger)]
+    return "\n".join(lines + [f"The answers cannot tell it from: {_each(found[1:])}."] * (len(found) > 1))
+
+
+def _each(found: Sequence[Explanation]) -> str:
+    """These explanations in a few words."""
+    return "; or ".join(dict.fromkeys(" and ".join(_parts(e)) for e in found))
+
+
+def _mistakes(e: Explanation) -> list[Any]:
+    return [known(name) for name in e.suspects if name not in EXAMPLES]
+
+
+def _parts(e: Explanation) -> list[str]:
+    """All that an explanation says is wrong: mistakes, tasks that are lost, a factor."""
+    parts = [mistake.title for mistake in _mistakes(e)]
     if e.tasks != "all":
         which, several, _ = str(e.tasks).partition(", of several")
         lost = f"only the {which} task counts" if which in ("first", "last") else f"{which} task count"
@@ -213,24 +221,18 @@ def describe(found: Sequence[Explanation]) -> str:
     if e.scale._replace(own=()) != Factor():
         factor = f"the result is multiplied by {e.scale}"
         parts.append(CONVENTION.format(factor) if e.convention else factor)
-    lines = ["; ".join(parts or ["right"]) + "."] + [OVERWRITTEN] * (not mistakes and e.tasks != "all")
-    for m in mistakes:
-        lines += [f"Cause: {m.cause}.", f"Seen in: {m.seen}." + f" Ledger: {m.ledger}." * bool(m.ledger)]
-    others = [" and ".join(known(name).title for name in o.suspects) or pattern(o.tasks) for o in found[1:3]]
-    if others:
-        lines.append(f"The answers cannot tell it from: {'; or '.join(dict.fromkeys(others))}.")
-    return "\n".join(lines)
+    return parts
 
 
 def own(conventions: dict[str, str], algorithm: str) -> str:
-    """The conventions that an implementation keeps to, whatever a vector asks for."""
+    """The conventions that an implementation keeps, whatever a vector asks for."""
     said = [f"the {conventions[what]} over the {what}" for what in ("tasks", "examples") if what in conventions]
     said += [conventions["reptile"]] if algorithm == "reptile" and "reptile" in conventions else []
     return OWN.format(", ".join(said))
 
 
 def evidence(proof: Evidence) -> str:
-    """What the answers prove, in words."""
+    """The evidence in words."""
     if proof.factor != 1:
         return TIMES.format(proof.digits, proof.factor)
     if proof.digits:

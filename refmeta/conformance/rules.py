@@ -1,8 +1,8 @@
 """One task's gradient as a program of independent choices, from a loss's derivatives alone.
 
-The rules never call the specification: they are a further derivation of the same gradients, on any arrays that add
-and multiply (floats, rationals, 50-digit decimals). Every field of a `Setting` is a choice; an algorithm is a few of
-them, and a mistake (`mistakes`) changes one, so that any two mistakes can be made at once.
+The rules never call the specification: they derive the same gradients once more, on any arrays that add and multiply
+(floats, rationals, 50-digit decimals). Every field of a `Setting` is a choice. An algorithm makes some of them, and a
+mistake (`mistakes`) changes one, so any two mistakes can be combined.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ from refmeta.trees import Batch, Supports, Tasks, Theta, add, axpy
 
 
 class Derivatives(NamedTuple):
-    """Of a loss L: grad(φ, B) = ∇L(φ; B) and hvp(φ, B, v) = ∇²L(φ; B) v.
+    """The derivatives of a loss L: grad(φ, B) = ∇L(φ; B) and hvp(φ, B, v) = ∇²L(φ; B) v.
 
     Where the network is known: gauss, its Gauss–Newton product; of(name), the derivatives of another loss.
     """
@@ -30,7 +30,7 @@ class Derivatives(NamedTuple):
 
 
 class Update(NamedTuple):
-    """How an inner step is made of a gradient: plainly, unless a mistake says otherwise. In PyTorch's terms."""
+    """How a gradient becomes an inner step: plain SGD, unless a mistake changes it. The names are PyTorch's."""
 
     kind: str = "sgd"  # a key of KINDS
     momentum: float = 0
@@ -59,7 +59,7 @@ def hessian(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: "Setting") ->
 
 
 class Setting(NamedTuple):
-    """All that determines one task's gradient.
+    """Everything that determines one task's gradient.
 
     outer: the losses that count, (k, batch, weight) for weight L(φ_k; batch). curved: where the curvature of step k is
     taken, (j, batch) for φ_j. A displacement is φ_origin − φ_K.
@@ -72,7 +72,7 @@ class Setting(NamedTuple):
     rates: tuple[Any, ...]  # of each array, times α: 0 where the inner loop does not move it
     n: int | None = None  # examples of a support batch; None where a batch has no examples
     outputs: int | None = None  # of a network under squared error
-    summed: bool | None = None  # the loss is a sum over the examples; None where nobody knows
+    summed: bool | None = None  # whether the loss is a sum over the examples; None: unknown
     tasks: Tasks = []  # noqa: RUF012 - the settings of a task's neighbours; nobody writes into it
     place: int = 0
     split: bool = False  # into a body and a head, even where one is empty
@@ -94,16 +94,14 @@ class Setting(NamedTuple):
     back: Any = 1  # times α in (I − αH)
     alpha_back: Any = None  # in the place of α in (I − αH)
     linear: bool = False  # every step's curvature meets v_K, not v_{k+1}
-    each: tuple[Callable[[Theta, Theta], Theta], ...] = ()  # of one task's gradient and θ, what is made of it
+    each: tuple[Callable[[Theta, Theta], Theta], ...] = ()  # (gradient of one task, θ) -> gradient
     leaks: bool = False  # the next task starts where this one ended
     together: bool = False  # the next task takes its steps after this one's, and all are differentiated
-    after: tuple[
-        Callable[[np.ndarray, np.ndarray], np.ndarray], ...
-    ] = ()  # of the result and θ, both flat, what is made of it
+    after: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = ()  # (result, θ) -> result, flat
 
     @property
     def adapts(self) -> bool:
-        """Whether an inner loop matters: in all but joint training."""
+        """Whether there is an inner loop: in all but joint training."""
         return bool(self.supports) and (self.displaced or self.outer is not at_theta)
 
     @property
@@ -146,7 +144,7 @@ def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
 
 
 def finished(per_task: np.ndarray, settings: Sequence[Setting]) -> np.ndarray:
-    """The tasks' gradients, a row each; or, if something is done to their sum, what comes of it, in the first row."""
+    """The tasks' gradients, a row each; if a mistake changes their sum, the result of that in the first row."""
     total, theta = per_task.sum(0), flat(settings[0].theta)
     for change in settings[0].after if len(theta) == len(total) else ():  # and of no sketch
         total = change(total, theta)
@@ -172,7 +170,7 @@ def path(d: Derivatives, s: Setting) -> list[Theta]:
 
 
 def walk(d: Derivatives, s: Setting, steps: int) -> tuple[list[Theta], list[Any]]:
-    """φ_0, φ_1, …, and what each step was made of: φ, the gradient, and the optimiser's memory."""
+    """φ_0, φ_1, …, and the parts of each step: φ, the gradient, and the optimiser's memory."""
     d = with_loss(d, s.loss_inside)
     phis, made = [s.start or s.theta], list[Any]()
     memory = np.array([0, 0, 1])[:, None] * flat(phis[0]) if s.update != Update() else None
@@ -244,7 +242,7 @@ def points(d: Derivatives, s: Setting) -> list[tuple[Theta, Batch]]:
 
 
 def kept(v: Theta, shares: Sequence[Any]) -> Theta:
-    """P v: of each array its share; zero where nothing moves."""
+    """P v: each array times its share; zero where nothing moves."""
     return [leaf if share is True or share == 1 else share * leaf for leaf, share in zip(v, shares, strict=True)]
 
 
@@ -252,7 +250,7 @@ def kept(v: Theta, shares: Sequence[Any]) -> Theta:
 
 
 def step(s: Setting, k: int, phi: Any, g: Any, memory: Any) -> tuple[Any, Any]:
-    """φ and the memory after step k, as torch.optim makes them. The memory: of gradients, of their squares, and φ_0."""
+    """φ and the memory after step k, as in torch.optim. The memory: of gradients, of their squares, and φ_0."""
     u, (m, squares, start) = s.update, memory
     g = g + u.decay * phi + u.pull * (phi - start)
     g = anp.clip(g, -u.clamp, u.clamp) if u.clamp < np.inf else g

@@ -1,4 +1,4 @@
-"""The specification's own functions, run fast: all tasks at once, and without tracing them again."""
+"""The specification's own functions, run fast: all tasks at once, and traced only once."""
 
 import ctypes
 from contextlib import suppress
@@ -10,10 +10,10 @@ __all__ = ["keep_freed_memory", "recorded", "stacked"]
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, from here to the end of the process; elsewhere nothing happens.
+    """Let glibc keep freed memory until the process ends; without glibc do nothing.
 
-    By itself it gives large temporaries back to the system, whose pages then fault in again at every operation.
-    The commands of refmeta begin with this. A program of your own can, or be started with
+    By default it returns large temporaries to the system, and their pages fault in again at every operation. The
+    commands of refmeta call this first. Your program can call it too, or start with
     MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483647 in its environment.
     """
     with suppress(AttributeError, OSError, TypeError):  # musl and macOS have no mallopt, Windows no CDLL(None)

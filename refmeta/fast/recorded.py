@@ -1,13 +1,13 @@
 """A function of arrays, traced once and then replayed as a straight list of NumPy calls.
 
-    record     trace the function: the calls that it makes, with their arguments; it may not look at a value
+    record     trace the function: its calls, with their arguments; it must not look at a value
     simplify   run autograd's functions of lists now, drop calls that change nothing, make equal calls once:
-               a third of MAML's calls is gone
-    free       find each value's last use: what large tasks need stays in the cache
-    compile    write the calls as one Python function, the replay: NumPy's time is all that is left
-    prove      run it beside the function on other arrays: a trace sees no randomness, no state, no changing array
+               this removes a third of MAML's calls
+    free       find each value's last use, so that large tasks stay in the cache
+    compile    write the calls as one Python function, the replay, which takes NumPy's time only
+    prove      compare it with the function on other arrays: a trace cannot see randomness, state, changing arrays
 
-`replay_of` is that pipeline, `recorded` a function that keeps what it returns.
+`replay_of` is this pipeline; `recorded` keeps its replays.
 """
 
 import dis
@@ -42,20 +42,20 @@ ONE_AT_A_TIME = RLock()  # autograd counts its traces for all threads together
 
 
 def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of arrays, its graph traced once and then replayed: the same bits, without the tracing.
+    """The same function of arrays, traced once and then replayed: the same bits, without the tracing.
 
         fast = recorded(stacked(maml))        fast(loss, theta, tasks, alpha), again and again
 
-    Arguments and results are arrays, or lists and tuples of them. What else is in the arguments (a loss, α) is a
-    constant of the recording and must be hashable. Other constants, shapes or dtypes get a recording of their
-    own; the last 16 are kept. A recording is a straight list of NumPy calls, each value freed after its last use:
-    nothing else of the function runs again, so its checks have seen the first arguments only. It writes into no
-    argument, and its results share no memory. Each recording is proved once, on other arrays, against the function
-    itself; where nothing is finite there is no proof, and the function itself is called.
-    No tracer sees what Python reads elsewhere: numbers and attributes that the function captures, names that are
-    bound anew, the environment, `_value` of a box. They are as they were when the function was recorded.
-    TypeError: the function looks at a value of its arrays (bool, int, float, an index that is Boolean), the data decide
-    a shape, or an argument or a result is of another kind. ValueError: the function reads an array that is no argument
+    Arguments and results are arrays, or lists and tuples of them. Every other argument (a loss, α) is a constant of
+    the recording and must be hashable. Other constants, shapes or dtypes make a new recording; the last 16 are kept.
+    A recording is a straight list of NumPy calls, each value freed after its last use. Nothing else of the function
+    runs again, so its checks have seen the first arguments only. It writes into no argument, and its results share
+    no memory. Each recording is compared once with the function, on other arrays; if nothing there is finite, it
+    cannot be proved, and the function itself is called.
+    A tracer cannot see what Python reads elsewhere: captured numbers and attributes, rebound names, the environment,
+    the `_value` of a box. These stay as they were when the function was recorded.
+    TypeError: the function looks at a value of its arrays (bool, int, float, a Boolean index), the data decide a
+    shape, or an argument or a result is of another kind. ValueError: the function reads an array that is no argument
     and can change, or the replay differs from it.
     """
     replays: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
@@ -65,7 +65,7 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         given = args, tuple(kwargs.items())
         form, arrays = flattened(given)
         if not {numpy.ndarray}.issuperset(map(type, arrays)):
-            return function(*args, **kwargs)  # someone else's trace goes through the function itself
+            return function(*args, **kwargs)  # another trace must pass through the function itself
         key = form, tuple([a.shape for a in arrays]), tuple([a.dtype for a in arrays])
         try:
             replay = replays.get(key)
@@ -112,7 +112,7 @@ def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
             arrays.append(tree)
             form.append(kind)
         else:
-            form.append((kind, tree, str(tree) if isinstance(tree, Number) else None))  # −0.0 is no 0.0
+            form.append((kind, tree, str(tree) if isinstance(tree, Number) else None))  # −0.0 is not 0.0
     ids = list(map(id, arrays))
     distinct = dict(zip(ids, arrays, strict=True))
     if len(distinct) < len(ids):
@@ -127,7 +127,7 @@ def refilled(tree: Any, arrays: Sequence[Array], new: Sequence[Any]) -> Any:
 
 
 def replay_of(function: Callable[..., Any], arrays: Sequence[Array]) -> Callable[..., Any]:
-    """A function of arrays as its replay, not proved yet; its docstring is its source."""
+    """The replay of a function of arrays, not proved yet. Its docstring is its source."""
     inputs, result = record(function, arrays)
     result = simplify(result)
     return compiled(inputs, with_lifetimes(inputs, result), result)
@@ -138,9 +138,7 @@ def replay_of(function: Callable[..., Any], arrays: Sequence[Array]) -> Callable
 
 def _look(*_: Any) -> Any:
     looks = "the function looks at a value of its arrays, by bool, int, float or NumPy itself, as in np.eye(3)[y]"
-    raise TypeError(
-        f"{looks}: call autograd.numpy's functions, where and take among them, or give the value as a number"
-    )
+    raise TypeError(f"{looks}: use autograd.numpy's functions, such as where and take, or pass the value as a number")
 
 
 class Traced(ArrayBox):  # type: ignore[misc]
@@ -149,7 +147,7 @@ class Traced(ArrayBox):  # type: ignore[misc]
     __slots__ = []
     __bool__ = __int__ = __float__ = __complex__ = __index__ = __array__ = _look
 
-    def __pow__(self, other: Any) -> Any:  # outside of a derivative ** may have other last bits than numpy.power
+    def __pow__(self, other: Any) -> Any:  # outside a derivative ** may differ from numpy.power in the last bits
         inside = isbox(self._value) or isbox(getattr(other, "_value", None))
         return super().__pow__(other) if inside else _power(self, other)
 
@@ -159,7 +157,7 @@ class Traced(ArrayBox):  # type: ignore[misc]
 
 _power = primitive(pow)
 
-Traced.register(Traced)  # what a derivative traces in its turn is one too
+Traced.register(Traced)  # inside a derivative too
 
 
 @contextmanager
@@ -194,7 +192,7 @@ _getitem = ArrayBox.__getitem__
 
 
 def _at(a: Any, index: Any) -> Any:
-    """a[index]; autograd itself does not see a box within a tuple."""
+    """a[index]; autograd does not see a box within a tuple."""
     return _take(a, *index) if type(index) is tuple and any(map(isbox, index)) else _getitem(a, index)
 
 
@@ -218,7 +216,7 @@ SHAPED_BY_DATA = {"nonzero", "flatnonzero", "argwhere", "unique", "compress", "e
 class Call(Node):  # type: ignore[misc]
     """fun(*args, **kwargs), an argument that varies being the Call that it comes from; an input has no fun.
 
-    Where autograd's functions of lists run on Calls, what they do to an element becomes another Call.
+    autograd's functions of lists can run on Calls; each operation on an element becomes another Call.
     """
 
     made = count()
@@ -239,12 +237,12 @@ class Call(Node):  # type: ignore[misc]
     def __add__(self, b: Any) -> "Call":
         (shape, dtype), (other, its) = self.kind, kind_of(b)
         kind = numpy.broadcast_shapes(shape, other), numpy.result_type(dtype, its)
-        return make(numpy.add if kind[0] else add, (self, b), kind)  # of numbers, + can give NaN another sign
+        return make(numpy.add if kind[0] else add, (self, b), kind)  # on numbers, + can change the sign of NaN
 
     def __iadd__(self, b: Any) -> "Call":
         return self + b if alike(self, b) and self.kind[0] else make(_added, (self, b), self.kind)
 
-    def mut_add(self, a: "Call") -> "Call":  # where this is one of autograd's sparse objects
+    def mut_add(self, a: "Call") -> "Call":  # if this is one of autograd's sparse objects
         return make(_added, (a, self), a.kind)
 
 
@@ -270,19 +268,19 @@ def alike(a: Any, b: Any) -> bool:
 
 
 def record(function: Callable[..., Any], arrays: Sequence[Array]) -> tuple[list[Call], Any]:
-    """The inputs, and the function's result in terms of the calls that it made."""
+    """The inputs, and the function's result as the calls that made it."""
     inputs = [make(None, (), kind_of(array)) for array in arrays]
     try:
         with recording() as level:
             return inputs, function(*[Traced(copy(a), level, call) for a, call in zip(arrays, inputs, strict=True)])
     except Exception as error:
-        function(*arrays)  # raises an error of its own, if it is one
+        function(*arrays)  # the function's own error, if it has one
         raise TypeError(f"recorded: {error}") from error
 
 
 def in_order(result: Any) -> list[Call]:
     """The calls that the result needs, in the order in which they were made; inputs are none."""
-    # That order is fast: with 1,000 tasks another one (autograd's toposort) takes 14 % longer.
+    # This order is fast: with 1,000 tasks that of autograd's toposort takes 14 % longer.
     found: set[Call] = set()
     waiting = _calls(result)
     while waiting:
@@ -303,7 +301,7 @@ def _calls(tree: Any) -> list[Call]:
 
 
 def _each(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Nested containers with the function of every leaf in its place; a box is the Call that it stands for."""
+    """Nested containers with the function applied to every leaf; a box counts as its Call."""
     if type(tree) is dict:
         return {key: _each(function, item) for key, item in tree.items()}
     if type(tree) is slice:
@@ -326,7 +324,7 @@ def simplify(result: Any) -> Any:
 def on_elements(call: Call, _: Call) -> Any:
     """Run autograd's functions of lists, on lists of Calls: calls on their elements remain."""
     if call.fun in (container_take.fun, container_untake.fun):
-        opaque = call.fun is container_take.fun and isinstance(call.args[0], Call)  # what NumPy returned, as svd does
+        opaque = call.fun is container_take.fun and isinstance(call.args[0], Call)  # a NumPy result, as of svd
         return call if opaque else call.fun(*call.args)
     if call.fun not in (VSpace.add.fun, VSpace.mut_add.fun, sparse_add.fun):
         return call
@@ -343,10 +341,10 @@ def _constant(value: Any) -> Call:
 
 
 def without_idle(result: Any) -> Callable[[Call, Call], Any]:
-    """A rule that drops calls which can change no more than the sign of a zero, where nothing shows that sign.
+    """A rule that drops calls that can only change the sign of a zero, where that sign has no effect.
 
-    These are 0 + b, and the sum over axes of length 1. A sum 0 + b is never −0, so it hides the signs of b's zeros, and
-    of all values that reach b by BLIND calls alone.
+    These are 0 + b, and sums over axes of length 1. A sum 0 + b is never −0, so the signs of b's zeros have no effect,
+    nor do those of values that reach b by BLIND calls alone.
     """
     seen = set(_calls(result))
     for call in reversed(in_order(result)):
@@ -369,7 +367,7 @@ BLIND = numpy.add, numpy.subtract, numpy.multiply, numpy.negative, numpy.matmul,
 
 
 def _blind(fun: Any) -> bool:
-    """Whether −0 in the place of a 0 can change no more than the sign of a 0 in the value."""
+    """Whether −0 in place of a 0 can only change the sign of a 0 in the value."""
     return fun in BLIND or (getattr(fun, "__module__", "").startswith("refmeta.") and fun is not _added)
 
 
@@ -379,13 +377,13 @@ def _adds_zero(call: Call) -> bool:
 
 
 def each_once() -> Callable[[Call, Call], Call]:
-    """A rule that gives the first of the calls of the same function on the same arguments."""
+    """A rule that replaces a call by the first one of the same function on the same arguments."""
     first: dict[str, Call] = {}
     return lambda c, _: first.setdefault(_source((c.fun, c.args, c.kwargs), lambda leaf: f"v{id(leaf)}"), c)
 
 
 def _rewritten(rule: Callable[[Call, Call], Any], result: Any) -> Any:
-    """The result with rule(call, call before) in the place of every call, whose arguments are rewritten first."""
+    """The result with rule(call, original call) for every call, its arguments rewritten first."""
     new: dict[Any, Any] = {}
 
     def renewed(tree: Any) -> Any:
@@ -397,7 +395,7 @@ def _rewritten(rule: Callable[[Call, Call], Any], result: Any) -> Any:
 
 
 def _returned(result: Any) -> Any:
-    """The result, every array of it new: what is no ufunc's may be an argument, a constant, a view of another."""
+    """The result, its arrays all new: one that no ufunc made may be an argument, a constant, or a view."""
     seen: set[Call] = set()
 
     def fresh(value: Any) -> Any:
@@ -409,7 +407,7 @@ def _returned(result: Any) -> Any:
         if isinstance(value, Call | numpy.ndarray) and kind_of(value):
             return make(numpy.array if kind_of(value)[0] else copy, (value,), kind_of(value))
         if not isinstance(value, numpy.generic | float | int | None):
-            raise TypeError(f"recorded: the result must be arrays, lists and tuples; it has {type(value).__name__}")
+            raise TypeError(f"recorded: expected a result of arrays, lists and tuples; it has {type(value).__name__}")
         return value
 
     return fresh(_each(lambda leaf: leaf, result))
@@ -419,7 +417,7 @@ def _returned(result: Any) -> Any:
 
 
 def with_lifetimes(inputs: list[Call], result: Any) -> list[tuple[Call, list[Call]]]:
-    """Every call that the result needs, with the values that nothing needs after it."""
+    """Every call that the result needs, with the values that no later call needs."""
     steps, alive = [], {*inputs, *_calls(result)}
     for call in reversed(in_order(result)):
         used = dict.fromkeys(_calls((call.args, call.kwargs)))
@@ -429,7 +427,7 @@ def with_lifetimes(inputs: list[Call], result: Any) -> list[tuple[Call, list[Cal
 
 
 def compiled(inputs: list[Call], steps: list[tuple[Call, list[Call]]], result: Any) -> Callable[..., Any]:
-    """The steps as a Python function of the inputs, a line for each call; its source is its docstring."""
+    """The steps as a Python function of the inputs, a line for each call. Its docstring is its source."""
     names = {call: f"x{i}" for i, call in enumerate(inputs)} | {call: f"v{i}" for i, (call, _) in enumerate(steps)}
     scope: dict[str, Any] = {"check_kind": check_kind}
 
@@ -456,23 +454,23 @@ def compiled(inputs: list[Call], steps: list[tuple[Call, list[Call]]], result: A
 
 
 def _owns(call: Call) -> bool:
-    """Whether its result is in memory of its own, and shows no argument's."""
+    """Whether its result has memory of its own and shares none with an argument."""
     return isinstance(call.fun, numpy.ufunc) and not call.kwargs
 
 
 def _fits(call: Call, value: Call) -> bool:
-    """Whether an elementwise call can write over this argument."""
+    """Whether an elementwise call can overwrite this argument."""
     return _owns(call) and not call.fun.signature and alike(call, value) and value.kind[0] != ()
 
 
 class Name(str):
-    """A string that stands in source as it is."""
+    """A string that is written into source as it is."""
 
     __repr__ = str.__str__
 
 
 def _source(value: Any, name: Callable[[Any], str]) -> str:
-    """The value as Python; what has no literal is named."""
+    """The value as Python source; a value without a literal gets a name."""
 
     def written(leaf: Any) -> Any:
         literal = type(leaf) in (int, bool, str, type(None)) or (type(leaf) is float and isfinite(leaf))
@@ -482,7 +480,7 @@ def _source(value: Any, name: Callable[[Any], str]) -> str:
 
 
 def _may_vary(call: Call) -> bool:
-    """Whether the values may decide the shape: in a function that is not NumPy's, or by integers such as a length."""
+    """Whether the values may decide the shape: if it is not NumPy's, or takes integers such as a length."""
     if isinstance(call.fun, numpy.ufunc) or not call.kind or call.fun in INDEXED:
         return False
     known = str(getattr(call.fun, "__module__", "")).split(".")[0] in KNOWN
@@ -502,12 +500,12 @@ def check_kind(value: Any, kind: Any, fun: Any) -> None:
 
 
 def proved(replay: Callable[..., Any], function: Callable[..., Any], arrays: Sequence[Array]) -> bool:
-    """Whether the replay gave what the function gives on others than these arrays; False: nothing there was finite."""
+    """Whether the replay equals the function on arrays other than these. False: nothing there was finite."""
     with numpy.errstate(all="ignore"):
         tried = [_tried(replay, function, probe) for probe in _probes(arrays)]
         if all(isinstance(found, Exception) for found in tried):
-            raise ValueError(f"recorded: no proof, because the function takes no other arrays than these: {tried[-1]}")
-        # A second recording makes its own constants anew; an array from outside is the same one in both.
+            raise ValueError(f"recorded: no proof, because the function takes no arrays other than these: {tried[-1]}")
+        # A second recording makes its own constants again; an array from outside is the same in both.
         again = _changeable(replay_of(function, arrays))
     for root in _changeable(replay).keys() & again.keys():
         _refuse(f"an array of shape {again[root].shape}")
@@ -520,25 +518,25 @@ def _refuse(what: str) -> None:
 
 
 def _tried(replay: Callable[..., Any], function: Callable[..., Any], probe: list[Array]) -> Exception | bool:
-    """Whether all is finite, and then equal; or why the function refuses the probe. ValueError: they differ."""
+    """Whether all results are finite; or the function's error on the probe. ValueError: the replay differs."""
     try:
         expected = function(*map(copy, probe))
     except Exception as refusal:
         return refusal
     if not _same(replay(*probe), expected):
-        why = "which decides by a value, draws random numbers, or keeps something"
+        why = "which decides by a value, draws random numbers, or keeps state"
         raise ValueError(f"recorded: on other arrays the replay differs from the function, {why}")
     return all(numpy.isfinite(leaf).all() for leaf in _leaves(expected) if leaf is not None)
 
 
 def _probes(arrays: Sequence[Array]) -> Iterator[list[Array]]:
-    """Other arrays of the same shapes: back to front and larger; of the other sign."""
+    """Other arrays of the same shapes: reversed and larger; with the other sign."""
     for scale, shift in ((1.1, 0.01), (-0.9, 0.02)):
         yield [scale * flip + shift if a.dtype.kind == "f" else flip.copy() for a in arrays for flip in [numpy.flip(a)]]
 
 
 def _same(a: Any, b: Any) -> bool:
-    """The same nested arrays, up to what the alignment of memory can do to a sum."""
+    """Whether nested arrays are equal, up to the effect of memory's alignment on a sum."""
     if isinstance(b, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(_same, a, b))
     if type(a) is not type(b) or not alike(a, b):
@@ -551,20 +549,20 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _changeable(replay: Any) -> dict[int, Array]:
-    """The constants of a replay that can change, by the identity of their memory."""
+    """The constants of a replay that can change, by the id of their memory."""
     roots = map(_root, replay.__globals__.values())
     return {id(root): root for root in roots if root is not None}
 
 
 def _root(value: Any) -> Array | None:
-    """The array whose memory the value shows, if it is writable."""
+    """The array that owns the value's memory, if it is writable."""
     while isinstance(getattr(value, "base", None), numpy.ndarray):
         value = value.base
     return value if isinstance(value, numpy.ndarray) and value.flags.writeable else None
 
 
 def refuse_captured(constants: list[Any]) -> None:
-    """ValueError if the functions among the constants read, under whatever name, an array that can change."""
+    """ValueError if a function among the constants reads an array that can change, under any name."""
     seen: set[int] = set()
     waiting = [("", value) for value in constants]
     while waiting:
@@ -578,7 +576,7 @@ def refuse_captured(constants: list[Any]) -> None:
 
 
 def _captured(value: Any) -> list[tuple[str, Any]]:
-    """What a function, a method, a partial or a container holds, with the names that a function has for it."""
+    """The values that a function, method, partial or container holds, with their names in a function."""
     if isinstance(value, MethodType):
         return [("", value.__func__)]
     if isinstance(value, partial):

@@ -18,19 +18,19 @@ def stacked(algorithm: Callable[..., Any]) -> Callable[..., Any]:
 
         Σ over the task axis of algorithm(loss, copies of θ, [the stacked tasks], …)
 
-    θ is copied once for each task and the tasks are stacked along a new leading axis. Tasks do not interact,
-    so the gradient in the copies holds each task's own gradient; a number, `refmeta.objective`'s, is the sum over
-    the tasks already. Ragged tasks go in groups of equal shapes.
-    `loss` must return the *sum* of the tasks' losses when θ and the batch have a task axis, as the losses of
-    `refmeta.models` do. Once for each loss and set of shapes it is tried, on values and gradients.
-    ValueError: it does not return the sum, or nothing could tell. TypeError: not an algorithm.
+    θ is copied once for each task, and the tasks are stacked along a new leading axis. Tasks do not interact, so the
+    gradient with respect to the copies holds each task's own gradient. A number, as of `refmeta.objective`, is the sum
+    over the tasks already. Tasks of different shapes are run in groups of equal shapes.
+    When θ and the batch have a task axis, `loss` must return the *sum* of the tasks' losses, as the losses of
+    `refmeta.models` do. This is tested once for each loss and set of shapes, on values and gradients.
+    ValueError: it does not return the sum, or no test could tell. TypeError: not an algorithm.
     """
     if not callable(algorithm) or "tasks" not in inspect.signature(algorithm).parameters:
         raise TypeError(f"stacked: expected an algorithm of (loss, theta, tasks, alpha), got {algorithm!r:.60}")
 
     bind = inspect.signature(algorithm).bind
     check = getattr(algorithm, "check", lambda *args, **kwargs: bind(*args, **kwargs).arguments)
-    raw = inspect.unwrap(algorithm)  # a public name is checked once, before its tasks are stacked
+    raw = inspect.unwrap(algorithm)  # arguments are checked once, before the tasks are stacked
 
     @wraps(algorithm)
     def all_at_once(*args: Any, **kwargs: Any) -> Any:
@@ -70,13 +70,13 @@ def by_shape(tasks: Tasks) -> list[Tasks]:
     return list(groups.values())
 
 
-# Of θ's copies and the tasks' data together. With what is computed from them that fits in a core's cache:
-# 1,000 tasks of a small network are 1.3 times faster in parts than at once (docs/performance.md).
+# For θ's copies and the tasks' data; with all that is computed from them they then fit in a core's cache.
+# 1,000 tasks of a small network are 1.3 times faster in such parts than at once (docs/performance.md).
 CACHE = 2**19  # bytes
 
 
 def in_cache(theta: Theta, tasks: Tasks) -> list[Tasks]:
-    """The groups of `by_shape`, the large ones in equal parts that fit in CACHE."""
+    """The groups of `by_shape`, large ones cut into equal parts that fit in CACHE."""
     own = sum(getval(leaf).nbytes for leaf in theta)
     parts = []
     for group in by_shape(tasks):
@@ -95,7 +95,7 @@ def _stack(batches: Any) -> Batch:
 
 @primitive
 def _joined(*arrays: Array) -> Array:
-    """numpy.stack, faster. Data: not differentiated, but one call of a recording."""
+    """numpy.stack, faster. For data: it has no derivative, and is one call of a recording."""
     return np.array(arrays)
 
 
@@ -115,19 +115,19 @@ defvjp(_total, lambda y, a: lambda g: _copied(g, len(a)))
 
 
 def why_not_stackable(loss: Loss, theta: Theta, group: Tasks) -> str:
-    """Empty if the loss sums over a task axis of as many tasks as these, which have equal shapes, and of one more.
+    """Empty if the loss sums over a task axis of this many tasks, and of one more; else the reason why not.
 
-    Every shape of their batches is tried once, on values and gradients. Else the reason, which may be that
-    no finite gradient was found that could tell.
+    The tasks have equal shapes. Every shape of a batch is tried once, on values and gradients. The reason may be that
+    no finite gradient was found to test with.
     """
     theta = [getval(leaf) for leaf in theta]
     by_shape: dict[Any, list[Batch]] = {}
     few = [[*supports, query] for supports, query in (group[0], group[len(group) // 2], group[-1])]
     for batches in zip(*few, strict=True):
         if batches[0] is not None:
-            some = [tuple(map(getval, batch)) for batch in batches]  # values: this is no part of a recording
+            some = [tuple(map(getval, batch)) for batch in batches]  # values: no part of a recording
             by_shape.setdefault(_form(some[0]), some)
-    owner = getattr(loss, "__self__", loss), getattr(loss, "__func__", loss)  # a method is made anew each time
+    owner = getattr(loss, "__self__", loss), getattr(loss, "__func__", loss)  # a bound method is a new object each time
     for form, some in by_shape.items():
         key = *map(id, owner), len(group), form, _form(theta)
         reason, _ = TRIED.get(key) or (_tried(loss, theta, some, len(group)), owner)
@@ -147,15 +147,15 @@ def _form(arrays: Any) -> Any:
 
 
 def _tried(loss: Loss, theta: Theta, batches: list[Batch], n: int) -> str:
-    """Why the loss does not sum over n tasks, or n + 1: the three batches in turn, each with a θ of its own."""
-    loss(theta, batches[0])  # raises an error of its own
+    """Why the loss does not sum over n tasks, or n + 1: copies of three batches, each with its own θ."""
+    loss(theta, batches[0])  # raises the loss's own error
     value_and_gradient, told = value_and_grad(loss), False
     for dtype in {theta[0].dtype, np.dtype(float)}:
         for thetas, data in _points(theta, batches, dtype):
             try:
                 apart = [value_and_gradient(phi, batch) for phi, batch in zip(thetas, data, strict=True)]
             except Exception:
-                continue  # out of the loss's domain
+                continue  # outside the loss's domain
             if not all(np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in g) for value, g in apart):
                 continue
             for again in ([i % 3 for i in range(n)], [i % 3 for i in range(n + 1)]):
@@ -168,14 +168,14 @@ def _tried(loss: Loss, theta: Theta, batches: list[Batch], n: int) -> str:
                 expected = [np.stack(leaves) for leaves in zip(*gradients, strict=True)]
                 if not _agree(value, gradient, values, expected, 1e-11 if dtype.itemsize == 8 else 1e-4):
                     must = "with a leading task axis the loss must return the sum over the tasks"
-                    said = f"on {len(again)} it returned {value}, and they sum to {sum(values)}"
-                    return f"{must}; {said}, or their gradients differ"
+                    said = f"for {len(again)} tasks it returned {value}, their sum is {sum(values)}"
+                    return f"{must}; {said} (if these agree, the gradients differ)"
             told = True
-    return "" if told else "no finite gradient was found that shows the loss to sum over a leading task axis"
+    return "" if told else "no finite gradient was found that shows whether the loss sums over a leading task axis"
 
 
 def _points(theta: Theta, batches: list[Batch], dtype: Any) -> Iterator[tuple[list[Theta], list[Batch]]]:
-    """Three θ's and batches near the given ones; then three small ones, finite where the given ones are not."""
+    """Three θ's and batches near the given ones; then three small ones, finite even where the given ones are not."""
 
     def wave(leaf: Array, i: int) -> Array:
         return np.sin((i + 1) * np.arange(1.0, leaf.size + 1)).reshape(leaf.shape)
@@ -191,7 +191,7 @@ def _points(theta: Theta, batches: list[Batch], dtype: Any) -> Iterator[tuple[li
 
 
 def _agree(value: Any, gradient: Theta, values: Any, gradients: Theta, tolerance: float) -> bool:
-    """Whether a value and a gradient of all tasks are, up to rounding, the sum of theirs, and theirs."""
+    """Whether, up to rounding, the value is the tasks' sum, and the gradient has the tasks' gradients."""
     largest = [np.max(np.abs(leaf), initial=0) for leaf in gradients]
     limits = [tolerance * (own + max(largest) / 1000) for own in largest]
     same = [np.max(np.abs(a - b), initial=0) <= t for a, b, t in zip(gradient, gradients, limits, strict=True)]

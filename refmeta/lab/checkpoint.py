@@ -1,7 +1,7 @@
-"""Training's State in one npz file, so that a run which was killed goes on to the same bytes.
+"""The State of training in one npz file, so that a killed run can go on and end with the same bytes.
 
-Its arrays are `settings` (JSON: all that the next iteration's bytes depend on), `history`, and `0`, `1`, …: the
-iteration, θ and the optimiser's state. Every member carries its CRC-32, and no pickle is read.
+Its arrays are `settings` (JSON: everything that the next iteration depends on), `history`, and `0`, `1`, …: the
+iteration, θ and the optimiser's state. Every member has its CRC-32, and no pickle is read.
 """
 
 import io
@@ -17,21 +17,21 @@ from refmeta.lab.files import plain, regular, save_arrays, versions
 from refmeta.lab.training import NEVER, Checkpoint, State, Step
 from refmeta.trees import Array, Theta
 
-FORMAT = 2  # 1 was refmeta's own: a line "refmeta-checkpoint 1 SHA-256", and bytes
-LONGEST = 1 << 20  # bytes of the settings and the history; they are some thousand
+FORMAT = 2  # version 1 was a line "refmeta-checkpoint 1 SHA-256", then bytes
+LONGEST = 1 << 20  # bytes of the settings and the history, which are a few thousand
 HUGE = 1 << 30  # bytes of a checkpoint whose settings are not known yet
 ENTRY = np.dtype([("iteration", np.int64), ("loss", np.float64)])  # of the history
 
 
 class Keep(NamedTuple):
-    """Where a run's checkpoint is, and after how many iterations each it is written."""
+    """The path of a run's checkpoint, and the number of iterations between two."""
 
     path: Path
     every: int
 
 
 def resumable(keep: Keep | None, settings: dict[str, Any], theta: Theta, outer: Step) -> Checkpoint:
-    """`train`'s checkpoint, of a training that begins with θ, or where the file is, with its state.
+    """The Checkpoint for `train`: it starts from the file's state, if there is a file, else from θ.
 
     Errors: see `save` and `load`.
     """
@@ -44,19 +44,19 @@ def resumable(keep: Keep | None, settings: dict[str, Any], theta: Theta, outer: 
 
 
 def save(path: Path, settings: dict[str, Any], state: State) -> None:
-    """Put the state in the place of the last one. OSError: it could not be written, and the last one is still there."""
+    """Replace the saved state by this one. OSError: it could not be written; the old one is kept."""
     arrays = {str(i): leaf for i, leaf in enumerate(_arrays(state))}
     said = np.array(json.dumps(_known(settings)).encode())
     save_arrays(path, {"settings": said, "history": np.array(state.history, ENTRY), **arrays})
 
 
 def load(path: Path, settings: dict[str, Any], like: State) -> State:
-    """The state that was saved, bit for bit; `like` is any other of the same θ and optimiser.
+    """The saved state, bit for bit. like: any state of the same θ and optimiser.
 
-    ValueError: no checkpoint, a damaged one, one of another version of refmeta, of other settings, or of other arrays.
+    ValueError: no checkpoint; or it is damaged, or of another version of refmeta, other settings or other arrays.
     """
     expected, now = _arrays(like), _known(settings)
-    # a longer one than these settings can make it is as good as damaged
+    # a file longer than these settings can make is as good as damaged
     was, arrays = _opened(path, sum(leaf.nbytes + 1000 for leaf in expected) + LONGEST)
     history = arrays.pop("history")
     if changed := [name for name in now | was if was.get(name) != now.get(name)]:
@@ -64,7 +64,7 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
         raise ValueError(f"{path}: other settings: {'; '.join(each)}")
     saved = [arrays.get(str(i), np.empty(0, object)) for i in range(len(expected))]
     if _forms([history, *saved]) != _forms([np.empty(history.size, ENTRY), *expected]):
-        raise ValueError(f"{path}: its arrays are not those of these settings")
+        raise ValueError(f"{path}: its arrays do not fit these settings")
     iteration, theta, outer = _like(like[:3], iter(saved))
     return State(iteration, theta, outer, history.tolist())
 
@@ -90,11 +90,11 @@ def _opened(path: Path, longest: int) -> tuple[dict[str, Any], dict[str, Array]]
             arrays = {name: archive[name] for name in archive}
         return dict(json.loads(arrays.pop("settings").item())), {"history": arrays.pop("history"), **arrays}
     except Exception:  # zipfile and NumPy have a dozen kinds for damage
-        raise ValueError(f"{path}: damaged or cut short; remove it, and its run starts anew") from None
+        raise ValueError(f"{path}: damaged or cut short; remove it, and its run starts again") from None
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    """All that the next iteration's bytes depend on, as JSON has it."""
+    """Everything that the next iteration depends on, as JSON."""
     made = {name: number for name, number in versions().items() if name != "python"}
     return dict(plain({"checkpoint": FORMAT, **made, **settings}))
 
@@ -105,14 +105,14 @@ def _leaves(tree: Any) -> list[Any]:
 
 
 def _like(tree: Any, leaves: Iterator[Array]) -> Any:
-    """Lists and tuples like these with the next leaves in them."""
+    """Nested lists and tuples like these, filled with the next leaves."""
     if isinstance(tree, (list, tuple)):
         return type(tree)(_like(item, leaves) for item in tree)
     return next(leaves).item() if type(tree) in (int, float) else next(leaves)
 
 
 def _arrays(state: State) -> list[Array]:
-    """The iteration, θ and the optimiser's state. TypeError: something else than numbers and arrays."""
+    """The iteration, θ and the optimiser's state. TypeError: a leaf is no number or array."""
     arrays = [np.asarray(leaf) for leaf in _leaves(state[:3])]
     for array in arrays:
         if array.dtype.hasobject:

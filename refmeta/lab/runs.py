@@ -1,4 +1,4 @@
-"""What every command of the lab has, once: options, folder, lock, checkpoints, progress, results, figures, exit codes.
+"""What the commands of the lab share: options, folder, lock, checkpoints, progress, results, figures, exit codes.
 
 An experiment is data. Its author writes, in refmeta/lab/NAME/,
 
@@ -8,15 +8,15 @@ An experiment is data. Its author writes, in refmeta/lab/NAME/,
                         options   {name of the option: keywords of argparse's add_argument}, in the order of --help
                         run       run(config, seed, report, keep) -> Run: train, from the checkpoint if there is one,
                                   and test; report(iteration, loss) and keep go to `train` (see `resumable`)
-                        plan      plan(args) -> Plan: what the given options ask for (ValueError: what is impossible)
+                        plan      plan(args) -> Plan: the runs that these options ask for (ValueError: impossible ones)
                         text      text(result) -> str: the tables, from the same dict as in result.json
                         NAME      Experiment("name", help, description, options, plan, text, figures)
     figures.py          draw      draw(folder, result, runs) -> None: the figures, with matplotlib, see `drawing`;
                                   saved by `files.save_figure`, their names in `files.FIGURE`
 
 and `add(commands, NAME)` makes it `refmeta name`, with --out, --resume, --checkpoint-every, and --seed | --seeds unless
-it has an option of that name. The command does every Job of the Plan and leaves theta.npz and result.json in its place;
-then it has the Plan's summary of all runs, saves it, prints the text of it and draws, with the runs of the first seed.
+it has an option of that name. The command does every Job of the Plan and saves theta.npz and result.json in its place;
+then it saves the Plan's summary of all runs, prints it as text and draws the figures, with the runs of the first seed.
 `compared` is the plan of an experiment that compares methods; see refmeta/lab/sine for one in full.
 """
 
@@ -42,7 +42,7 @@ Result = dict[str, Any]  # as result.json has it
 
 
 class Run(NamedTuple):
-    """One trained θ, and how it fares on unseen tasks."""
+    """One trained θ, and its curve on unseen tasks."""
 
     config: Any  # a Config
     seed: int
@@ -70,7 +70,7 @@ class Job(NamedTuple):
 
     name: str  # for people: the method
     seed: int
-    place: str  # its folder in the command's; "": that one itself
+    place: str  # its folder within the command's; "": the command's own
     iterations: int
     names: list[str]  # of θ's arrays
     run: Callable[[Report, Keep | None], Run]
@@ -102,7 +102,7 @@ class Experiment(NamedTuple):
 
 
 def add(commands: Any, experiment: Experiment) -> None:
-    """Declare the command of an experiment on argparse's subparsers."""
+    """Add an experiment's command to argparse's subparsers."""
     run = partial(command, experiment)
     parser = add_command(commands, experiment.name, experiment.help, experiment.description, experiment.options, run)
     helps = {"out": f"a new folder (default: {experiment.default})", "resume": RESUME}
@@ -115,7 +115,7 @@ def add(commands: Any, experiment: Experiment) -> None:
 def add_command(
     commands: Any, name: str, help: str, description: str, options: Options, run: Callable[[Namespace], int]
 ) -> ArgumentParser:
-    """Declare any command, its options, and the function that runs it."""
+    """Add a command, its options, and the function that runs it."""
     parser: ArgumentParser = commands.add_parser(name.split()[-1], help=help, description=description)
     parser.set_defaults(run=run, command=name)
     declare(parser, options)
@@ -123,7 +123,7 @@ def add_command(
 
 
 def declare(parser: Any, options: Options) -> None:
-    """Declare the options on a parser, or on a group of one."""
+    """Add the options to a parser, or to a group of one."""
     for name, keywords in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
 
@@ -132,7 +132,7 @@ def declare(parser: Any, options: Options) -> None:
 
 
 def command(experiment: Experiment, args: Namespace) -> int:
-    """Do the jobs, save, print and draw what came out; returns the exit code."""
+    """Do the jobs; save, print and draw the results. Returns the exit code: 1 where training or every test diverged."""
     plan, every = experiment.plan(args), args.checkpoint_every or RESUMED * bool(args.resume)
     runs: list[Run] = []
     with output_folder(args, plan.folder, [job.place for job in plan.jobs]) as folder:
@@ -155,7 +155,14 @@ def command(experiment: Experiment, args: Namespace) -> int:
             replace(folder / experiment.report, lambda file: file.write(f"{said.strip()}\n".encode()))
         first = [run for run in runs if run.seed == runs[0].seed]
         show(folder, experiment.files, experiment.figures, plan.draw, folder, result, first)
-    return 0
+    return failed(experiment.name, [row["diverged"] == run.config.test_tasks for run in runs for row in run.curve[1:]])
+
+
+def failed(what: str, diverged: list[bool]) -> int:
+    """The exit code: 1, and a sentence, where every test task diverged, after any number of inner steps but none."""
+    if code := int(bool(diverged) and all(diverged)):
+        print(f"refmeta {what}: every test task diverged: try a smaller rate or alpha", file=sys.stderr)
+    return code
 
 
 def _called(job: Job, jobs: list[Job]) -> str:
@@ -172,7 +179,7 @@ def save_run(place: Path, names: list[str], theta: Theta, record: Result | None)
 def stopped(what: str, folder: Path, place: Path, names: list[str], error: Stopped) -> int:
     """Report a run that ended early: save θ, say where it is and how to go on. Returns the exit code."""
     save_run(place, names, error.theta, None)
-    if isinstance(error, Diverged):  # and would diverge again
+    if isinstance(error, Diverged):  # it would diverge again
         last, then, code = "the last good θ", "", 1
     else:
         last, then, code = "θ", to_go_on(folder), 130
@@ -181,7 +188,7 @@ def stopped(what: str, folder: Path, place: Path, names: list[str], error: Stopp
 
 
 def show(folder: Path, files: str, figures: Sequence[str], draw: Callable[..., Any] | None, *made: Any) -> None:
-    """Draw the figures of what was made, or say what they need, and say what is in the folder."""
+    """Draw the figures, or say what to install for them; then say what is in the folder."""
     if draw is None:
         more = f"; for the figure{'s' * (len(figures) > 1)} too: pip install 'refmeta[lab]'"
     else:
@@ -191,8 +198,8 @@ def show(folder: Path, files: str, figures: Sequence[str], draw: Callable[..., A
 
 
 def too_short(args: Namespace) -> str:
-    """What --quick has to say of its tables."""
-    said = "--quick: it works. These trainings are too short to learn, so their numbers say nothing of the methods."
+    """The remark of --quick on its tables."""
+    said = "--quick: it works. These trainings are too short to learn, so their numbers say nothing about the methods."
     return f"\n\n{said}" if args.quick else ""
 
 
@@ -210,7 +217,7 @@ def options_of(config: Any) -> Options:
 
 
 def given(args: Namespace, config: Any) -> dict[str, Any]:
-    """The options that were given, of those that are fields of Config; but not the method."""
+    """The options that were given and are fields of Config, without the method."""
     names = {field.name for field in fields(config)} - {"method"}
     return {name: value for name, value in vars(args).items() if name in names and value is not None}
 
@@ -228,9 +235,7 @@ def check_config(config: Any) -> None:
     if METHODS[config.method].displacement and not config.inner_steps:
         raise ValueError(f"inner-steps 0: {config.method} needs at least one inner step")
     if config.inner != "sgd" and not METHODS[config.method].displacement:
-        raise ValueError(
-            f"inner {config.inner}: only reptile takes another inner optimiser than sgd, not {config.method}"
-        )
+        raise ValueError(f"inner {config.inner}: only reptile takes another inner optimiser than sgd")
 
 
 def test_alpha(config: Any) -> float:
@@ -241,7 +246,7 @@ def test_alpha(config: Any) -> float:
 def compared(
     experiment: str, main: str, score: str, args: Namespace, configs: list[Any], network: Any, run: Any
 ) -> Plan:
-    """Every config with every seed, by run(config, seed, report, keep). With one seed, `main` has the folder itself."""
+    """Every config with every seed, by run(config, seed, report, keep). With one seed `main` gets the folder itself."""
     seeds = [args.seed] if args.seeds is None else seed_range(args.seeds)
 
     def job(config: Any, seed: int) -> Job:
@@ -268,7 +273,7 @@ def drawing(experiment: str, *more: Any) -> Callable[..., Any] | None:
 
 
 def summary(experiment: str, main: str, score: str, runs: list[Run]) -> Result:
-    """All runs in one: each method's curve over the seeds."""
+    """The result of all runs: each method's curve over the seeds."""
     configs = {run.config.method: run.config for run in runs}
     curves = {m: over_seeds([run.curve for run in runs if run.config.method == m], score) for m in configs}
     return {
@@ -283,14 +288,14 @@ def summary(experiment: str, main: str, score: str, runs: list[Run]) -> Result:
 
 # --- The folder -------------------------------------------------------------------------------------
 
-RESUMED = 100  # a checkpoint takes as long as an iteration, more or less
+RESUMED = 100  # iterations: a checkpoint takes about as long as one
 
 
 @contextmanager
 def output_folder(args: Namespace, default: str, places: Collection[str]) -> Iterator[Path]:
     """The folder to write into, of --resume or --out, or a new one, locked; `places`: its runs' subfolders.
 
-    ValueError: see `new_folder` and `locked`; for --resume, there is no checkpoint, or one of a run in another place.
+    ValueError: see `new_folder` and `locked`; for --resume, no checkpoint, or one of a run in another place.
     """
     folder = _resumed(args.resume, places) if args.resume else new_folder(args.out, default)
     with locked(folder):
@@ -307,9 +312,9 @@ def _resumed(wanted: str, places: Collection[str]) -> Path:
     except OSError as error:
         raise ValueError(f"--resume {wanted:.99}: cannot be read: {error.strerror}") from error
     if not found:
-        raise ValueError(f"--resume {folder}: there is no checkpoint; expected the folder of a command with some")
+        raise ValueError(f"--resume {folder}: there is no checkpoint; expected the folder of a run that saved one")
     for other in sorted(found - {folder / place / CHECKPOINT for place in places}):
-        raise ValueError(f"--resume {folder}: {other} is not of this command; expected its options")
+        raise ValueError(f"--resume {folder}: {other} is of another run; repeat the options that it had")
     return writable(folder)
 
 
@@ -371,19 +376,19 @@ def seed_range(text: str) -> list[int]:
     return list(range(low, high + 1))
 
 
-INNER_HELP = "reptile's inner optimiser; adam has β₁ = 0 and starts afresh for every task (default: {})"
-STEPS_HELP = "numbers of inner steps to test after (default: 0,1,5,10)"
-QUICK = {"action": "store_true", "help": "a smoke run of seconds, too short to compare anything"}
+INNER_HELP = "Reptile's inner optimiser; adam has β₁ = 0 and starts afresh for every task (default: {})"
+STEPS_HELP = "test after these numbers of inner steps (default: 0,1,5,10)"
+QUICK = {"action": "store_true", "help": "show in seconds that it works; too short to compare anything"}
 SEEDS: Options = {
-    "seed": {"type": whole(0), "default": 0, "metavar": "N", "help": "default: 0"},
-    "seeds": {"metavar": "A-B", "help": "several, as 0-4: mean and interval over the seeds"},
+    "seed": {"type": whole(0), "default": 0, "metavar": "N", "help": "of all random numbers (default: 0)"},
+    "seeds": {"metavar": "A-B", "help": "several seeds, as 0-4: the table has their mean and its interval"},
 }
 RESUME = (
-    "in place of --out: go on in the folder of the same command, stopped by whatever; what it had finished is "
-    f"only tested again (checkpoints: every {RESUMED} iterations, if not said otherwise)"
+    f"go on with the stopped run in this folder; repeat its other options (checkpoints: every {RESUMED} iterations)"
 )
+SAME = " (default: as in training)"
 EVERY = {
     "type": whole(1),
     "metavar": "N",
-    "help": "keep each run's state in its folder every N iterations, and on Ctrl-C (default: never); it stays there",
+    "help": "save a checkpoint every N iterations and on Ctrl-C, for --resume (default: never)",
 }

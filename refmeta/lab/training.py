@@ -24,7 +24,7 @@ History = list[tuple[int, float]]  # of (iteration, loss)
 # --- Optimisers --------------------------------------------------------------------------------------
 #
 # Pure functions: step(theta, gradient, state) -> (theta, state), with state None at first. The same functions serve
-# outside, on meta-gradients, and inside, as Reptile's black box.
+# outside, on meta-gradients, and inside, in Reptile's inner loop.
 
 
 def linear(start: float, steps: int) -> Callable[[int], float]:
@@ -80,7 +80,7 @@ def optimiser(text: str, iterations: int) -> Step:
         if name not in OUTER or schedule not in ("", "linear") or not number:
             raise ValueError
     except ValueError:
-        raise ValueError(f"outer {text!r}: expected adam:RATE, sgd:RATE, or either with :linear behind") from None
+        raise ValueError(f"outer {text!r}: expected adam:RATE, sgd:RATE, or either followed by :linear") from None
     return OUTER[name](linear(number, iterations) if schedule else number)
 
 
@@ -88,7 +88,7 @@ def optimiser(text: str, iterations: int) -> Step:
 
 
 def trajectory_of_head(head: int) -> Trajectory:
-    """`refmeta.trajectory` in which the last `head` arrays of θ move and the others stay: how ANIL adapts."""
+    """`refmeta.trajectory` in which only the last `head` arrays of θ move, as ANIL adapts."""
 
     def trajectory(loss: Loss, theta: Theta, supports: Supports, alpha: float) -> list[Theta]:
         body, h = split(theta, head)
@@ -98,7 +98,7 @@ def trajectory_of_head(head: int) -> Trajectory:
 
 
 def trajectory_by(optimiser: Callable[[float], Step]) -> Trajectory:
-    """`refmeta.trajectory` with any optimiser inside, as a black box with a fresh state for every task."""
+    """`refmeta.trajectory` with any optimiser inside; its state starts afresh in every task."""
 
     def trajectory(loss: Loss, theta: Theta, supports: Supports, alpha: float) -> list[Theta]:
         step, phis, state = optimiser(alpha), [theta], None
@@ -121,11 +121,11 @@ def reptile_by(optimiser: Callable[[float], Step]) -> Algorithm:
 
 
 class Method(NamedTuple):
-    """An algorithm, and how it is used."""
+    """An algorithm, and how it adapts."""
 
     algorithm: Algorithm
     trajectory: Trajectory = algorithms.trajectory  # how it adapts, in training and at test
-    # Σ_i (θ − φ_i): it needs an inner step, learns from inner steps alone (it sees no query), takes any optimiser
+    # Σ_i (θ − φ_i): it needs an inner step, learns from inner steps alone (it uses no query), takes any optimiser
     # inside, and what it descends is α times a gradient.
     displacement: bool = False
 
@@ -153,7 +153,7 @@ def method_of(config: Any) -> Method:
 
 
 class State(NamedTuple):
-    """Where meta-training is after so many iterations: with its arguments, all that the rest of it depends on."""
+    """Meta-training after so many iterations: with its arguments, this determines the rest."""
 
     iteration: int  # how many are done
     theta: Theta
@@ -162,9 +162,9 @@ class State(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """keep(state) hears the State after `every` iterations each, at the end and on Ctrl-C (0: never).
+    """keep(state) gets the State every `every` iterations, at the end and on Ctrl-C (0: never).
 
-    With one of these for `start`, the same call of `train` goes on from there, to the same bytes.
+    With such a State as `start`, the same call of `train` goes on from there and ends with the same bytes.
     """
 
     every: int = 0
@@ -172,7 +172,7 @@ class Checkpoint(NamedTuple):
     start: State | None = None
 
     def hear(self, state: State, last: int) -> None:
-        """Keep the state if it is time to; `last` is the number of the last iteration."""
+        """Keep the state if it is due; `last` is the number of the last iteration."""
         if self.every and state.iteration and (state.iteration % self.every == 0 or state.iteration == last):
             self.keep(state)
 
@@ -194,7 +194,7 @@ class Stopped(BaseException):
 
 
 class Diverged(Stopped, ArithmeticError):
-    """Meta-training met a θ that is not finite."""
+    """Meta-training reached a θ that is not finite."""
 
     said = "training diverged at iteration {}: try a smaller rate or alpha"
 
@@ -223,9 +223,9 @@ def train(
         θ ← outer(θ, algorithm(loss, θ, tasks, α) / len(tasks))
 
     sample(rng) gives an iteration's tasks; its rng depends only on `seed` and the iteration. `outer` is an
-    optimiser, as `adam` and `sgd` make them (default: Adam, 1e-3). About 200 times, report(iteration, value) hears
-    the mean loss after adaptation, by `trajectory`, on the current tasks. Returns θ and those (iteration, value).
-    Going on from a checkpoint, report hears its last value once more.
+    optimiser, as `adam` and `sgd` make them (default: Adam, 1e-3). About 200 times, report(iteration, value) gets the
+    mean loss after adaptation, by `trajectory`, on the current tasks. Returns θ and these (iteration, value).
+    From a checkpoint on, report first gets the last value again.
     Errors: Diverged, Interrupted; ValueError and TypeError for tasks, θ, α or gradients that are not as they should be.
     """
     theta, alpha, outer = check_theta(theta), check_alpha(alpha), outer or adam(1e-3)
@@ -238,7 +238,7 @@ def train(
                 value = adapted_loss(loss, state.theta, tasks, alpha, trajectory)
                 after = after._replace(history=[*state.history, (iteration, value)])
                 report(iteration, value)
-            state = after  # all at once: Ctrl-C may come between any two lines
+            state = after  # in one assignment: Ctrl-C may come between any two lines
             checkpoint.hear(state, iterations)
     except KeyboardInterrupt:
         checkpoint.hear(state, state.iteration)
@@ -248,7 +248,7 @@ def train(
 
 def _start(state: State, iterations: int, report: Report) -> State:
     if not 0 <= state.iteration <= iterations:
-        raise ValueError(f"start: expected a state after 0 … {iterations} iterations, got one after {state.iteration}")
+        raise ValueError(f"iterations: expected at least {state.iteration}, which are done already; got {iterations}")
     if state.history:
         report(*state.history[-1])
     return state
@@ -256,13 +256,13 @@ def _start(state: State, iterations: int, report: Report) -> State:
 
 def _outer_step(algorithm: Algorithm, loss: Loss, state: State, tasks: Tasks, alpha: float, outer: Step) -> State:
     """The state after one more iteration, without its entry in the history. Diverged: it is not finite."""
-    if not state.iteration:  # the first of all: what follows is drawn by the same function
+    if not state.iteration:  # the first: the same function draws all others
         check_tasks(tasks, queries_needed=False)
     with np.errstate(over="ignore", invalid="ignore"):
         total = algorithm(loss, state.theta, tasks, alpha)
         check_like(total, state.theta)
         moved, outers = outer(state.theta, [g / len(tasks) for g in total], state.outer)
-        # The square too: where it overflows, Adam's second moment does, and θ would silently stand still.
+        # Its square too: if that overflows, so does Adam's second moment, and θ would silently stop moving.
         if not all(map(isfinite, [*map(np.vdot, total, total), *(leaf.sum() for leaf in moved)])):
             check_tasks(tasks, queries_needed=False)  # NaN in the data is not divergence
             raise Diverged(state.iteration, state.theta)
@@ -275,10 +275,10 @@ def _outer_step(algorithm: Algorithm, loss: Loss, state: State, tasks: Tasks, al
 def adapted(
     loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajectory: Trajectory, most: int | None = None
 ) -> Iterator[tuple[Tasks, list[Theta], Supports, Batch]]:
-    """Adapt θ to the tasks, at once those of equal shapes if the loss allows, but no more than `most`.
+    """Adapt θ to the tasks; those of equal shapes together, if the loss allows it, but at most `most` at once.
 
-    Yields (part, [φ_0 … φ_K], supports, query), part the tasks adapted together, in groups of equal shapes. Where they
-    are several, every array of the others has a leading task axis; a single task's has none.
+    Yields (part, [φ_0 … φ_K], supports, query): part is the tasks adapted together. If there are several, all arrays
+    of the other three have a leading task axis; those of a single task have none.
     """
     parts = [g[i : i + (most or len(g))] for g in by_shape(tasks) for i in range(0, len(g), most or len(g))]
     for part in parts:
@@ -298,7 +298,7 @@ def adapted_loss(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajector
     return total / max(1, len(seen))
 
 
-TOGETHER = 100  # tasks that `evaluate` adapts at once: more take memory, and are no faster
+TOGETHER = 100  # tasks that `evaluate` adapts at once: more take memory and save no time
 
 
 def evaluate(
@@ -319,7 +319,7 @@ def evaluate(
     """
     theta, alpha, tasks = check_theta(theta), check_alpha(alpha), check_tasks(tasks)
     if len({len(supports) for supports, _ in tasks}) > 1:
-        raise ValueError("tasks: expected the same number of inner steps in all of them")
+        raise ValueError("tasks: expected the same number of inner steps in all tasks")
     scores = []  # a row for each task, a column for each number of steps
     with np.errstate(over="ignore", invalid="ignore"):
         for part, phis, *_ in adapted(loss, theta, tasks, alpha, trajectory, TOGETHER):

@@ -22,19 +22,19 @@ SPLITS = "lake", "finn"
 
 
 def omniglot(root: str | Path, size: int = 28, rotations: bool = True, split: str = "lake") -> Images:
-    """Omniglot from the folder `root`, that holds the published archives or their unpacked folders.
+    """Omniglot from the folder `root`, which holds the published archives or their unpacked folders.
 
         images_background.zip or images_background/<Alphabet>/character<NN>/<id>_<drawer>.png     964 classes: train
         images_evaluation.zip or images_evaluation/…                                              659 classes: test
 
-    Images are shrunk to size × size by area means. `rotations`: every training class turned by 90, 180 and 270
-    degrees is three more, as Santoro et al. 2016 and all since have them; test classes stand as they are drawn.
-    split="finn": of all 1,623 characters, shuffled, 1,200 are for training and 423 for testing, so that both have
-    characters of the same alphabets, and test classes are turned too, as Finn et al. 2017 have it.
-    The decoded images are kept, see `cached`. Archives are never unpacked to disk, and all that is in them is limited
-    before it is decoded.
-    ValueError: no pillow; a missing, damaged or foreign archive, or member of it; alphabets that are in both; an
-    unknown split, or too few characters for it.
+    Images are shrunk to size × size by area means. rotations: every training class, turned by 90, 180 and 270 degrees,
+    makes three more classes, as in Santoro et al. 2016 and since; test classes are not turned.
+    split="finn": all 1,623 characters are shuffled, 1,200 are for training and 423 for testing. Both then share
+    alphabets, and test classes are turned too, as in Finn et al. 2017.
+    The decoded images are cached, see `cached`. Archives are never unpacked to disk, and the size of their members is
+    limited before decoding.
+    ValueError: no pillow; a missing, damaged or foreign archive or member; alphabets that are in both; an unknown
+    split, or too few characters for it.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected {' or '.join(SPLITS)}, got {split!r}")
@@ -67,7 +67,7 @@ def _turned(classes: list[Array], turns: range) -> list[Array]:
 
 
 def _part(root: Path, name: str, stack: ExitStack) -> Part:
-    """The zip archive or else the folder, its listing checked and none of its images read."""
+    """The zip archive, or else the folder: its listing is checked, no image is read."""
     archive, folder = root / f"{name}.zip", root / name
     if archive.is_file():
         file = stack.enter_context(_zip(archive))
@@ -76,7 +76,9 @@ def _part(root: Path, name: str, stack: ExitStack) -> Part:
     elif folder.is_dir():
         part = of_files(folder, root, folder.glob("*/*/*.png"))
     else:
-        kind = f"; {archive.name} is a folder, name it {name} if it is the unpacked one" if archive.is_dir() else ""
+        kind = (
+            f"; {archive.name} is a folder: rename it {name} if it is the unpacked archive" if archive.is_dir() else ""
+        )
         raise ValueError(f"{root}: holds neither {name}.zip nor the folder {name}: download it from {SOURCE}{kind}")
     # no folders, no licence, no files that macOS adds
     images = {k: stamp for k, stamp in part.stamps.items() if k.endswith(".png") and not k.startswith("__MACOSX/")}
@@ -96,7 +98,7 @@ def _zip(archive: Path) -> zipfile.ZipFile:
 
 def _member(file: zipfile.ZipFile, name: str) -> bytes:
     if file.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise zipfile.BadZipFile("compressed otherwise than published")
+        raise zipfile.BadZipFile("not compressed as published")
     with file.open(name) as member:
         return member.read(MOST_BYTES + 1)  # bounds the inflation: the listing may lie
 

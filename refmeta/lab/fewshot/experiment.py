@@ -1,5 +1,5 @@
-"""Meta-train a small network to tell N classes of images apart from K examples of each, their labels permuted in every
-episode, and test it on classes it has not seen: characters, or any images.
+"""Meta-train a small network to tell N classes of images apart from K examples of each; every episode permutes the
+labels. Then test it on classes that it has not seen.
 """
 
 from argparse import ArgumentTypeError, Namespace
@@ -42,17 +42,18 @@ from refmeta.trees import Array, Loss, Tasks, Theta
 def _widths(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.isdecimal() and int(part) for part in parts):
-        raise ArgumentTypeError(f"expected positive whole numbers as 32,32, got {text!r}")
+        raise ArgumentTypeError(f"expected positive whole numbers, as 32,32; got {text!r}")
     return tuple(map(int, parts))
 
 
-OUTER = "as in refmeta sine (default: {}; reptile: sgd:1:linear)"
-WIDTHS = "of the convolutions (default: 32,32,32,32)"
-NORM = "normalisation of the hidden layers; batch: by the statistics of the batch at hand (default: {})"
-SPLIT = "of omniglot: lake's own, other alphabets at test, or finn's, 1200 and 423 of all characters (default: {})"
+OUTER = "outer optimiser, as in refmeta sine (default: {}; reptile: sgd:1:linear)"
+WIDTHS = "filters of each convolution (default: 32,32,32,32)"
+NORM = "normalisation of the hidden layers; batch: with the current batch's statistics (default: {})"
+DATA = "glyphs: invented characters; omniglot, folder: images in --root (default: {})"
+SPLIT = "of omniglot; lake: other alphabets at test; finn: 1,200 characters to train on, 423 to test on (default: {})"
 
 
-# What --root names, by data.
+# The folder that --root names, by data.
 HOLDS = {
     "omniglot": f"the folder that holds images_background.zip and images_evaluation.zip; they are at {SOURCE}",
     "folder": f"the folder that holds {LAYOUT}",
@@ -61,38 +62,40 @@ HOLDS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that determines a run, but for its seed and the images."""
+    """Everything that determines a run, except its seed and the images."""
 
-    method: str = option("maml", "default: {}", default="maml", choices=[*METHODS, "all"])
-    data: str = option("glyphs", "default: {}, invented here", choices=["glyphs", *HOLDS])
+    method: str = option("maml", "the algorithm, or all (default: {})", default="maml", choices=[*METHODS, "all"])
+    data: str = option("glyphs", DATA, choices=["glyphs", *HOLDS])
     split: str = option("lake", SPLIT, choices=list(SPLITS))
-    ways: int = option(5, "classes of an episode (default: {})", type=whole(2), metavar="N")
-    shots: int = option(1, "images of each to adapt to (default: {})", type=whole(1), metavar="K")
-    queries: int = option(1, "images of each to learn from (default: {})", type=whole(1), metavar="N")
-    inner_steps: int = option(1, "in training (default: {}; reptile: 5)", type=whole(0), metavar="N")
-    alpha: float = option(1.0, "inner rate on the mean cross-entropy (default: {:g}; reptile: 0.2)", type=float)
+    ways: int = option(5, "classes in an episode (default: {})", type=whole(2), metavar="N")
+    shots: int = option(1, "support images of each class (default: {})", type=whole(1), metavar="K")
+    queries: int = option(1, "query images of each class (default: {})", type=whole(1), metavar="N")
+    inner_steps: int = option(1, "inner steps in training (default: {}; reptile: 5)", type=whole(0), metavar="N")
+    alpha: float = option(1.0, "inner rate α, for the mean cross-entropy (default: {:g}; reptile: 0.2)", type=float)
     inner: str = option("sgd", runs.INNER_HELP, choices=list(INNER))
     outer: str = option("adam:0.002:linear", OUTER, metavar="NAME:RATE")
     tasks: int = option(16, "episodes in an outer step (default: {}; reptile: 8)", type=whole(1), metavar="N")
-    iterations: int = option(1000, "outer steps (default: {})", type=whole(1), metavar="N")
-    network: str = option("conv", "default: {}; mlp: hidden layers 256, 128, 64, 64", choices=["conv", "mlp"])
+    iterations: int = option(1000, "iterations, an outer step each (default: {})", type=whole(1), metavar="N")
+    network: str = option("conv", "mlp: fully connected, 256, 128, 64, 64 (default: {})", choices=["conv", "mlp"])
     filters: tuple[int, ...] = option((32, 32, 32, 32), WIDTHS, type=_widths, metavar="N,N,…")
     norm: str = option("none", NORM, choices=list(NORMS))
-    size: int = option(28, "pixels of an image's side (default: {})", type=whole(8), metavar="N")
+    size: int = option(28, "images of N × N pixels (default: {})", type=whole(8), metavar="N")
     channels: int = 1  # of the images: 3 where they are in colour
     batch: int = 2  # of each class at an inner step of Reptile's training
-    test_shots: int | None = option(None, "K at test (default: as in training)", type=whole(1), metavar="K")
-    test_alpha: float | None = option(None, "inner rate at test (default: as in training)", type=float, metavar="ALPHA")
+    test_shots: int | None = option(
+        None, "support images of each class at test" + runs.SAME, type=whole(1), metavar="K"
+    )
+    test_alpha: float | None = option(None, "inner rate α at test" + runs.SAME, type=float, metavar="ALPHA")
     test_steps: tuple[int, ...] = option((0, 1, 5, 10), runs.STEPS_HELP, type=runs.steps, metavar="N,N,…")
-    test_queries: int = option(5, "images of each class to be judged by (default: {})", type=whole(1), metavar="N")
-    test_tasks: int = option(600, "unseen episodes (default: {})", type=whole(1), metavar="N")
+    test_queries: int = option(5, "query images of each class at test (default: {})", type=whole(1), metavar="N")
+    test_tasks: int = option(600, "test episodes, of unseen classes (default: {})", type=whole(1), metavar="N")
 
 
 QUICKLY: dict[str, Any] = {"iterations": 150, "tasks": 4, "filters": (8, 8), "size": 14, "test_tasks": 60}
 # One inner step of Reptile would be joint training, so Reptile has defaults of its own.
 OWN = {"reptile": {"inner_steps": 5, "alpha": 0.2, "outer": "sgd:1:linear", "tasks": 8}}
-ARCHIVES = "the folder with Omniglot's two archives, or both unpacked"
-ROOT = {"metavar": "DIR", "help": f"{ARCHIVES}; or with your images: train/CLASS/*.jpg, test/CLASS/*.jpg"}
+ARCHIVES = "the folder with Omniglot's two archives, zipped or unpacked"
+ROOT = {"metavar": "DIR", "help": f"{ARCHIVES}; or with your images, train/CLASS/*.jpg and test/CLASS/*.jpg"}
 options: runs.Options = {"root": ROOT, "quick": runs.QUICK, **runs.options_of(Config)}
 
 
@@ -106,20 +109,20 @@ def configure(method: str, quick: bool, explicit: dict[str, Any]) -> Config:
     if config.ways < 2:
         raise ValueError(f"ways {config.ways}: expected at least two classes to tell apart")
     if config.network == "mlp" and "filters" in explicit:
-        raise ValueError("filters: only the network conv has them, not mlp")
+        raise ValueError("filters: only the network conv has them; the network is mlp")
     network(config)
     return config
 
 
 def load(config: Config, root: str | None) -> Images:
-    """The images of a config's data. ValueError: a folder too few or too many; as `omniglot` and `folder`."""
+    """The images of a config's data. ValueError: no folder, or one that is not needed; as `omniglot` and `folder`."""
     if config.data == "glyphs" and root is not None:
-        raise ValueError(f"--root {root}: only --data {' and '.join(HOLDS)} read it")
+        raise ValueError(f"--root {root}: only --data {' and '.join(HOLDS)} need it")
     if config.data != "omniglot" and config.split != Config.split:
         raise ValueError(f"split {config.split}: only --data omniglot has it")
     if root is None:
         if config.data in HOLDS:
-            raise ValueError(f"--data {config.data}: name with --root {HOLDS[config.data]}")
+            raise ValueError(f"--data {config.data}: give --root, {HOLDS[config.data]}")
         return glyphs(config.size)
     return folder(root, config.size) if config.data == "folder" else omniglot(root, config.size, split=config.split)
 
@@ -135,15 +138,14 @@ def check_images(config: Config, images: Images) -> None:
     displaces = METHODS[config.method].displacement
     shots = config.batch * config.inner_steps if displaces else config.shots
     takes = shots + config.queries, (config.test_shots or config.shots) + config.test_queries
-    for part, classes, needed in zip(("training", "test"), images, takes, strict=True):
+    for part, classes, names, needed in zip(("training", "test"), images[:2], images.names, takes, strict=True):
         if config.ways > len(classes):
             raise ValueError(f"ways {config.ways}: {config.data} has {len(classes)} {part} classes; ask for fewer ways")
-        has, fewest = min((len(drawn), c) for c, drawn in enumerate(classes))
+        has, c = min((len(drawn), c) for c, drawn in enumerate(classes))
         if needed > has:
-            raise ValueError(
-                f"{config.method} takes {needed} images of a class for support and query; {part} class {fewest} of "
-                f"{config.data} has {has}: ask for fewer shots, queries or inner steps"
-            )
+            scarce = f"{part} class {names[c] if names else c} of {config.data} has {has}"
+            said = f"{config.method} takes {needed} images of a class for support and query"
+            raise ValueError(f"{said}; {scarce}: ask for fewer shots, queries or inner steps")
 
 
 # --- One run ----------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ def initial(config: Config, seed: int) -> Theta:
 
 
 def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | None = None) -> Run:
-    """Meta-train one method on the training classes, from its checkpoint if there is one, and test on the test classes.
+    """Meta-train one method on the training classes, from its checkpoint if there is one, and test it on the others.
 
     Diverged: see `train`. ValueError: see `checkpoint.load` and `check_images`.
     """
@@ -265,13 +267,10 @@ def by_pixels(tasks: Iterable[Task]) -> Curve:
 
 
 def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
-    """Curves on the same episodes: cosine nearest neighbour on pixels, and θ before training, adapted with this α."""
-    return {
-        "nearest neighbour": by_pixels(test_episodes(config, images, seed)),
-        "untrained": accuracies(config, initial(config, seed), test_episodes(config, images, seed))[
-            : len(config.test_steps)
-        ],
-    }
+    """Curves on the same episodes: nearest neighbour by the angle of pixels; the untrained θ, adapted with this α."""
+    untrained = accuracies(config, initial(config, seed), test_episodes(config, images, seed))
+    pixels = by_pixels(test_episodes(config, images, seed))
+    return {"nearest neighbour": pixels, "untrained": untrained[: len(config.test_steps)]}
 
 
 # --- The command ------------------------------------------------------------------------------------
@@ -316,6 +315,6 @@ def text(result: Result) -> str:
     )
 
 
-HELP = "meta-train on classes of images and tell unseen ones apart from a few examples"
+HELP = "meta-train on images, and classify unseen classes from a few examples"
 FIGURES, FOLDER = ["episode.png", "curves.png"], "runs/fewshot-METHOD-SEED"
 FEWSHOT = runs.Experiment("fewshot", HELP, str(__doc__), options, plan, text, FIGURES, FOLDER)

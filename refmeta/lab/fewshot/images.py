@@ -1,6 +1,6 @@
 """Images in classes, and few-shot episodes drawn from them.
 
-glyphs      characters of a few strokes, drawn by this file: no download
+glyphs      characters of a few strokes, drawn by this file
 omniglot    the published archives (Lake, Salakhutdinov & Tenenbaum 2015): drawings.py
 folder      one's own images, and MiniImageNet's: photographs.py
 """
@@ -20,15 +20,16 @@ Task = tuple[Supports, Batch]
 class Images(NamedTuple):
     """Classes to train on and others to test on: each an array (examples, h, w, channels).
 
-    float32 in [0, 1], of characters with ink = 1; or uint8, a fourth of the memory, that `as_float` makes such numbers.
+    float32 in [0, 1], of characters with ink = 1; or uint8, a fourth of the memory, which `as_float` converts.
     """
 
     train: list[Array]
     test: list[Array]
+    names: tuple[list[str], ...] = ([], [])  # of the classes, where they are folders
 
     def fingerprint(self) -> str:
-        """SHA-256 of all pixels, and of which class they are in."""
-        pixels = [[(each.shape, each.dtype.str, sha256(each.tobytes()).digest()) for each in part] for part in self]
+        """SHA-256 of all pixels and their classes."""
+        pixels = [[(each.shape, each.dtype.str, sha256(each.tobytes()).digest()) for each in part] for part in self[:2]]
         return sha256(repr(pixels).encode()).hexdigest()
 
 
@@ -41,7 +42,7 @@ def as_float(images: Array) -> Array:
 
 
 def episode(rng: Rng, classes: Sequence[Array], ways: int, shots: int, queries: int, steps: int) -> Task:
-    """An N-way K-shot task: N classes drawn and labelled 0 … N−1 afresh, K images of each to adapt to, others to ask.
+    """An N-way K-shot task: N classes drawn and labelled 0 … N−1 afresh, K images of each as support, others as query.
 
         ([support] · steps, query)       x (N·K, h, w, channels), labels (N·K,); the query with `queries` of each
 
@@ -53,7 +54,7 @@ def episode(rng: Rng, classes: Sequence[Array], ways: int, shots: int, queries: 
 
 
 def minibatches(rng: Rng, classes: Sequence[Array], ways: int, shots: int, queries: int, steps: int) -> Task:
-    """An `episode` that has other images at every inner step, K of each class. Reptile trains on these.
+    """An `episode` with other images at every inner step, K of each class. Reptile trains on these.
 
     Nichol et al. 2018 draw 10 of the 50 images of a 5-way 10-shot task, 5 times; here every draw has 2 of each class.
     """
@@ -62,9 +63,9 @@ def minibatches(rng: Rng, classes: Sequence[Array], ways: int, shots: int, queri
 
 
 def _batches(rng: Rng, classes: Sequence[Array], ways: int, sizes: list[int]) -> list[Batch]:
-    """Batches without a common image: of each of `ways` classes, sizes[i] images are in batch i."""
+    """Batches that share no image: batch i has sizes[i] images of each of `ways` classes."""
     if ways > len(classes):
-        raise ValueError(f"ways: {ways} of them need as many classes; there are {len(classes)}")
+        raise ValueError(f"ways: expected at most {len(classes)}, the number of classes; got {ways}")
     drawn, ends = [], np.cumsum(sizes)
     for c in rng.choice(len(classes), ways, replace=False):  # in random order: a class's label tells nothing
         if len(classes[c]) < ends[-1]:
@@ -77,7 +78,7 @@ def _batches(rng: Rng, classes: Sequence[Array], ways: int, sizes: list[int]) ->
 
 
 def nearest_neighbour(task: Task) -> float:
-    """The accuracy on the query of the label of the support image at the smallest angle, pixel by pixel."""
+    """The accuracy on the query, labelled like the support image at the smallest angle between pixels."""
     (x, labels), (queries, truth) = task[0][0], task[1]
     a, b = (images.reshape(len(images), -1) for images in (queries, x))
     # The query's own length changes no order; an image all black is at no angle.
@@ -87,7 +88,7 @@ def nearest_neighbour(task: Task) -> float:
 
 # --- Glyphs -----------------------------------------------------------------------------------------
 
-EXAMPLES = 20  # of a class, as Omniglot has
+EXAMPLES = 20  # of each class, as in Omniglot
 POINTS = 40  # of a stroke
 
 

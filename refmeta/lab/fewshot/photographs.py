@@ -1,4 +1,4 @@
-"""Any images in the folders of their classes: photographs, MiniImageNet's, one's own."""
+"""Images in a folder for each class: photographs, MiniImageNet's, one's own."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +16,7 @@ SUFFIXES = ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm"
 FORMATS = ["PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM"]  # whatever the suffix says: ImageNet has a PNG named .JPEG
 LAYOUT = f"train/CLASS/IMAGE and test/CLASS/IMAGE, images as {', '.join(SUFFIXES)}"
 JUNK = {"__MACOSX", "Icon\r", "Thumbs.db", "desktop.ini"}  # of macOS and Windows; their other files begin with a dot
-# A file and the pixels in it, before they are decoded; and all images in memory, 600,000 of MiniImageNet's size.
+# Limits: a file and its pixels, before they are decoded; all images in memory, 600,000 of MiniImageNet's size.
 MOST_BYTES, MOST_PIXELS, MOST_MEMORY = 2**26, 2**26, 2**34
 
 
@@ -24,14 +24,14 @@ def folder(root: str | Path, size: int = 84) -> Images:
     """The images in the folders of their classes, size × size pixels, uint8.
 
         root/train/CLASS/*.png, .jpg, …        classes to train on
-        root/test/CLASS/…                      other classes, to test on; what else is in root is not looked at
+        root/test/CLASS/…                      other classes, to test on; all else in root is ignored
 
     One channel if all images are grey, else three. An image is squeezed into the square by Lanczos's filter, which
     weighs all pixels that it covers (Ravi & Larochelle 2017 made MiniImageNet so); one of that size stays as it is.
     It is turned as its EXIF data say, and transparent pixels are put on white; of 16 bits the upper 8 are taken.
     The decoded images are kept, see `cached`.
     ValueError: no pillow; another layout; a class in both parts, fewer than two classes, an empty one; a file that is
-    no image, is damaged or too large; more images than memory is meant for.
+    no image, is damaged or too large; images that take more than 16 GiB.
     """
     where = Path(root)
     if not where.is_dir():
@@ -40,14 +40,13 @@ def folder(root: str | Path, size: int = 84) -> Images:
         parts = [_part(where / name) for name in PARTS]
     except OSError as error:
         raise ValueError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    check_apart(where, *({name.split("/")[0] for name in part.stamps} for part in parts))
+    names = tuple(list(dict.fromkeys(name.split("/")[0] for name in sorted(part.stamps))) for part in parts)
+    check_apart(where, *names)
     n = sum(len(part.stamps) for part in parts)
-    if 3 * n * size**2 > MOST_MEMORY:
-        raise ValueError(
-            f"{root}: {n} images of {size} × {size} pixels take {3 * n * size**2 / 1e9:.0f} GB: fewer pixels?"
-        )
+    if (memory := 3 * n * size**2) > MOST_MEMORY:
+        raise ValueError(f"{root}: {n} images of {size} × {size} pixels take {memory / 1e9:.0f} GB; ask for fewer")
     pixels = cached("folder", parts, size, partial(_decoded, parts, size))
-    return Images(*map(by_class, parts, pixels))
+    return Images(*map(by_class, parts, pixels), names)
 
 
 def _part(where: Path) -> Part:
@@ -56,7 +55,7 @@ def _part(where: Path) -> Part:
         raise ValueError(f"{where}: no such folder; expected {LAYOUT}")
     classes = list(_entries(where))
     if len(classes) < 2:
-        raise ValueError(f"{where}: classes: {len(classes)}; expected two or more, as {LAYOUT}")
+        raise ValueError(f"{where}: expected two classes or more, as {LAYOUT}; got {len(classes)}")
     part = of_files(where, where, [path for each in classes for path in _files(each)])
     for name, (length, _) in part.stamps.items():
         if length > MOST_BYTES:

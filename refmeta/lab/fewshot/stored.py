@@ -17,7 +17,7 @@ CACHE_VERSION = 2
 
 
 class Part(NamedTuple):
-    """The images to train on or to test on: where they are, {name: (size, checksum or time)}, the reader of one."""
+    """The images to train on or to test on: where they are, {name: (size, checksum or time)}, a reader of one."""
 
     where: Path
     stamps: dict[str, tuple[int, int]]
@@ -25,24 +25,24 @@ class Part(NamedTuple):
 
 
 def of_files(where: Path, root: Path, paths: Iterable[Path]) -> Part:
-    """The files, by their names below root. ValueError: one is no regular file."""
+    """The files, by their names below root. ValueError: one is not a regular file."""
     files = {path.relative_to(root).as_posix(): regular(path).stat() for path in paths}
     stamps = {key: (status.st_size, status.st_mtime_ns) for key, status in files.items()}
-    # No more than was listed: what grows as it is read may have no end.
+    # No more than was listed: a file that grows while it is read may have no end.
     return Part(where, stamps, lambda key: np.fromfile(root / key, np.uint8, stamps[key][0]).tobytes())
 
 
 def check_apart(root: Path, train: Iterable[str], test: Iterable[str]) -> None:
     """ValueError: a name is in both."""
     if both := {*train} & {*test}:
-        raise ValueError(f"{root}: {', '.join(sorted(both))} in both parts: training and test classes must differ")
+        raise ValueError(f"{root}: {', '.join(sorted(both))} in both parts; training and test classes must differ")
 
 
 def cached(name: str, parts: Sequence[Part], size: int, decoded: Callable[[], list[Array]]) -> list[Array]:
     """The images of each part in the order of their names, uint8 (n, size, size, channels): from the cache, or decoded.
 
-    They are kept in $XDG_CACHE_HOME/refmeta (~/.cache/refmeta), for each content of the parts and each size; a
-    damaged file there is made anew, and where none can be written, every call decodes.
+    The cache is $XDG_CACHE_HOME/refmeta (~/.cache/refmeta), a file for each content of the parts and each size. A
+    damaged file is made again; where none can be written, every call decodes.
     """
     key = CACHE_VERSION, size, [sorted(part.stamps.items()) for part in parts]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "refmeta")
@@ -61,18 +61,19 @@ def cached(name: str, parts: Sequence[Part], size: int, decoded: Callable[[], li
 
 
 def opened(part: Part, name: str, formats: list[str], pixels: Callable[[Any], Array], expected: str) -> Array:
-    """pixels(pillow's image) of one image. ValueError: no pillow, no such image; `expected` says which it should be."""
+    """pixels(pillow's image) of one image. ValueError: no pillow, or no image as `expected` says."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise ValueError("images need pillow: pip install 'refmeta[images]'") from None
     try:
         return pixels(Image.open(io.BytesIO(part.read(name)), formats=formats))
     except Exception as error:  # pillow, zipfile and zlib have a dozen kinds for damage
-        raise ValueError(f"{part.where}: image {name!r}: expected {expected.format(error)}") from error
+        why = "no image" if isinstance(error, UnidentifiedImageError) else error  # which names no file but an object
+        raise ValueError(f"{part.where}: image {name!r}: expected {expected.format(why)}") from error
 
 
 def by_class(part: Part, pixels: Array) -> list[Array]:
-    """The pixels of each class: of the images whose names differ behind the last / alone."""
+    """The pixels of each class; a class is what stands before the last / of a name."""
     names = [name.rpartition("/")[0] for name in sorted(part.stamps)]
     return np.split(pixels, [i for i in range(1, len(names)) if names[i] != names[i - 1]])

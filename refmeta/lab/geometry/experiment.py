@@ -1,6 +1,6 @@
-"""Two quadratic tasks in the plane: the directions of pre-training, Reptile, first-order MAML and MAML, where
-descending them arrives beside the fixed points in closed form, and the leading coefficients of Nichol et al. 2018,
-measured beside the formulas.
+"""On two quadratic tasks in the plane, compute the directions of pre-training, Reptile, first-order MAML and MAML.
+Compare the end of each descent with the fixed point in closed form, and the leading coefficients of Nichol et al.
+2018, measured, with their formulas.
 """
 
 import argparse
@@ -19,18 +19,18 @@ POINTS = {"direction": "({:.3f}, {:.3f})", "fixed_point": "({:.7f}, {:.7f})", "a
 ROW = "{:>17}  {:<15}{:>17}{:>25}{:>26}{:>9}"
 CELL = "{c1:>10.5f} ({formula[0]:g}){c2:>8.5f} ({formula[1]:g})"
 IN_WORDS = {"joint": ("1", "0"), "reptile": ("k", "k(k − 1)/2"), "fomaml": ("1", "k − 1"), "maml": ("1", "2(k − 1)")}
-HELP = "where each method leads on two quadratic tasks, exactly, in one figure"
-STEPS = "of MAML and first-order MAML before the last gradient; Reptile takes that one too, as its step K + 1"
+HELP = "compute where each method leads on two quadratic tasks"
+STEPS = "inner steps of MAML and first-order MAML; Reptile takes one more, on their query"
 
 options: Options = {
-    "alpha": {"type": float, "default": 0.25, "help": "inner rate (default: 0.25)"},
+    "alpha": {"type": float, "default": 0.25, "help": "inner rate α (default: 0.25)"},
     "inner_steps": {"type": whole(1), "default": 1, "metavar": "K", "help": f"{STEPS} (default: 1)"},
     "out": {"metavar": "DIR", "help": "a new folder (default: runs/geometry)"},
 }
 
 
 def add_geometry(commands: Any) -> None:
-    """Declare the command on argparse's subparsers."""
+    """Add `geometry` to argparse's subparsers."""
     add_command(commands, "geometry", HELP, str(__doc__), options, run)
 
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def unconfirmed(result: Result) -> list[str]:
-    """All that differs from its closed form by TOLERANCE or more."""
+    """The results that differ from their closed form by TOLERANCE or more."""
     ends = [f"{end['method']}'s fixed point" for end in result["methods"] if not end["apart"] < TOLERANCE]
     return ends + [
         f"{row['method']}'s coefficients for k = {row['k']}"

@@ -1,4 +1,4 @@
-"""The picture of the survey article, computed: two quadratic tasks in the plane, and where each method leads on them.
+"""The survey article's picture, computed: two quadratic tasks in the plane, and where each method leads on them.
 
     L(θ; (A, c)) = ½ (θ − c)ᵀ A (θ − c)
 
@@ -20,7 +20,7 @@ from refmeta.lab import training
 from refmeta.trees import Array, Batch, Loss, Theta
 
 METHODS = {name: training.METHODS[name] for name in ("joint", "reptile", "fomaml", "maml")}
-# Each is steep where the other is flat: were their curvatures alike, every method would end midway between the minima.
+# Each is steep where the other is flat: with equal curvatures every method would end midway between the minima.
 TASKS = [(np.array([[1, 0.4], [0.4, 3]]), np.array([0.0, 0])), (np.array([[3, -0.5], [-0.5, 1]]), np.array([2.4, -4]))]
 START = np.array([-2.4, 1.0])
 # An α below which rounding hides Reptile's displacement, a curvature below which it hides a direction.
@@ -34,7 +34,7 @@ def quadratic(theta: Theta, batch: Batch) -> Array:
 
 
 def direction(method: str, loss: Loss, theta: Array, draws: Sequence[Sequence[Batch]], alpha: float) -> Array:
-    """The method's direction, for the mean of the draws: each is the k batches (B_1, …, B_k) of one task.
+    """The method's mean direction over the draws. A draw is the k batches (B_1, …, B_k) of one task.
 
         joint g_1       fomaml g_k       maml (I − αH_1) ⋯ (I − αH_{k−1}) g_k       reptile g_1 + … + g_k
 
@@ -76,9 +76,9 @@ def descent(method: str, pairs: Sequence[Batch], alpha: float, k: int, start: Ar
         raise ValueError(f"alpha {alpha:g}: expected at least {SMALLEST:g}, and less than {most}")
     low, high = eigvalsh(sum(weight(method, A, alpha, k) for A, _ in pairs) / len(pairs))
     if low < max(FLATTEST, high / 1000):
-        why = "runs away: a smaller alpha is" if low < 0 else "hardly moves: another alpha or fewer inner steps are"
-        given = f"alpha {alpha:g}, inner steps {k - 1}"
-        raise ValueError(f"{given}: descending {method} {why} expected (its curvature is {low:.2g})")
+        given, other = f"alpha {alpha:g}, inner steps {k - 1}", "another alpha or fewer inner steps"
+        why, wanted = ("diverges", "a smaller alpha") if low < 0 else ("hardly moves", other)
+        raise ValueError(f"{given}: descent along {method} {why} (curvature {low:.2g}); expected {wanted}")
     path, draws, replay = [start], [[pair] * k for pair in pairs], recorded(direction)
     for _ in range(int(13 * np.log(10) * 4 * high / low)):  # each leaves at most 1 − low/(4 high) of the way
         path.append(path[-1] - replay(method, quadratic, path[-1], draws, alpha) / (4 * high))
@@ -91,12 +91,12 @@ def formula(method: str, k: int) -> tuple[float, float]:
 
 
 def measured(method: str, loss: Loss, theta: Array, tasks: Sequence[Sequence[Batch]], k: int) -> dict[str, float]:
-    """{c1, c2, rest} of an actual expectation: over every draw of k of a task's minibatches, with replacement.
+    """{c1, c2, rest} of an exact expectation, over every draw of k of a task's minibatches, with replacement.
 
-    rest: the share of the expansion's two terms that c₁ and c₂ leave unexplained (0 … 1).
+    rest: the share of the expansion's two terms that c₁ and c₂ do not explain (0 … 1).
     AvgGrad = E ∇L_1      AvgGradInner = E ∇²L_2 ∇L_1      (two minibatches of one task, drawn independently)
 
-    The expansion in α goes through seven small α: for quadratics and k ≤ 4 it is a polynomial and has no more terms.
+    The expansion in α is fitted at seven small α, exactly: for quadratics and k ≤ 4 it is a polynomial of few terms.
     """
     draws = [draw for task in tasks for draw in product(task, repeat=k)]
     alphas = 0.002 * np.arange(1, 8)
@@ -109,19 +109,19 @@ def measured(method: str, loss: Loss, theta: Array, tasks: Sequence[Sequence[Bat
 
 
 def _fitted(term: Array, basis: Array) -> tuple[float, float]:
-    """The c with which c · basis is nearest to the term, and the share that is left, ‖term − c · basis‖ / ‖basis‖."""
+    """The c for which c · basis is nearest to the term, and what is left, ‖term − c · basis‖ / ‖basis‖."""
     c = term @ basis / (basis @ basis)
     return float(c), float(norm(term - c * basis) / norm(basis))
 
 
 def halves(A: Array, c: Array) -> list[Batch]:
-    """Two minibatches with curvatures and minima of their own, whose mean is the task (A, c) up to a constant."""
+    """Two minibatches with different curvatures and minima. Their mean is the task (A, c), up to a constant."""
     E, e = np.array([[0.5, 0.2], [0.2, -0.3]]), np.array([1.0, -2.0])
     return [(A + s * E, solve(A + s * E, A @ c + s * e)) for s in (1, -1)]
 
 
 def computed(alpha: float, k: int) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Each method's direction, fixed point and the end of its descent, the leading coefficients; and the descents.
+    """Each method's direction, fixed point and end of descent, with the leading coefficients; then the descents.
 
     ValueError: see `descent`.
     """
@@ -154,7 +154,7 @@ def computed(alpha: float, k: int) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def labels(k: int) -> dict[str, tuple[str, str]]:
-    """For people: each method's name, and its `direction` on a quadratic."""
+    """Each method's name in words, and its `direction` on a quadratic."""
     last, exponent = f"g{subscript(k)}", str(k - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")) * (k > 2)
     names = "pre-training", "Reptile", "first-order MAML", "MAML"
     directions = "g₁", f"g₁ + {'… + ' * (k > 2)}{last}", last, f"(I − αA){exponent} {last}"

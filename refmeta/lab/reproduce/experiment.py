@@ -21,8 +21,8 @@ from refmeta.lab.runs import Experiment, Job, Options, Plan, Result, Run
 from refmeta.lab.training import over_seeds
 
 options: Options = {
-    "seeds": {"default": "0", "metavar": "A-B", "help": "several, as 0-2: mean and interval over them (default: 0)"},
-    "minutes": {"type": float, "metavar": "M", "help": "of each training at most; the table says how far it came"},
+    "seeds": {"default": "0", "metavar": "A-B", "help": "as 0-2: the tables have means and intervals (default: 0)"},
+    "minutes": {"type": float, "metavar": "M", "help": "at most for each training; the table has its iterations"},
     "quick": runs.QUICK,
 }
 
@@ -31,11 +31,11 @@ options: Options = {
 
 
 class _Enough(Exception):
-    """Measured for long enough."""
+    """`pace` has measured for long enough."""
 
 
 def pace(lab: Lab, name: str, config: Any) -> float:
-    """Seconds of an iteration, on this machine as busy as it is: over some seconds, without the first."""
+    """Seconds of an iteration, on this machine as busy as it is: the mean over MEASURED seconds."""
     marks: list[tuple[int, float]] = []
 
     def report(iteration: int, loss: float) -> None:
@@ -53,7 +53,7 @@ MEASURED = 3.0  # seconds
 
 
 def shortened(lab: Lab, name: str, config: Any, minutes: float | None, kept: Path | None) -> Any:
-    """The config with as many iterations as fit into the minutes, or as its checkpoint has been started with."""
+    """The config with as many iterations as fit into the minutes, or as its checkpoint was started with."""
     if kept is not None and isfile(kept):  # Path.is_file raises where a name is too long
         return replace(config, iterations=settings_of(kept)["iterations"])
     if minutes is None:
@@ -65,7 +65,7 @@ def shortened(lab: Lab, name: str, config: Any, minutes: float | None, kept: Pat
 
 
 def plan(paper: Paper, args: Namespace) -> Plan:
-    """Every training of the paper's tables, with every seed. ValueError: minutes that are none, or what a Lab says."""
+    """Every training of the paper's tables, with every seed. ValueError: minutes that are not above 0; as the Lab."""
     if args.minutes is not None and not 0 < args.minutes < 1e6:
         raise ValueError(f"--minutes {args.minutes}: expected a number above 0")
     seeds, lab = runs.seed_range(args.seeds), LABS[paper.data](args)
@@ -204,7 +204,7 @@ def _experiment(paper: Paper) -> Experiment:
 
 def add_reproduce(commands: Any) -> None:
     """Declare `refmeta reproduce PAPER` on argparse's subparsers."""
-    parser = commands.add_parser("reproduce", help="a paper's numbers beside ours", description=str(__doc__))
+    parser = commands.add_parser("reproduce", help="run a paper's experiment again", description=str(__doc__))
     names = parser.add_subparsers(dest="paper", required=True)
     for paper in PAPERS.values():
         runs.add(names, _experiment(paper))

@@ -1,4 +1,4 @@
-"""How the papers' trainings are run, and how each row of their tables is read from a trained θ."""
+"""Run the papers' trainings, and compute each row of their tables from a trained θ."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -104,13 +104,13 @@ def frozen(images: Images, run: Run) -> Curve:
 
 
 def nil(images: Images, run: Run) -> Curve:
-    """The accuracy without a head; the net that was trained to tell all classes apart has a wide one."""
+    """The accuracy without a head. After multiclass training the head is wider: one output for each class."""
     net, classes = characters.network(run.config)[0], run.theta[-1].size
     return _row(run, measure.regimes({"": (replace(net, classes=classes), run.theta)}, _episodes(images, run))[0])
 
 
 def random_features(images: Images, run: Run) -> Curve:
-    """`nil` of the θ before training."""
+    """`nil` of θ before training."""
     return nil(images, run._replace(theta=characters.initial(run.config, run.seed)))
 
 
@@ -123,7 +123,7 @@ def _alike(images: Images, run: Run, part: slice) -> list[dict[str, Any]]:
 
 
 def body(images: Images, run: Run) -> Curve:
-    """The CCA before and after adaptation of the layer of the body that changes most."""
+    """The lowest CCA before and after adaptation among the body's layers."""
     return _row(run, min(_alike(images, run, slice(-1)), key=lambda row: row["mean"]), "cca")
 
 
@@ -133,7 +133,7 @@ def head(images: Images, run: Run) -> Curve:
 
 
 def economy(images: Images, run: Run) -> Curve:
-    """MAML's time over ANIL's, of an outer step's gradient."""
+    """MAML's time over ANIL's for the gradient of an outer step."""
     config, (_, loss), rng = run.config, characters.network(run.config), np.random.default_rng(0)
     shape = config.ways, config.shots, config.queries, config.inner_steps
     tasks = [episode(rng, images.train, *shape) for _ in range(config.tasks)]
@@ -142,7 +142,7 @@ def economy(images: Images, run: Run) -> Curve:
 
 
 def economy_at_test(images: Images, run: Run) -> Curve:
-    """MAML's time over ANIL's, of adapting to one episode."""
+    """MAML's time over ANIL's for adapting to one episode."""
     supports, _ = _episodes(images, run)[0]
     both = (recorded(each) for each in (algorithms.trajectory, trajectory_of_head(2)))
     loss = characters.network(run.config)[1]
@@ -150,7 +150,7 @@ def economy_at_test(images: Images, run: Run) -> Curve:
 
 
 def _ratio(run: Run, one: Callable[[], Any], other: Callable[[], Any]) -> Curve:
-    """The median over pairs of calls, side by side, of the times' ratio."""
+    """The median ratio of the times of two calls, made in turn."""
 
     def seconds(call: Callable[[], Any]) -> float:
         start = perf_counter()

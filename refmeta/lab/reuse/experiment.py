@@ -1,6 +1,6 @@
-"""Train MAML and ANIL, then measure, as Raghu et al. 2020: the score with the first layers frozen at test; how alike
-each layer is before and after adaptation, and between seeds; how far each layer moves; and, of images, the accuracy
-without the head (NIL) after five ways of training.
+"""Train MAML and ANIL, then measure what Raghu et al. 2020 did: the score with the first layers frozen at test; how
+similar each layer is before and after adaptation, and between seeds; how far each layer moves; and on images the
+accuracy without the head (NIL), after five ways of training.
 """
 
 from argparse import Namespace
@@ -27,7 +27,7 @@ from refmeta.trees import Array, Loss, Tasks, Theta
 
 # 15 queries of a class, as the papers have for MiniImageNet: CCA needs far more samples than channels.
 IMAGES: dict[str, Any] = {"test_queries": 15}
-ALIKE = 50  # tasks of a seed that a similarity is a mean over: it varies little, and takes its time
+ALIKE = 50  # tasks of a seed for a mean similarity: it varies little, and is slow to compute
 Paper = dict[str, tuple[float, ...]]
 REGIMES = "maml", "anil", "multiclass", "multitask", "random features"
 
@@ -42,15 +42,16 @@ OMNIGLOT = {1: "MAML 93.7, ANIL 96.2, NIL 96.7", 5: "MAML 96.4, ANIL 98.0, NIL 9
 PAIRS = "maml–maml", "anil–anil", "anil–maml"
 SEEDS = {"cca": ("0.51", "0.51", "0.50"), "cka": ("0.83", "0.86", "0.83")}  # of the PAIRS
 
+DATA = "sine: waves; glyphs: invented characters; omniglot, folder: images in --root (default: glyphs)"
 options: Options = {
-    "data": {"choices": ["glyphs", "omniglot", "folder", "sine"], "default": "glyphs", "help": "default: glyphs"},
+    "data": {"choices": ["glyphs", "omniglot", "folder", "sine"], "default": "glyphs", "help": DATA},
     "root": fewshot.options["root"],
-    "seeds": {"default": "0-1", "metavar": "A-B", "help": "two or more (default: 0-1)"},
-    "iterations": {"type": whole(1), "metavar": "N", "help": "outer steps of each training"},
-    "ways": {"type": whole(2), "metavar": "N", "help": "classes of a task (default: 5)"},
-    "shots": {"type": whole(1), "metavar": "K", "help": "examples of a class, or of a wave (default: 1; 10)"},
-    "alpha": {"type": float, "help": "inner rate, in training and at test (default: images 1, waves 0.01)"},
-    "steps": {"type": whole(1), "default": 1, "metavar": "N", "help": "at test (default: 1, as in training)"},
+    "seeds": {"default": "0-1", "metavar": "A-B", "help": "two seeds or more (default: 0-1)"},
+    "iterations": {"type": whole(1), "metavar": "N", "help": "of each training"},
+    "ways": {"type": whole(2), "metavar": "N", "help": "classes in an episode of images (default: 5)"},
+    "shots": {"type": whole(1), "metavar": "K", "help": "images of each class (default: 1) or points of a wave (10)"},
+    "alpha": {"type": float, "help": "inner rate α, in training and at test (default: images 1, waves 0.01)"},
+    "steps": {"type": whole(1), "default": 1, "metavar": "N", "help": "inner steps at test (default: 1)"},
     "quick": runs.QUICK,
 }
 
@@ -62,7 +63,7 @@ Training = Callable[[int, Report, Keep | None], Run]  # of a seed
 
 
 class Study(NamedTuple):
-    """The trainings, and all that the measurements need; the score of waves is the loss."""
+    """The trainings, and all that the measurements need. The score of waves is the loss."""
 
     configs: dict[str, Any]  # of each regime that is meta-trained
     trainings: Mapping[str, Training]  # by regime
@@ -80,9 +81,9 @@ class Study(NamedTuple):
 
 
 def of_waves(args: Namespace) -> Study:
-    """MAML and ANIL on sine waves. ValueError: an option that is impossible, or for images only."""
+    """MAML and ANIL on sine waves. ValueError: an impossible option, or one for images only."""
     if args.ways is not None:
-        raise ValueError("--ways: waves have no classes; it is for images")
+        raise ValueError("--ways: only images have classes; --data sine has none")
     explicit = {**runs.given(args, waves.Config), "test_steps": (0, args.steps)}
     configs = {name: waves.configure(name, None, args.quick, explicit) for name in ("maml", "anil")}
     trainings = {name: partial(waves.run, config) for name, config in configs.items()}
@@ -91,7 +92,7 @@ def of_waves(args: Namespace) -> Study:
 
 
 def of_images(args: Namespace) -> Study:
-    """The four ways of training on images. ValueError: an option that is impossible."""
+    """The four ways of training on images. ValueError: an impossible option."""
     explicit = {**IMAGES, **runs.given(args, characters.Config), "test_steps": (0, args.steps)}
     # The paper's multitask training has one head for all tasks, as joint training has.
     methods = {"maml": "maml", "anil": "anil", "multitask": "joint"}
@@ -125,7 +126,7 @@ def plan(args: Namespace) -> Plan:
     """Every training of every seed; the measurements come after all of them."""
     start, seeds = perf_counter(), runs.seed_range(args.seeds)
     if len(seeds) < 2:
-        raise ValueError(f"--seeds {args.seeds}: expected two or more, as 0-1: their networks are compared")
+        raise ValueError(f"--seeds {args.seeds}: expected two or more, as 0-1, because their networks are compared")
     study = of_waves(args) if args.data == "sine" else of_images(args)
     jobs = [
         Job(name, seed, f"{name}-{seed}", study.configs["maml"].iterations, study.net.names, partial(train, seed))
@@ -218,7 +219,7 @@ def text(result: Result) -> str:
         _table("layer|moved", layers(result), _cells(result["moved"])),
         *_trainings(result, paper, f"{score} after {steps}"),
         *[f"   paper, Omniglot 20-way {config['shots']}-shot: {omniglot}"] * bool(omniglot),
-        *["Tasks that diverged are left out of the means; result.json counts them."] * _lost(result),
+        *["The means leave out the tasks that diverged; result.json counts them."] * _lost(result),
     ]
     return "\n".join(parts)
 
@@ -277,12 +278,12 @@ def _known(paper: Paper, what: str, names: list[str]) -> list[str]:
 
 
 def _lost(tree: Any) -> bool:
-    """Whether a task diverged in any of the measurements."""
+    """Whether any task diverged in any measurement."""
     if isinstance(tree, dict):
         return bool(tree.get("diverged")) or _lost(list(tree.values()))
     return isinstance(tree, list) and any(map(_lost, tree))
 
 
-HELP = "ask whether MAML learns rapidly or reuses its features"
+HELP = "measure whether MAML learns rapidly or reuses its features"
 FIGURES, FOLDER, FILES = ["reuse.png"], "runs/reuse-DATA-SEEDS", "result.json, each θ"
 REUSE = Experiment("reuse", HELP, str(__doc__), options, plan, text, FIGURES, FOLDER, FILES)

@@ -1,4 +1,4 @@
-"""Does MAML learn rapidly, or reuse its features? The four measurements of Raghu et al. 2020.
+"""The four measurements of Raghu et al. 2020: does MAML learn rapidly, or reuse its features?
 
 A layer is two arrays of θ, its W and its b; the last layer is the head, the others the body. Where a layer gives images
 (n, h, w, channels), each pixel's vector of channels is one sample.
@@ -30,14 +30,14 @@ Row = dict[str, Any]
 
 
 def cca(x: Array, y: Array, variance: float = 0.99) -> float:
-    """SVCCA: the mean canonical correlation of X and Y, each cut to the directions that hold `variance` of it.
+    """SVCCA: the mean canonical correlation of X and Y, each cut to the directions with this share of its variance.
 
         X − mean = U S Vᵀ, of U the first k columns, the least k with Σ_{i≤k} s_i² ≥ variance · Σ s_i²;  Y likewise
         ρ_1 ≥ ρ_2 ≥ … = the singular values of U_Xᵀ U_Y,        cca = mean ρ                  Raghu et al. 2017, §2
 
     X (n, p), Y (n, q). variance=1 is CCA itself, which no invertible linear map of X or Y changes.
-    ValueError: X and Y are not matrices of finite numbers with the same n; n is not above p and q, where CCA finds
-    correlations of 1 in anything; all features are constant; a variance outside (0, 1].
+    ValueError: X and Y are not matrices of finite numbers with the same n; n is not above p and q (then every
+    correlation is 1); all features are constant; a variance outside (0, 1].
     """
     if not 0 < variance <= 1:
         raise ValueError(f"variance: expected a number above 0, at most 1; got {variance}")
@@ -62,11 +62,11 @@ def pwcca(x: Array, y: Array) -> float:
 
 
 def linear_cka(x: Array, y: Array) -> float:
-    """Linear centred kernel alignment, which no rotation of X or Y and no factor changes.
+    """Linear centred kernel alignment. No rotation and no factor of X or Y changes it.
 
         cka = ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖), Frobenius norms, X and Y centred                    Kornblith et al. 2019
 
-    X (n, p), Y (n, q). ValueError: as for `cca`, but any n will do.
+    X (n, p), Y (n, q), any n. ValueError: as for `cca`.
     """
     x, y = _normalised(x, y)
     norm = np.linalg.norm
@@ -87,7 +87,7 @@ def _normalised(x: Array, y: Array) -> list[Array]:
         apart = (features - features.mean(axis=0, dtype=float)).astype(np.result_type(features, np.float32))
         largest = abs(apart).max(initial=0)
         if largest <= 8 * np.finfo(apart.dtype).eps * abs(features).max(initial=0):
-            raise ValueError("features: all are constant, so there is nothing to compare")
+            raise ValueError("features: all are constant, so they cannot be compared")
         centred.append(apart / largest)
     return centred
 
@@ -96,9 +96,9 @@ def _directions(x: Array, variance: float) -> Array:
     """U of the centred X, cut as `cca` says; directions that are rounding errors are none."""
     n, p = x.shape
     if n <= p:
-        raise ValueError(f"CCA of {n} samples with {p} features finds correlations of 1 in anything: more samples")
+        raise ValueError(f"CCA of {n} samples with {p} features always gives 1: expected more samples than features")
     u, s, _ = np.linalg.svd(x, full_matrices=False)
-    beyond = np.cumsum((s**2)[::-1])[::-1]  # from direction i on: summed from the small end, which keeps the small
+    beyond = np.cumsum((s**2)[::-1])[::-1]  # from direction i on, summed from the small end to keep small ones
     return u[:, (beyond > (1 - variance) * beyond[0]) & (s > 8 * p * np.finfo(x.dtype).eps * s[0])]
 
 
@@ -106,13 +106,13 @@ def _directions(x: Array, variance: float) -> Array:
 
 
 def frozen(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, score: Score) -> list[Row]:
-    """The score on the query when the first n layers keep θ at test: n = 0 (all adapt), 1, … all of them (none does).
+    """The score on the query when the first n layers keep θ at test, for n = 0 (all adapt), 1, …, all (none does).
 
         mean over tasks of score(φ_K; Q), φ_K: θ with the arrays behind layer n adapted       Raghu et al. 2020, table 1
 
     score(φ, query) is a number: `refmeta.models.accuracy(net)`, or the loss. Rows {frozen, mean, ci95, diverged}: the
-    95 % interval is over the tasks; those whose φ_K or score is not finite are counted and left out.
-    ValueError and TypeError: all that `refmeta.adapt` refuses, a loss that `refmeta.recorded` refuses, no tasks.
+    95 % interval is over the tasks; tasks whose φ_K or score is not finite are counted, and left out.
+    ValueError, TypeError: no tasks, arguments that `refmeta.adapt` refuses, a loss that `refmeta.recorded` refuses.
     """
     theta, tasks, alpha = _checked(theta, tasks, alpha)
     heads = range(len(theta), -1, -2)
@@ -124,12 +124,12 @@ def centred(net: Net) -> Layers:
 
         z − mean_c z_c 1,   because softmax(z + a 1) = softmax(z) for any number a of an example
 
-    Cross-entropy neither uses nor trains what all classes share; CCA of raw logits compares mostly that.
+    Cross-entropy neither uses nor trains the mean over the classes; CCA of raw logits compares mostly that.
     """
 
     def layers(theta: Theta, x: Array) -> list[Array]:
         *body, z = net.layers(theta, x)
-        for _ in range(2):  # once leaves the rounding error of a large mean, which would count as a direction
+        for _ in range(2):  # subtracted once, a large mean leaves a rounding error that would count as a direction
             z = z - z.mean(-1, keepdims=True)
         return [*body, z]
 
@@ -143,7 +143,7 @@ def similarity(layers: Layers, loss: Loss, theta: Theta, tasks: Tasks, alpha: fl
 
     layers: `centred(net)` if the loss is a cross-entropy, else `net.layers`.
     Rows {layer, cca, pwcca, cka}, each index {mean, ci95, diverged} as in `frozen`; the last layer is the head.
-    Errors: as `frozen`; as `cca`, of which n is too small where the query has too few examples.
+    Errors: as `frozen` and `cca`, whose n is the number of the query's examples.
     """
     theta, tasks, alpha = _checked(theta, tasks, alpha)
     found = _after(lambda phi, query: _alike(layers, theta, phi, query[0]), loss, theta, tasks, alpha, len(theta))
@@ -172,7 +172,7 @@ def moved(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int | None
     check_head(head, len(theta))
     norms = _norms(theta)
     if 0 in norms:
-        raise ValueError(f"theta: layer {norms.index(0) + 1} is 0, so no distance is relative to it")
+        raise ValueError(f"theta: layer {norms.index(0) + 1} is 0, so no distance relative to it exists")
     found = _after(lambda phi, _: np.divide(_norms(axpy(-1, theta, phi)), norms), loss, theta, tasks, alpha, head)
     return [{"layer": i, **_mean(values)} for i, values in enumerate(np.transpose(found), 1)]
 
@@ -186,12 +186,12 @@ def nil(net: Net, theta: Theta, task: Task) -> float:
     TypeError: labels that are not integers. ValueError: negative ones, no support, nothing below the head.
     """
     supports, (x, labels) = task
-    batches = list({id(batch): batch for batch in supports}.values())  # full-batch adaptation repeats one
+    batches = list({id(batch): batch for batch in supports}.values())  # full-batch adaptation repeats one batch
     if not batches:
         raise ValueError("nil: expected a support batch, got none")
     examples, given = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     if any(np.asarray(each).dtype.kind not in "iu" for each in (given, labels)):
-        raise TypeError("nil: labels must be integers: only classes can be voted for")
+        raise TypeError("nil: expected labels that are integers, because the examples vote for classes")
     if given.min() < 0:
         raise ValueError(f"nil: labels must be 0, 1, …; got {given.min()}")
     cosines = _unit_features(net, theta, x) @ _unit_features(net, theta, examples).T
@@ -200,7 +200,7 @@ def nil(net: Net, theta: Theta, task: Task) -> float:
 
 
 def regimes(trained: Mapping[str, tuple[Net, Theta]], tasks: Tasks) -> list[Row]:
-    """How useful a body each way of training leaves: the `nil` accuracy of every (net, θ) on the same tasks.
+    """The `nil` accuracy of every (net, θ) on the same tasks: how useful the body of each training is.
 
     Rows {regime, mean, ci95, diverged}. Raghu et al. 2020, table 5. Errors: as `nil`.
     """
@@ -264,7 +264,7 @@ def _mean(values: Sequence[float]) -> Row:
 
 
 def _alike(layers: Layers, theta: Theta, other: Theta, x: Array) -> list[list[float]]:
-    """For each layer the indices between θ and the other on x."""
+    """For each layer, the indices between θ and another θ on x."""
     both = ([a.reshape(-1, a.shape[-1]) for a in layers(each, x)] for each in (theta, other))
     return [[index(*pair) for index in INDICES.values()] for pair in zip(*both, strict=True)]
 

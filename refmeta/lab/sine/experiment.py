@@ -1,5 +1,5 @@
-"""Meta-train a small network on sine waves, beside joint training with the same budget, and show how both adapt to
-waves they have not seen.
+"""Meta-train a small network on sine waves, and beside it train one jointly for as many iterations. Then show how both
+adapt to waves that they have not seen.
 """
 
 import argparse
@@ -27,31 +27,32 @@ DIVERGED = 20.0
 # --- Settings ---------------------------------------------------------------------------------------
 
 
-ANNEALED = "adam:RATE or sgd:RATE, with :linear behind to anneal the rate to 0"
-OUTER = f"{ANNEALED} (default: {{}}; reptile: sgd:1:linear, its ε); the joint run beside a method keeps its own"
+ANNEALED = "outer optimiser, adam:RATE or sgd:RATE; add :linear, and the rate falls to 0"
+OUTER = f"{ANNEALED} (default: {{}}; reptile: sgd:1:linear, its ε); the joint training beside a method keeps its own"
+LAW = "whose waves; oracle: Finn's, with amplitude and phase told to the network (default: {})"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that determines a run, but for its seed."""
+    """Everything that determines a run, except its seed."""
 
-    method: str = option("maml", "default: {}, or the preset's", choices=[*METHODS, "all"])
-    law: str = option("finn", "how waves are drawn (default: {})", choices=list(LAWS))
+    method: str = option("maml", "the algorithm, or all (default: {}, or the preset's)", choices=[*METHODS, "all"])
+    law: str = option("finn", LAW, choices=list(LAWS))
     widths: tuple[int, ...] = (1, 40, 40, 1)
     activation: str = "tanh"
     init: str = "glorot"
-    shots: int = option(10, "points of a support batch (default: {})", type=whole(1), metavar="K")
-    inner_steps: int = option(1, "in training (default: {}; reptile: 5)", type=whole(0), metavar="N")
-    alpha: float = option(0.01, "inner rate (default: {}; reptile: 0.02)", type=float)
+    shots: int = option(10, "points in a support batch (default: {})", type=whole(1), metavar="K")
+    inner_steps: int = option(1, "inner steps in training (default: {}; reptile: 5)", type=whole(0), metavar="N")
+    alpha: float = option(0.01, "inner rate α (default: {}; reptile: 0.02)", type=float)
     inner: str = option("sgd", runs.INNER_HELP, choices=list(INNER))
     outer: str = option("adam:0.001", OUTER, metavar="NAME:RATE")
     tasks: int = option(25, "tasks in an outer step (default: {})", type=whole(1), metavar="N")
-    iterations: int = option(5000, "outer steps (default: {})", type=whole(1), metavar="N")
-    test_shots: int | None = option(None, "K at test (default: as in training)", type=whole(1), metavar="K")
-    test_alpha: float | None = option(None, "inner rate at test (default: as in training)", type=float, metavar="ALPHA")
+    iterations: int = option(5000, "iterations, an outer step each (default: {})", type=whole(1), metavar="N")
+    test_shots: int | None = option(None, "points in a support batch at test" + runs.SAME, type=whole(1), metavar="K")
+    test_alpha: float | None = option(None, "inner rate α at test" + runs.SAME, type=float, metavar="ALPHA")
     test_steps: tuple[int, ...] = option((0, 1, 5, 10), runs.STEPS_HELP, type=runs.steps, metavar="N,N,…")
-    test_queries: int = option(100, "points of a test task to be judged by (default: {})", type=whole(1), metavar="N")
-    test_tasks: int = option(1000, "unseen tasks (default: {})", type=whole(1), metavar="N")
+    test_queries: int = option(100, "query points of a test task (default: {})", type=whole(1), metavar="N")
+    test_tasks: int = option(1000, "test tasks, unseen in training (default: {})", type=whole(1), metavar="N")
 
 
 # Their command's α; the paper's text says 0.01.
@@ -63,7 +64,7 @@ NICHOL2018: dict[str, Any] = {**NICHOLS_TASKS, **NICHOLS_NETWORK, **NICHOLS_TRAI
 PRESETS = {"finn2017": FINN2017, "nichol2018": NICHOL2018}
 QUICKLY: dict[str, Any] = {"iterations": 200, "test_tasks": 100}
 
-# What a method has of its own, over a preset, by the preset's name. One inner step of Reptile would be joint training.
+# A method's own settings, by preset. One inner step of Reptile would be joint training.
 REPTILE = {"reptile": {"inner_steps": 5, "alpha": 0.02, "outer": "sgd:1:linear"}}
 OWN: dict[str | None, dict[str, dict[str, Any]]] = {
     None: REPTILE,
@@ -73,7 +74,7 @@ OWN: dict[str | None, dict[str, dict[str, Any]]] = {
 }
 
 options: runs.Options = {
-    "preset": {"choices": list(PRESETS), "help": "the settings of a paper; other options override it"},
+    "preset": {"choices": list(PRESETS), "help": "a paper's settings; other options override them"},
     "quick": runs.QUICK,
     **runs.options_of(Config),
 }
@@ -90,12 +91,12 @@ def configure(method: str | None, preset: str | None, quick: bool, explicit: dic
     config = Config(**{**published, **own, **(QUICKLY if quick else {}), **explicit, "method": method})
     runs.check_config(config)
     if config.law == "nichol" and "test_queries" in explicit:
-        raise ValueError("test-queries: the law nichol judges by all 50 points of its grid")
+        raise ValueError("test-queries: the law nichol tests on all 50 points of its grid")
     return config
 
 
 def beside(config: Config, preset: str | None) -> Config:
-    """Joint training with the same budget, to stand beside a method."""
+    """Joint training for as many iterations, to stand beside a method."""
     own = {"outer": Config.outer, **OWN[preset].get("joint", {})}
     return replace(config, method="joint", inner=Config.inner, **own)
 
@@ -142,7 +143,7 @@ def unseen(config: Config, seed: int) -> Tasks:
 
 
 def test_task(config: Config, wave: Wave, rng: Rng) -> Task:
-    """One of a wave."""
+    """A task of this wave."""
     sizes = config.test_shots or config.shots, max(config.test_steps), config.test_queries
     return LAWS[config.law].test(rng, wave, *sizes)
 
@@ -187,6 +188,6 @@ def _diverged(method: str, rows: Curve) -> str:
     return f"{note}; medians over all tasks: {medians}"
 
 
-HELP = "meta-train on sine waves and show what was learned"
+HELP = "meta-train on sine waves, and adapt to unseen ones"
 FIGURES, FOLDER = ["adaptation.png", "curves.png"], "runs/sine-METHOD-SEED"
 SINE = runs.Experiment("sine", HELP, str(__doc__), options, plan, text, FIGURES, FOLDER)

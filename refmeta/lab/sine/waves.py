@@ -35,7 +35,7 @@ class Wave(NamedTuple):
         return self.amplitude * np.sin(x - self.phase)
 
 
-Sight = Callable[[Any, Any, Array], Array]  # (amplitude, phase, x): what the network sees of them at x (…, n, 1)
+Sight = Callable[[Any, Any, Array], Array]  # (amplitude, phase, x (…, n, 1)) -> the network's input
 
 
 def alone(amplitude: Any, phase: Any, x: Array) -> Array:
@@ -49,7 +49,7 @@ def told(amplitude: Any, phase: Any, x: Array) -> Array:
 
 @dataclass(frozen=True)
 class Law:
-    """How tasks are drawn: a wave; the tasks of an outer step; a task to test on, from a wave."""
+    """How to draw a wave, the tasks of an outer step, and a test task of a wave."""
 
     wave: Callable[[Rng], Wave]
     train: Callable[[Rng, int, int, int], Tasks]  # (rng, tasks, shots, steps)
@@ -68,7 +68,7 @@ def _nichol_wave(rng: Rng) -> Wave:
 
 
 def _finn_train(sight: Sight, rng: Rng, tasks: int, shots: int, steps: int) -> Tasks:
-    """Task by task an amplitude, a phase, the x of the supports and those of the query, all in one draw."""
+    """For each task an amplitude, a phase, the x of the supports and of the query, all in one draw."""
     low = [AMPLITUDE[0], 0, *[-LIMIT] * (2 * shots)]
     high = [AMPLITUDE[1], pi, *[LIMIT] * (2 * shots)]
     drawn = rng.uniform(low, high, (tasks, len(low)))[..., None]

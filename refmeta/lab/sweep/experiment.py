@@ -49,7 +49,7 @@ ALONE = Lock()  # autograd keeps its traces in one place: two threads tracing at
 
 
 class Incomplete(RuntimeError):
-    """Jobs that did not finish, each with the reason; all the others are in the folder."""
+    """Some jobs did not finish, each with its reason; the folder keeps the others."""
 
 
 def grid(seeds: Iterable[int], preset: str | None = None, quick: bool = False, **settings: Iterable[Any]) -> list[Job]:
@@ -169,7 +169,7 @@ def _save(place: Path, futures: dict[Future[Any], Job], report: Callable[[int], 
 
 @contextmanager
 def _pool(workers: int | None, jobs: int) -> Iterator[Executor]:
-    """Processes with a thread each. Spawned, because a fork copies the locks of threads that it does not copy; and with
+    """Processes with one thread each. Spawned, because a fork copies locks but not the threads that hold them; and with
     the number of threads in the environment, because NumPy's libraries read it as they load, before any initializer."""
     one = {name: "1" for name in BLAS if name not in os.environ}
     os.environ.update(one)
@@ -207,7 +207,7 @@ def read(folder: Path) -> dict[str, Result]:
     own = [file for file in files if re.fullmatch(RECORD, file)]
     for file in files:
         if file not in own and not (own and file in MADE):
-            raise ValueError(f"{folder}: holds {file}, which is not a sweep's; name an empty folder, or a sweep's")
+            raise ValueError(f"{folder}: holds {file}, which is not of a sweep; name an empty folder or a sweep's")
     return {file[:-5]: _read_one(folder / file) for file in own if file.endswith(".json")}
 
 
@@ -222,7 +222,7 @@ def _read_one(path: Path) -> Result:
         if not counted or name_of((config, record["seed"])) != path.stem or record.pop("sha256") != _checksum(record):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged, or not this job's; move it away, and the job runs again") from error
+        raise ValueError(f"{path}: damaged, or another job's; remove it, and the job runs again") from error
     return {**record, "config": config, "curve": curve}
 
 
@@ -263,7 +263,7 @@ def _save_table(folder: Path) -> list[display.Row]:
 
 
 def varying(rows: Iterable[display.Row]) -> list[str]:
-    """The settings that take several values within a method: that reptile has its own defaults does not count."""
+    """The settings that have several values within one method; reptile's own defaults do not count."""
     seen = {name: {(row["method"], str(row[name])) for row in rows} for name in SETTINGS}
     return [name for name in SETTINGS if len(seen[name]) > len(seen["method"])]
 
@@ -275,34 +275,34 @@ def _several(parse: Callable[[str], Any], text: str) -> list[Any]:
     try:
         return [parse(each) for each in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
 
 
 ALONG: Options = {
-    name: {"type": partial(_several, option.get("type", str)), "metavar": "A,B,…", "help": "one or several"}
+    name: {"type": partial(_several, option.get("type", str)), "metavar": "A,B,…", "help": option["help"]}
     for name, option in sine.options.items()
     if name in SETTINGS and not isinstance(getattr(Config, name), tuple)
 }
 options: Options = {
     **ALONG,
-    "seeds": {"default": "0", "metavar": "A-B,…", "help": "as 0-4, or 0,3,7 (default: 0)"},
+    "seeds": {"default": "0", "metavar": "A-B,…", "help": "seeds, as 0-4 or 0,3,7 (default: 0)"},
     "preset": sine.options["preset"],
-    "quick": {"action": "store_true", "help": "smoke runs of seconds"},
-    "workers": {"type": whole(1), "metavar": "N", "help": "runs at a time (default: one for each core)"},
-    "out": {"default": "runs/sweep", "metavar": "DIR", "help": "new, or a sweep's (default: runs/sweep)"},
+    "quick": runs.QUICK,
+    "workers": {"type": whole(1), "metavar": "N", "help": "runs at the same time (default: one for each core)"},
+    "out": {"default": "runs/sweep", "metavar": "DIR", "help": "new, or of a sweep to add to (default: runs/sweep)"},
 }
 
 
 def add_sweep(commands: Any) -> None:
     """Declare the command on argparse's subparsers."""
-    title = "meta-train with every combination of methods, settings and seeds"
+    title = "run the sine experiment for every combination of settings and seeds"
     add_command(commands, "sweep", title, str(run.__doc__), options, run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the sine experiment for every combination of the values given (--method all: with every method). What they
-    mean, and their defaults, refmeta sine --help says. The folder keeps each finished run: the same command goes on
-    where it was stopped, and one with other values adds theirs."""
+    """Run the sine experiment for every combination of the given values and seeds. The options are those of refmeta
+    sine, each with one value or several. The folder keeps every finished run: the same command goes on where it was
+    stopped, and a command with other values adds its runs."""
     given = {name: getattr(args, name) for name in ALONG if getattr(args, name) is not None}
     if given.get("method") == ["all"]:
         given["method"] = list(METHODS)
@@ -314,14 +314,14 @@ def run(args: argparse.Namespace) -> int:
             rows = sweep(jobs, folder, workers=args.workers, report=lambda finished, total: move(finished, ""))
     except KeyboardInterrupt as error:
         kept = f"{folder} keeps {sum((folder / f'{name_of(job)}.json').exists() for job in jobs)} of {len(jobs)} runs"
-        raise KeyboardInterrupt(f"interrupted; {kept}, and the same command goes on from there") from error
+        raise KeyboardInterrupt(f"interrupted; {kept}; to go on, repeat the command") from error
     except Incomplete as error:
-        print(f"refmeta sweep: {error}\n{folder} keeps the others, and the same command tries again", file=sys.stderr)
+        print(f"refmeta sweep: {error}\n{folder} keeps the others; to try again, repeat the command", file=sys.stderr)
         rows, code = table(read(folder).values()), 1
     if rows:
         print(text(rows) + runs.too_short(args))
         show(folder, "the runs, table.csv, table.json", ["sweep.png"], draw, folder / "sweep.png", rows)
-    return code
+    return code or runs.failed("sweep", [row["mse"] is None for row in rows if row["steps"]])
 
 
 def text(rows: list[display.Row]) -> str:
@@ -334,10 +334,8 @@ def text(rows: list[display.Row]) -> str:
         seeds = f"{every - lost} of {every}" if lost else str(every)
         means = [_mean(curve[k]) if k < len(curve) else "" for k in steps]
         lines.append([*(str(curve[0][name]) for name in settings), seeds, *means])
-    title = (
-        "mean squared error on unseen tasks (mean ± 95 % interval over the seeds; of one seed, over its tasks), after"
-    )
-    note = "Runs and test tasks that diverged are left out of the means; table.csv counts them."
+    title = "mean squared error on unseen tasks (± 95 % interval over the seeds; of one seed, over its tasks), after"
+    note = "The means leave out the runs and test tasks that diverged; table.csv counts them."
     lost = any(row["diverged_seeds"] or row["diverged_tasks"] for row in rows)
     return "\n".join(["", title, display.table(lines, gap="  "), *[note] * lost])
 
