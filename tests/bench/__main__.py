@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.measure import own, side_by_side
-from tests.bench.page import MARKS, renew
+from tests.bench.page import BRIEF, MARKS, renew
 from tests.bench.promises import REGRESSION, judged, ratios
 from tests.bench.workloads import FOUR, WORKLOADS
 
@@ -49,8 +49,8 @@ def bench(args: argparse.Namespace) -> int:
         raise ValueError(f"--seconds {args.seconds:g} --threads {args.threads}: expected positive numbers")
     cases, algorithms = chosen("--cases", args.cases, WORKLOADS), chosen("--algorithms", args.algorithms, FOUR)
     page = Path(args.page) if args.page else None
-    if page and not (isfile(page) and all(mark in page.read_text() for mark in MARKS)):
-        raise ValueError(f"--page {page}: expected a file with the lines {' and '.join(MARKS)}")
+    if page and not (isfile(page) and all(mark in page.read_text() for mark in BRIEF + MARKS)):
+        raise ValueError(f"--page {page}: expected a file with the lines {', '.join(BRIEF + MARKS)}")
     peers = [shlex.split(command) for command in args.peer]
     wanted = [(c, WORKLOADS[c], a) for c in cases for a in algorithms if a in WORKLOADS[c].algorithms]
     if not wanted:

@@ -12,6 +12,7 @@ from tests.bench.promises import HAND, RECORDED, Row, grouped, judged, names, ra
 from tests.bench.workers.own import peak_megabytes
 from tests.bench.workloads import WORKLOADS, Workload
 
+BRIEF = "<!-- in brief: python -m tests.bench -->", "<!-- end of the brief -->"
 MARKS = "<!-- measured: python -m tests.bench -->", "<!-- end of what was measured -->"
 MEMORY = ("by hand", "recorded", "recording", "stacked", "stacked adjoint", "adjoint")
 
@@ -39,7 +40,7 @@ def renew(
     say: Callable[[str], Any],
     sizes: Sizes = ALL,
 ) -> None:
-    """Measure the rest, and put all of it between the page's marks; the figure goes to figures/performance.png."""
+    """Measure the rest, and put it between the page's marks, in brief and whole; draw figures/performance.png."""
 
     def growth(key: str, values: tuple[int, ...], *more: str) -> list[Row]:
         everyone = [own("recorded"), own("by hand"), own("stacked"), *peers[:1], *map(own, more)]
@@ -55,9 +56,22 @@ def renew(
     parts += [MEMORY_HEAD, *(_sizes(what, found) for what, found in memory.items())]
     parts += [ECONOMY_HEAD, _economy(rows, sizes)]
     parts += [GROWTH_HEAD, *(_times(what, found) for what, found in times.items()), REPLAY_HEAD, _replay(sizes)]
-    before, rest = page.read_text().split(MARKS[0])
-    page.write_text(before + "\n\n".join([MARKS[0], *parts, MARKS[1]]) + rest.split(MARKS[1])[1])
+    page.write_text(put(put(page.read_text(), BRIEF, [_table(brief(ratios(rows)))]), MARKS, parts))
     draw(page.parent / "figures" / "performance.png", times, memory["inner steps"])
+
+
+def put(text: str, marks: tuple[str, str], parts: list[str]) -> str:
+    """The text with these parts between the marks."""
+    before, rest = text.split(marks[0])
+    return before + "\n\n".join([marks[0], *parts, marks[1]]) + rest.split(marks[1])[1]
+
+
+def brief(table: list[list[str]]) -> list[list[str]]:
+    """MAML's rows of the table of ratios, transposed: a line for each program, a column for each workload."""
+    maml = [table[0], *(row for row in table if row[1] == "maml")]
+    works, _, *lines = [list(column) for column in zip(*maml, strict=True)]
+    own = ["refmeta, ms", *lines.pop()[1:]]
+    return [works, own, *([line[0].replace("recorded", "refmeta").replace("/", "÷"), *line[1:]] for line in lines)]
 
 
 def _conditions(rows: list[Row], seconds: float, threads: int, peers: bool) -> str:

@@ -185,12 +185,14 @@ def test_the_page_is_renewed_between_its_marks_only(tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "figures").mkdir()
     path = tmp_path / "page.md"
-    path.write_text(f"before\n{page.MARKS[0]}\nold\n{page.MARKS[1]}\nafter\n")
+    (one, two), (three, four) = page.BRIEF, page.MARKS
+    path.write_text(f"before\n{one}\nold\n{two}\nbetween\n{three}\nold\n{four}\nafter\n")
     measured = [{**row, "algorithm": a} for a in ("maml", "anil") for row in rows(2.0, 2.0, fake=4.0)]
     sizes = page.Sizes(TINY, adapting=("S1",), iterations=1, rounds=1, steps=(1, 2), tasks=(1, 2))
     page.renew(path, measured, [fake()], 0.01, 1, lambda text: None, sizes)
     renewed = path.read_text()
     assert renewed.startswith("before\n") and renewed.endswith("\nafter\n") and "old" not in renewed
+    assert f"{two}\nbetween\n{three}\n" in renewed and "| fake ÷ refmeta | 2 |" in renewed
     assert "| S1 | maml | 1.00 | 2 | 2 |" in renewed and "* S1 maml: 1.00 of the hand-derived" in renewed
     for line in (
         r"1 thread,\n.*; fake 1\.",
@@ -207,6 +209,26 @@ def test_the_page_is_renewed_between_its_marks_only(tmp_path):
     assert (tmp_path / "figures/performance.png").stat().st_size > 1000
 
 
+def first_table(text, mark):
+    """The first table after a mark, as rows of cells."""
+    lines = text[text.index(mark) :].partition("\n|")[2].partition("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line]
+
+
+def brief_and_expected(text):
+    return first_table(text, page.BRIEF[0]), page.brief(first_table(text, page.MARKS[0]))
+
+
+def test_the_page_begins_with_the_measured_numbers_in_brief():
+    brief, expected = brief_and_expected(PAGE.read_text())
+    assert brief == expected and len(brief) > 5 and len(brief[0]) > 4
+
+
+def test_a_brief_table_with_other_numbers_is_seen():
+    brief, expected = brief_and_expected(PAGE.read_text().replace(" 1.14 ", " 1.15 ", 1))
+    assert brief != expected
+
+
 def test_the_program_on_the_page_runs():
     program = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.S)[1]
     scope = {}
@@ -219,5 +241,5 @@ def test_the_page_names_what_there_is():
     named = re.findall(r"`((?:tests|refmeta)/[\w/]+(?:\.py)?)", text)
     named += [f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m (tests\.bench\.[\w.]+)", text)]
     assert len(named) > 5 and all((ROOT / path).exists() for path in named), named
-    assert all(mark in text for mark in page.MARKS)
+    assert all(mark in text for mark in page.BRIEF + page.MARKS)
     assert callable(refmeta.fast.keep_freed_memory) and set(FOUR) < {a.__name__ for a in ALGORITHMS}
