@@ -107,7 +107,7 @@ def conditions(case: Case) -> dict[str, bool]:
         **{(f"K ≥ {k}", f"K < {k}"): most >= k for k in (1, 2, 3, 5)},
         **{(f"{n} tasks or more", f"fewer than {n} tasks"): len(case.tasks) >= n for n in (2, 3)},
         ("α > 0", "α = 0"): case.alpha > 0,
-        ("an inner loop with an effect", "an inner loop without effect"): matters,
+        ("an inner loop that matters", "an inner loop that does not matter"): matters,
         ("several steps or tasks", "one step of one task"): most * len(case.tasks) > 1,
         ("several parameters", "one parameter"): sum(map(np.size, case.theta)) > 1,
         ("a body", "no body"): case.head is not None and case.head < len(case.theta),

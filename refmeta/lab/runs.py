@@ -155,11 +155,12 @@ def command(experiment: Experiment, args: Namespace) -> int:
             replace(folder / experiment.report, lambda file: file.write(f"{said.strip()}\n".encode()))
         first = [run for run in runs if run.seed == runs[0].seed]
         show(folder, experiment.files, experiment.figures, plan.draw, folder, result, first)
-    return failed(experiment.name, [row["diverged"] == run.config.test_tasks for run in runs for row in run.curve[1:]])
+    lost = [row["diverged"] == run.config.test_tasks for run in runs for row in run.curve if row["steps"]]
+    return failed(experiment.name, lost)
 
 
 def failed(what: str, diverged: list[bool]) -> int:
-    """The exit code: 1, and a sentence, where every test task diverged, after any number of inner steps but none."""
+    """The exit code: 1, and a sentence, where every test task diverged, after every number of inner steps above 0."""
     if code := int(bool(diverged) and all(diverged)):
         print(f"refmeta {what}: every test task diverged: try a smaller rate or alpha", file=sys.stderr)
     return code

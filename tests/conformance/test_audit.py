@@ -299,8 +299,9 @@ def test_a_gradient_of_zeros_is_named():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_and_infinity_are_a_matter_of_form(value):
-    found = judged(lambda theta, *_: [leaf * 0 + value for leaf in theta])
-    assert found.kind == "form" and "NaN or infinity" in found.text
+    report = audit(LOSS, GRAD, lambda theta, *_: [leaf * 0 + value for leaf in theta], THETA, TASKS, ALPHA)
+    assert report.verdicts[0].kind == "form" and "NaN or infinity" in report.verdicts[0].text
+    assert str(report).endswith("your network: not measured") and report.rows[0].digits == 0
 
 
 def noisy(size, seed=None, meta_gradient=None):
@@ -342,7 +343,7 @@ def test_a_meta_gradient_that_adds_up_from_call_to_call_is_said_to():
         return total
 
     found = judged(meta_gradient)
-    assert found.kind == "unrepeatable" and "keeps something from call to call" in found.text
+    assert found.kind == "unrepeatable" and "keeps state between calls" in found.text
 
 
 # --- A gradient that is not the loss's ---
@@ -785,7 +786,7 @@ def test_a_gradient_that_is_looked_at_on_a_kink_is_refused_only_if_it_is_no_slop
 
     found = audit(loss, gradient, meta_gradient, theta, [([], batch)], 0.1).verdicts[0]
     assert found.kind == kind
-    assert ("could not be held against `loss` in array 0: a unit sits on its kink" in found.text) is (kind == "pass")
+    assert ("could not be compared with `loss` in array 0: a unit sits on its kink" in found.text) is (kind == "pass")
 
 
 # --- Losses and gradients of other kinds ---
@@ -908,7 +909,7 @@ def test_a_loss_too_coarse_for_differences_refuses_no_gradient_and_that_is_said(
     """In float32, 1e9 and the loss is 1e9."""
     found = of_relu(loss=lambda *a: float(np.float32(1e9 + Relu().loss(*a)))).verdicts[0]
     assert found.kind == "pass"
-    assert "`grad` itself could not be held against `loss` in array 0: the loss is too coarse" in found.text
+    assert "`grad` itself could not be compared with `loss` in array 0: the loss is too coarse" in found.text
 
 
 def test_what_is_right_in_float64_is_not_accused_of_its_float32():
@@ -1204,7 +1205,7 @@ def test_a_number_of_steps_is_given_where_and_only_where_it_is_needed():
     _, tasks, _ = on_kinks(black=0)
     with pytest.raises(ValueError, match="steps: expected the number of inner steps; got None"):
         adapted(never, tasks=once(tasks))
-    with pytest.raises(ValueError, match="steps: expected None, as a task has a batch for each step; got 3"):
+    with pytest.raises(ValueError, match="steps: expected None, because each task has a batch for each step; got 3"):
         adapted(never, tasks=tasks, steps=3)
     with pytest.raises(
         TypeError, match=r"tasks\[1\]: expected \(\(x, y\), \(x, y\)\), support and query; got 3 things"

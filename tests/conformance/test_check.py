@@ -862,21 +862,15 @@ def test_every_algorithm_has_its_verdict_in_the_order_of_the_answers():
 SKIPPED = Answer(problem="declined", skipped=True)
 FAR, CLOSE, NEAR = answer([3, 5]), answer([3, 4 + 2**-20]), answer([3, 4 + 2**-40])
 WIRING = (
-    "the harness is not wired up: its simplest case, b, fails ({}). It passes whatever the inner loop does, so look at "
-    "how the case is read and the gradient returned; nothing else is judged."
+    "the harness is not wired up: even the simplest case, b, fails ({}). It does not depend on the inner loop: look at "
+    "how the case is read and how the gradient is returned. Nothing else is judged."
 )
-FLOAT32 = "right in float32, but float64 was asked for: something on the way is float32."
-ROUNDABOUT = "right to fewer digits than float64 has: something is computed in a roundabout way, or by differences."
-NEARLY = (
-    "pass; right to the last bits, 13.9 digits at least, but not exact where no step need be rounded: something is "
-    "computed in a roundabout way, such as a mean that is multiplied up to a sum"
-)
+FLOAT32 = "right in float32, but float64 was asked for: some step is in float32."
+ROUNDABOUT = "right to fewer digits than float64 has: some step loses digits, or is computed by differences."
+NEARLY = "pass; 13.9 digits at least, but not exact where nothing need be rounded: is a sum computed from a mean?"
 ALONE = "one vector, no diagnosis: cosine 0.995, 1.17 times as long, correct digits: W 0.7"
 NO_GUESS = "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made."
-ASK = (
-    '\nReturn {"gradient": …, "phi": …}, with φ_0 … φ_K of every task, and the report says which step is the first '
-    "wrong one."
-)
+ASK = '\nReturn {"gradient": …, "phi": …}, with φ_0 … φ_K of every task, and the report names the first wrong step.'
 
 
 @pytest.mark.parametrize(
@@ -1025,7 +1019,7 @@ def test_zeros_are_said_of_one_vector_too():
 
 def test_the_first_of_two_failing_canaries_is_named():
     pairs = [(vector(name, tier="canary"), Answer(problem=f"{name} is missing")) for name in ("a", "b")]
-    assert "its simplest case, a, fails (a is missing)" in verdict_of(*pairs).text
+    assert "even the simplest case, a, fails (a is missing)" in verdict_of(*pairs).text
 
 
 def test_what_may_be_a_convention_is_no_bug():
@@ -1076,6 +1070,9 @@ MEAN = Factor(1, "1/tasks")
 A, B = MISTAKES["first_order"], MISTAKES["product_reversed"]
 OF_A, OF_B = f"Cause: {A.cause}.\nSeen in: {A.seen}. Ledger: B1.", f"Cause: {B.cause}.\nSeen in: no public case known."
 ONLY_A = f"{A.title}.\n{OF_A}"
+FIRST, LAST = (f"only the {which} task counts (B4, B5)" for which in ("first", "last"))
+MANY_A = "wrong in one of {} ways that the answers do not tell apart, so none is named."
+WEIGHTED = "; or ".join(f"{A.title} and the tasks are weighted 1, {w}" for w in range(6))
 
 
 @pytest.mark.parametrize(
@@ -1108,15 +1105,18 @@ ONLY_A = f"{A.title}.\n{OF_A}"
         ([((A.id,),), ((B.id,),)], f"{ONLY_A}\nThe answers cannot tell it from: {B.title}."),
         (
             [((A.id,),), ((B.id, A.id),), ((), "last")],
-            f"{ONLY_A}\nThe answers cannot tell it from: {B.title} and {A.title}; or last.",
+            f"{ONLY_A}\nThe answers cannot tell it from: {B.title} and {A.title}; or {LAST}.",
         ),
         (
             [((A.id,),), ((B.id, A.id),), ((), "last"), ((B.id,),)],
-            "wrong in one of 4 ways that the answers do not tell apart, so none is named.",
+            "wrong in one of 4 ways that the answers do not tell apart, so none is named.\n"
+            f"The ways: {A.title}; or {B.title} and {A.title}; or {LAST}; or {B.title}.",
         ),
+        ([((A.id,), (1.0, float(w))) for w in range(6)], f"{MANY_A.format(6)}\nThe ways: {WEIGHTED}."),
+        ([((A.id,), (1.0, float(w))) for w in range(7)], MANY_A.format(7)),
         (
             [((A.id,),), ((B.id,), "last"), ((B.id,), "first")],
-            f"{ONLY_A}\nThe answers cannot tell it from: {B.title}.",
+            f"{ONLY_A}\nThe answers cannot tell it from: {B.title} and {LAST}; or {B.title} and {FIRST}.",
         ),
     ],
 )
@@ -1157,11 +1157,11 @@ PHI_2 = "φ_2 is the first wrong value: look at inner step 2"
         ({"phi": but(1, 2), "inner_gradient": but(1, 1), "adjoint": but(1, 3)}, f"{PHI_2} (task 2 of v): "),
         (
             {"inner_gradient": but(0, 1, 3, 4)},
-            "φ_1 is right and the inner gradient at it is the first wrong value (task 1 of v): ",
+            "φ_1 is right, and the inner gradient there is the first wrong value (task 1 of v): ",
         ),
         (
             {"phi": but(0), "adjoint": but(0, 0, 1, 3)},
-            "all φ are right; of ∂L_Q/∂φ_k the last, φ_3, is the first wrong value of the way back (task 1 of v): ",
+            "all φ are right; on the way back ∂L_Q/∂φ_3 is the first wrong value (task 1 of v): ",
         ),
         ({"phi": but(0)[:1]}, "phi of task 2 in v cannot be read: list index out of range. "),
         ({"phi": {1: []}}, "phi of task 1 in v cannot be read: 0. "),

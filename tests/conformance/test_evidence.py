@@ -77,7 +77,7 @@ def test_multiples_of_the_right_answer_that_differ_are_said():
     found = on_maml(lambda case, g: [leaf / len(case.id) for leaf in g])
     ids = [len(v.case.id) for v in load() if v.case.algorithm == "maml" and sum(map(np.size, v.gradient)) > 2]
     assert found.kind == "unexplained" and found.evidence.multiples == pytest.approx((1 / max(ids), 1 / min(ids)))
-    assert "It is always a multiple of the right answer, but not the same" in found.text
+    assert "It is always a multiple of the right answer, but not always the same one" in found.text
 
 
 def test_the_pieces_of_the_answers_are_found():
@@ -113,7 +113,7 @@ def test_the_mistake_that_explains_all_but_one_vector_comes_near():
 
     found = on_maml(all_but_one)
     assert found.evidence.nearest == ("first_order",) and found.evidence.missing == ("maml-tanh-k3-t3",)
-    assert found.kind == "unexplained" and "Near is: first-order" in found.text
+    assert found.kind == "unexplained" and "Closest: first-order" in found.text
 
 
 def test_what_is_drawn_at_random_is_told_by_asking_twice():

@@ -91,7 +91,7 @@ def test_a_loss_that_averages_over_the_tasks_is_refused(example):
     def average(theta, batch):
         return loss(theta, batch) / (theta[0].shape[0] if theta[0].ndim == 3 else 1)
 
-    with pytest.raises(ValueError, match="sum over the tasks; on 2 it returned"):
+    with pytest.raises(ValueError, match="sum over the tasks; for 2 tasks it returned"):
         stacked(maml)(average, theta, [tasks[0], tasks[0]], alpha)
 
 

@@ -112,7 +112,7 @@ def test_a_checkpoint_cut_short_anywhere_is_refused(kept):
     assert bits(load(*kept))  # whole, it is not
     for length in range(len(data)):
         message = refused(kept, data[:length])
-        assert message.endswith(("damaged or cut short; remove it, and its run starts anew", "not a checkpoint"))
+        assert message.endswith(("damaged or cut short; remove it, and its run starts again", "not a checkpoint"))
         assert ("cut short" in message) == (length >= 2)
 
 
@@ -180,7 +180,7 @@ def test_hostile_settings_are_refused_whatever_they_say(tmp_path_factory, lie, n
         refused(kept, forged(wrong, found))
 
 
-DAMAGED, OTHERS = "damaged or cut short", "its arrays are not those of these settings"
+DAMAGED, OTHERS = "damaged or cut short", "its arrays do not fit these settings"
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_each_setting_that_differs_is_named_and_every_version_but_pythons_is_a_s
 def test_other_arrays_than_the_networks_and_the_optimisers_are_refused(theta, outer, kept):
     path = kept[0]
     save(path, SETTINGS, state_of(theta, outer))
-    with pytest.raises(ValueError, match=f"{path}: its arrays are not those of these settings"):
+    with pytest.raises(ValueError, match=f"{path}: its arrays do not fit these settings"):
         load(*kept)
 
 
@@ -412,7 +412,7 @@ def test_ctrl_c_between_any_two_lines_keeps_a_state_to_go_on_from():
 
 def test_a_start_beyond_the_end_is_refused(example):
     loss, theta, tasks, alpha = example
-    with pytest.raises(ValueError, match="start: expected a state after 0 … 5 iterations, got one after 6"):
+    with pytest.raises(ValueError, match="iterations: expected at least 6, which are done already; got 5"):
         train(maml, loss, theta, lambda rng: tasks, alpha, 5, checkpoint=Checkpoint(start=State(6, theta, None, [])))
 
 
@@ -646,9 +646,9 @@ def stopped(tmp_path_factory):
     "change, message",
     [
         (["--alpha", "0.02"], "alpha: 0.01 in the checkpoint, 0.02 now"),
-        (["--seed", "1"], "joint-0/checkpoint is not of this command; expected its options"),
-        (["--seeds", "0-1"], "checkpoint is not of this command"),
-        (["--method", "joint"], "joint-0/checkpoint is not of this command"),
+        (["--seed", "1"], "joint-0/checkpoint is of another run; repeat the options that it had"),
+        (["--seeds", "0-1"], "checkpoint is of another run"),
+        (["--method", "joint"], "joint-0/checkpoint is of another run"),
         (["--iterations", "13", "--outer", "sgd:0.1"], "outer: 'adam:0.001' in the checkpoint, 'sgd:0.1' now; iter"),
     ],
 )
@@ -672,7 +672,7 @@ def test_a_damaged_checkpoint_is_refused_by_the_command(tmp_path, capsys):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     assert main([*FAST, "--resume", str(tmp_path)]) == 2
-    assert f"{path}: damaged or cut short; remove it, and its run starts anew" in capsys.readouterr().err
+    assert f"{path}: damaged or cut short; remove it, and its run starts again" in capsys.readouterr().err
     if hasattr(os, "mkfifo"):
         other = tmp_path / "joint-0/checkpoint"
         path.write_bytes(whole)

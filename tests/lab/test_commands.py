@@ -97,23 +97,23 @@ COMPARED = [  # what sine and fewshot have
     (["--inner", "adam"], "only reptile takes another inner optimiser"),
 ]
 BAD = {
-    "sine": [*KEPT, *COMPARED, (["--law", "nichol", "--test-queries", "9"], "judges by all 50 points of its grid")],
+    "sine": [*KEPT, *COMPARED, (["--law", "nichol", "--test-queries", "9"], "tests on all 50 points of its grid")],
     "fewshot": [
         *KEPT,
         *COMPARED,
-        (["--data", "omniglot"], "name with --root the folder that holds images_background.zip"),
+        (["--data", "omniglot"], "give --root, the folder that holds images_background.zip"),
         (["--data", "omniglot", "--root", "nowhere"], "nowhere: no such folder"),
-        (["--data", "folder"], "name with --root the folder that holds train/CLASS/IMAGE and test/CLASS/IMAGE"),
+        (["--data", "folder"], "give --root, the folder that holds train/CLASS/IMAGE and test/CLASS/IMAGE"),
         (["--data", "folder", "--root", "nowhere"], "nowhere: no such folder"),
         (["--data", "folder", "--root", "empty"], "empty/train: no such folder; expected train/CLASS/IMAGE"),
-        (["--root", "nowhere"], "--root nowhere: only --data omniglot and folder read it"),
+        (["--root", "nowhere"], "--root nowhere: only --data omniglot and folder need it"),
         (["--data", "mnist"], "invalid choice: 'mnist'"),
         (["--ways", "1"], f"{NUMBER} 2"),
         (["--ways", "500"], "ask for fewer ways"),
         (["--shots", "18"], "ask for fewer shots"),
-        (["--filters", "8,zero"], "expected positive whole numbers as 32,32, got '8,zero'"),
-        (["--filters", "8,0"], "expected positive whole numbers as 32,32, got '8,0'"),
-        (["--filters", "8", "--network", "mlp"], "filters: only the network conv has them, not mlp"),
+        (["--filters", "8,zero"], "expected positive whole numbers, as 32,32; got '8,zero'"),
+        (["--filters", "8,0"], "expected positive whole numbers, as 32,32; got '8,0'"),
+        (["--filters", "8", "--network", "mlp"], "filters: only the network conv has them; the network is mlp"),
         (["--size", "7"], f"{NUMBER} 8, got '7'"),
         (["--norm", "group"], "invalid choice: 'group'"),
         (["--split", "finn"], "split finn: only --data omniglot has it"),
@@ -122,8 +122,8 @@ BAD = {
         *KEPT,
         (["--seeds", "0"], "--seeds 0: expected two or more, as 0-1"),
         (["--seeds", "1-x"], "expected a range as 0-4"),
-        (["--data", "sine", "--ways", "5"], "--ways: waves have no classes"),
-        (["--data", "omniglot"], "name with --root the folder"),
+        (["--data", "sine", "--ways", "5"], "--ways: only images have classes"),
+        (["--data", "omniglot"], "give --root, the folder"),
         (["--data", "omniglot", "--root", "nowhere"], "nowhere: no such folder"),
         (["--data", "folder", "--root", "empty"], "empty/train: no such folder; expected train/CLASS/IMAGE"),
         (["--data", "mnist"], "invalid choice: 'mnist'"),
@@ -149,15 +149,15 @@ BAD = {
         (["--alpha", "0"], "alpha 0: expected at least 0.0001"),
         (["--alpha", "nan"], "alpha nan: expected"),
         (["--alpha", "0.7"], "where the inner steps begin to diverge"),
-        (["--alpha", "0.4"], "alpha 0.4, inner steps 1: descending fomaml runs away: a smaller alpha is expected"),
-        (["--inner-steps", "100"], "descending maml hardly moves: another alpha or fewer inner steps are expected"),
+        (["--alpha", "0.4"], "alpha 0.4, inner steps 1: descent along fomaml diverges (curvature"),
+        (["--inner-steps", "100"], "; expected another alpha or fewer inner steps"),
         *((["--inner-steps", steps], f"{NUMBER} 1, got '{steps}'") for steps in ("0", "-1", "1.5")),
         (["--out", "full"], "--out full: holds files already; name a new or empty folder"),
     ],
     "sweep": [
         (["--iterations", "5,0"], f"{NUMBER} 1, got '0'"),
-        (["--alpha", "0.1,fast"], "expected numbers with commas between them, got '0.1,fast'"),
-        (["--alpha", "0.1,"], "expected numbers with commas between them, got '0.1,'"),
+        (["--alpha", "0.1,fast"], "expected numbers separated by commas, got '0.1,fast'"),
+        (["--alpha", "0.1,"], "expected numbers separated by commas, got '0.1,'"),
         (["--alpha", "0.1,nan"], "alpha: expected a finite number of at least 0, got nan"),
         (["--outer", "adam:0.1,lion:1"], "outer 'lion:1': expected adam:RATE"),
         (["--method", "maml,mamml"], "method: expected maml or fomaml"),
@@ -168,7 +168,7 @@ BAD = {
         (["--seeds", "0," + "1" * 19], "expected a range as 0-4, of at most 10000 seeds of at most 18 digits"),
         (["--workers", "0"], f"{NUMBER} 1, got '0'"),
         (["--out", "file/below"], "file/below: cannot be written"),
-        (["--out", "full"], "full: holds precious.txt, which is not a sweep's"),
+        (["--out", "full"], "full: holds precious.txt, which is not of a sweep"),
     ],
 }
 
@@ -188,7 +188,8 @@ def test_bad_options_end_with_2_say_what_was_expected_and_leave_nothing(name, tm
             code = exit.code
         said = capsys.readouterr().err
         assert (code, message in said) == (2, True), (options, said)
-        assert said.splitlines()[-1].startswith(f"refmeta {name}: ") or "unrecognized" in said
+        assert said.splitlines()[-1].startswith(f"refmeta {name}: ")
+        assert said.startswith(f"usage: refmeta {name} ") or "usage" not in said, "not the usage of another command"
         assert set(tmp_path.rglob("*")) == before, options
     assert (tmp_path / "full/precious.txt").read_text() == "do not touch"
 
@@ -401,6 +402,22 @@ def test_tasks_that_diverge_are_named_below_the_table(tmp_path, capsys):
     rows = json.loads((tmp_path / "out/result.json").read_text())["curve"]
     assert rows[10]["diverged"] > 0
     assert f"{rows[10]['diverged']} after 10 steps" in printed and "left out of the mean" in printed
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("name, alpha", [("sine", "1000"), ("fewshot", "1e30"), ("sweep", "1000")])
+def test_a_run_whose_test_tasks_all_diverged_has_failed_and_keeps_its_table(name, alpha, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([name, *SMALLEST[name], "--test-alpha", alpha, "--out", str(out)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith(f"refmeta {name}: every test task diverged: try a smaller ")
+    assert "diverged" in printed.out and "inf" not in printed.out
+    assert (out / ("table.json" if name == "sweep" else "result.json")).exists()
+
+
+def test_a_run_fails_only_if_every_task_diverged_after_every_number_of_steps(capsys):
+    assert [runs.failed("x", lost) for lost in ([], [True, False], [False], [True, True])] == [0, 0, 0, 1]
+    assert capsys.readouterr().err.count("refmeta x: every test task diverged") == 1
 
 
 def test_a_score_at_the_limit_has_not_diverged(example):

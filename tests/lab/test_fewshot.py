@@ -74,7 +74,7 @@ def test_minibatches_share_no_image(seed, steps):
 
 def test_impossible_episodes_are_refused():
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="ways: 4 of them need as many classes; there are 3"):
+    with pytest.raises(ValueError, match="ways: expected at most 3, the number of classes; got 4"):
         episode(rng, numbered(3, 5), 4, 1, 1, 1)
     with pytest.raises(ValueError, match="has 5 images; shots and queries together take 6"):
         episode(rng, numbered(3, 5), 3, 4, 2, 1)

@@ -248,7 +248,7 @@ def options_of(name):
             seen.update(parser._subparsers._group_actions[0].choices)
             raise Reached
 
-        patch.setattr(argparse.ArgumentParser, "parse_args", look)
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", look)
         with pytest.raises(Reached):
             main([])
     return [(option, action.nargs == 0) for action in seen[name]._actions for option in action.option_strings]

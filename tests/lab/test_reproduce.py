@@ -85,7 +85,7 @@ def test_it_goes_on_where_it_was_stopped(quick, tmp_path, capsys, no_figures):
     again = json.loads((out / "result.json").read_text())
     assert [table["rows"] for table in again["tables"]] == [table["rows"] for table in result["tables"]]
     assert main(["reproduce", "nichol2018", "--quick", "--resume", str(out)]) == 2
-    assert "is not of this command" in capsys.readouterr().err
+    assert "is of another run" in capsys.readouterr().err
 
 
 def test_the_figure_has_every_row(quick):

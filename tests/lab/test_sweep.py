@@ -307,7 +307,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
     said = process.communicate()[1]
     kept = names(tmp_path)
     assert process.returncode == 130 and 0 < len(kept) < 200
-    assert f"interrupted; {tmp_path} keeps {len(kept)} of 200 runs, and the same command goes on from there" in said
+    assert f"interrupted; {tmp_path} keeps {len(kept)} of 200 runs; to go on, repeat the command" in said
     assert "Traceback" not in said
     assert len(json.loads((tmp_path / "table.json").read_text())["rows"]) == 11
     before = {name: (tmp_path / f"{name}.json").stat().st_mtime_ns for name in kept}
@@ -367,7 +367,7 @@ def test_a_record_of_more_steps_than_there_are_numbers_is_refused_before_they_ar
         said["config"]["test_steps"] = [0, most]
         (tmp_path / str(most)).mkdir()
         (tmp_path / str(most) / f"{name_of(grid([0], **settings)[0])}.json").write_text(sealed(json.dumps(said)))
-        with pytest.raises(ValueError, match="damaged, or not this job's"):
+        with pytest.raises(ValueError, match="damaged, or another job's"):
             read(tmp_path / str(most))
 
 
@@ -395,7 +395,7 @@ def test_a_damaged_record_is_refused_and_left_as_it_is(finished, damage):
     text = finished.read_text()
     assert damage(text) != text
     finished.write_text(damage(text))
-    with pytest.raises(ValueError, match=f"{finished}: damaged, or not this job's; move it away"):
+    with pytest.raises(ValueError, match=f"{finished}: damaged, or another job's; remove it"):
         sweep(grid([0], **TINY), finished.parent, Serial())
     assert finished.read_text() == damage(text)
     finished.rename(finished.with_name(".away"))
@@ -406,7 +406,7 @@ def test_a_damaged_record_is_refused_and_left_as_it_is(finished, damage):
 def test_a_record_that_is_a_fifo_is_refused(finished):
     finished.unlink()
     os.mkfifo(finished)
-    with pytest.raises(ValueError, match=f"{finished}: damaged, or not this job's"):
+    with pytest.raises(ValueError, match=f"{finished}: damaged, or another job's"):
         read(finished.parent)
 
 
@@ -421,14 +421,14 @@ def test_what_a_killed_sweep_had_not_finished_writing_goes_and_hidden_files_of_o
 @pytest.mark.parametrize("file", ["precious.txt", "table.csv", "result.json", "sweep.png"])
 def test_a_folder_with_other_files_is_refused(file, tmp_path):
     (tmp_path / file).write_text("do not touch")
-    with pytest.raises(ValueError, match=f"holds {file}, which is not a sweep's"):
+    with pytest.raises(ValueError, match=f"holds {file}, which is not of a sweep"):
         sweep(grid([0], **TINY), tmp_path, Serial())
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(file, "do not touch")]
 
 
 def test_a_strange_file_beside_a_sweeps_is_refused_too(finished):
     (finished.parent / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match=r"holds notes.txt, which is not a sweep's"):
+    with pytest.raises(ValueError, match=r"holds notes.txt, which is not of a sweep"):
         read(finished.parent)
 
 
@@ -496,7 +496,7 @@ def test_the_command_prints_the_table_and_draws_it(tmp_path, capsys):
     value = f"{first['mse']:.3f} ± {first['ci95']:.3f}"
     assert ["maml", "0.01", "adam:0.001", "3", *value.split()] in [line[:7] for line in lines]
     assert ["maml", "3.0", DIVERGES, "0", "of", "3", *["diverged"] * 4] in lines
-    assert "left out of the means" in printed.out and "runs: 100%" in printed.err
+    assert "The means leave out the runs and test tasks that diverged" in printed.out and "runs: 100%" in printed.err
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert len(rows) == 2 * 2 * 11 and len(names(tmp_path)) == 12
 
@@ -524,7 +524,7 @@ def test_missing_jobs_end_with_1_and_the_table_of_the_others(tmp_path, capsys, w
     assert main(["sweep", *FAST, "--seeds", "0-2", "--workers", "1", "--out", str(tmp_path / "out")]) == 1
     printed = capsys.readouterr()
     assert "1 of 3 jobs are missing" in printed.err and "seed 2: BrokenProcessPool" in printed.err
-    assert f"{tmp_path}/out keeps the others, and the same command tries again" in printed.err
+    assert f"{tmp_path}/out keeps the others; to try again, repeat the command" in printed.err
     assert "maml      2" in printed.out
 
 

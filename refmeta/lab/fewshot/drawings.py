@@ -76,9 +76,7 @@ def _part(root: Path, name: str, stack: ExitStack) -> Part:
     elif folder.is_dir():
         part = of_files(folder, root, folder.glob("*/*/*.png"))
     else:
-        kind = (
-            f"; {archive.name} is a folder: rename it {name} if it is the unpacked archive" if archive.is_dir() else ""
-        )
+        kind = f"; if the folder {archive.name} is the unpacked archive, rename it {name}" if archive.is_dir() else ""
         raise ValueError(f"{root}: holds neither {name}.zip nor the folder {name}: download it from {SOURCE}{kind}")
     # no folders, no licence, no files that macOS adds
     images = {k: stamp for k, stamp in part.stamps.items() if k.endswith(".png") and not k.startswith("__MACOSX/")}
@@ -123,9 +121,7 @@ def _decoded(part: Part, size: int) -> Array:
     return pixels
 
 
-EXPECTED = (
-    f"a PNG of {SIDE} × {SIDE} pixels, 1 bit or grey; got: {{}}. Damaged, or another data set: Omniglot is at {SOURCE}"
-)
+EXPECTED = f"a PNG of {SIDE} × {SIDE} pixels, 1 bit or grey; got: {{}}. Omniglot is at {SOURCE}"
 
 
 def _ink(image: Any) -> Array:

@@ -308,11 +308,15 @@ def text(result: Result) -> str:
         [
             f"\naccuracy (%) on unseen classes, {ways}-way {shots}-shot, {config['test_tasks']} episodes "
             f"({over(result)}), after",
-            by_steps(curves, config["test_steps"], 14, lambda row: cell(row["accuracy"], row["ci95"], percent=True)),
+            by_steps(curves, config["test_steps"], 14, _mean),
             f"{'chance':>26}{100 / ways:>14.1f}  (exact)",
             *notes,
         ]
     )
+
+
+def _mean(row: Row) -> str:
+    return cell(row["accuracy"], row["ci95"], percent=True) if row["accuracy"] <= 1 else "all diverged"
 
 
 HELP = "meta-train on images, and classify unseen classes from a few examples"

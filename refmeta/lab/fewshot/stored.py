@@ -69,7 +69,7 @@ def opened(part: Part, name: str, formats: list[str], pixels: Callable[[Any], Ar
     try:
         return pixels(Image.open(io.BytesIO(part.read(name)), formats=formats))
     except Exception as error:  # pillow, zipfile and zlib have a dozen kinds for damage
-        why = "no image" if isinstance(error, UnidentifiedImageError) else error  # which names no file but an object
+        why = "another kind of file" if isinstance(error, UnidentifiedImageError) else error  # it names an object
         raise ValueError(f"{part.where}: image {name!r}: expected {expected.format(why)}") from error
 
 
