@@ -62,8 +62,7 @@ def _parsed(given: list[str]) -> argparse.Namespace:
         parser.error(f"argument {empty[0]}: expected a value, got '--'")  # argparse may make an empty list of it
     args, unknown = parser.parse_known_args(given[:cut], argparse.Namespace(command_line=given[cut + 1 :]))
     if unknown:
-        own = commands.choices[args.command.split()[0]]  # prints its own usage
-        own.error(f"unrecognized arguments: {' '.join(unknown)}")
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
 
 

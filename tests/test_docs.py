@@ -217,6 +217,34 @@ def test_dead_links_are_found(tmp_path):
     assert list(dead_links(page)) == bad
 
 
+MADE = re.compile(r"^```.*?^```$|^<!-- measured: .*?^<!-- end of what was measured -->$", re.S | re.M)
+UNBREAKABLE = re.compile(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)")
+
+
+def too_wide(text, tables=True):
+    """The lines of more than 100 columns: not of code and of measured parts, nor one word, which Markdown cannot break."""
+    wide = [line for line in MADE.sub("", text).splitlines() if len(line) > 100]
+    words = {line: UNBREAKABLE.sub("", line.strip().lstrip("*->").strip()) for line in wide}
+    return [line for line in wide if (tables if line.startswith("|") else " " in words[line])]
+
+
+@each_page
+def test_lines_of_pages_have_at_most_100_columns(page):
+    """Whole pages that a program writes are excepted, and the tables that `refmeta reproduce` prints."""
+    text = page.read_text()
+    if not build.PRINTED.search(text):
+        assert not too_wide(text, tables=page.name != "reproduction.md")
+
+
+def test_lines_that_are_too_wide_are_found():
+    link, fence = f"[`test`](../tests/{'x' * 90}.py)", "```text\n" + "a " * 60 + "\n```"
+    measured = f"<!-- measured: x -->\n{'b ' * 60}\n<!-- end of what was measured -->"
+    assert not too_wide("\n".join([link, f"* {link},", f"- ${'x + ' * 30}$:", "a " * 50, fence, measured]))
+    for bad in ("a " * 51, f"see {link}", f"* {link} {link}", "| a " * 26, f"[a b]({'x' * 99})"):
+        assert too_wide(f"{bad}\n{fence}") == [bad]
+    assert not too_wide("| a " * 26, tables=False)
+
+
 def test_the_readme_lists_every_document():
     assert set(PAGES[1:]) == set((ROOT / "docs").glob("*.md"))
 

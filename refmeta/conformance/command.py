@@ -26,7 +26,7 @@ def add_check(commands: Any) -> None:
         usage="refmeta check [options] (MODULE:FUNCTION | --results FILE.json | -- COMMAND …)",
         epilog="Exit code 0: all is right; 1: something is wrong, or nothing was answered; 2: it could not be checked.",
     )
-    parser.set_defaults(run=run_check)
+    parser.set_defaults(run=run_check, parser=parser)
     parser.add_argument("function", nargs="?", metavar="MODULE:FUNCTION", help="it returns a case's gradient")
     parser.add_argument("--results", metavar="FILE.json", help="answers computed elsewhere: {id: gradient, …}")
     for option in ("--algorithm", "--tier"):
@@ -83,7 +83,7 @@ def add_vectors(commands: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     for run, argument in ((list_vectors, ""), (show_vectors, "ID"), (export_vectors, "DIR")):
         action = actions.add_parser(run.__name__.removesuffix("_vectors"), help=run.__doc__, description=run.__doc__)
-        action.set_defaults(run=run)
+        action.set_defaults(run=run, parser=action)
         if argument:
             action.add_argument("what", metavar=argument)
 

@@ -117,7 +117,7 @@ def add_command(
 ) -> ArgumentParser:
     """Add a command, its options, and the function that runs it."""
     parser: ArgumentParser = commands.add_parser(name.split()[-1], help=help, description=description)
-    parser.set_defaults(run=run, command=name)
+    parser.set_defaults(run=run, command=name, parser=parser)
     declare(parser, options)
     return parser
 
