@@ -330,7 +330,7 @@ def test_measurements_fed_wrong_are_refused(call, message, theta, tasks):
 
 
 def test_nil_refuses_what_has_no_classes(theta, tasks):
-    with pytest.raises(TypeError, match="labels must be integers"):
+    with pytest.raises(TypeError, match="expected integer labels"):
         nil(NET, theta, ([(draw(0, 4, 2), draw(0, 4, 3))], (draw(0, 4, 2), draw(0, 4, 3))))
 
 

@@ -191,7 +191,7 @@ def nil(net: Net, theta: Theta, task: Task) -> float:
         raise ValueError("nil: expected a support batch, got none")
     examples, given = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     if any(np.asarray(each).dtype.kind not in "iu" for each in (given, labels)):
-        raise TypeError("nil: expected labels that are integers, because the examples vote for classes")
+        raise TypeError("nil: expected integer labels, because the examples vote for classes")
     if given.min() < 0:
         raise ValueError(f"nil: labels must be 0, 1, …; got {given.min()}")
     cosines = _unit_features(net, theta, x) @ _unit_features(net, theta, examples).T
