@@ -919,7 +919,7 @@ def test_what_is_right_in_float64_is_not_accused_of_its_float32():
 
     report = of_relu("float32", meta_gradient=coarse)
     assert [row.status for row in report.rows] == ["pass", "fail"]
-    assert report.verdicts[0].kind == "imprecise" and report.verdicts[0].text.startswith("right in float64. In float32")
+    assert report.verdicts[0].kind == "imprecise" and report.verdicts[0].text.startswith("right in float64. With ")
 
 
 def test_what_is_wrong_in_float64_is_not_asked_in_float32():

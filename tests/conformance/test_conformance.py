@@ -250,7 +250,7 @@ def test_a_canary_that_is_no_answer_means_the_harness_is_not_wired_up(answer):
         return [answer(leaf) if case.tier == "canary" else leaf for leaf in right(case)]
 
     found = verdict(harness)
-    assert found.kind == "wiring" and "maml-canary" in found.text and "nothing else is judged" in found.text
+    assert found.kind == "wiring" and "maml-canary" in found.text and "Nothing else is judged" in found.text
 
 
 @pytest.mark.usefixtures("listed_alone")
