@@ -381,7 +381,7 @@ INNER_HELP = "Reptile's inner optimiser; adam has β₁ = 0 and starts afresh fo
 STEPS_HELP = "test after these numbers of inner steps (default: 0,1,5,10)"
 QUICK = {"action": "store_true", "help": "show in seconds that it works; too short to compare anything"}
 SEEDS: Options = {
-    "seed": {"type": whole(0), "default": 0, "metavar": "N", "help": "of all random numbers (default: 0)"},
+    "seed": {"type": whole(0), "default": 0, "metavar": "N", "help": "seed of all random numbers (default: 0)"},
     "seeds": {"metavar": "A-B", "help": "several seeds, as 0-4: the table has their mean and its interval"},
 }
 RESUME = (

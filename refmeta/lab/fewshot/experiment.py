@@ -76,7 +76,7 @@ class Config:
     outer: str = option("adam:0.002:linear", OUTER, metavar="NAME:RATE")
     tasks: int = option(16, "episodes in an outer step (default: {}; reptile: 8)", type=whole(1), metavar="N")
     iterations: int = option(1000, "iterations, an outer step each (default: {})", type=whole(1), metavar="N")
-    network: str = option("conv", "mlp: fully connected, 256, 128, 64, 64 (default: {})", choices=["conv", "mlp"])
+    network: str = option("conv", "mlp: 256, 128, 64, 64 hidden units (default: {})", choices=["conv", "mlp"])
     filters: tuple[int, ...] = option((32, 32, 32, 32), WIDTHS, type=_widths, metavar="N,N,…")
     norm: str = option("none", NORM, choices=list(NORMS))
     size: int = option(28, "images of N × N pixels (default: {})", type=whole(8), metavar="N")

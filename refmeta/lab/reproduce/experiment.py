@@ -204,7 +204,7 @@ def _experiment(paper: Paper) -> Experiment:
 
 def add_reproduce(commands: Any) -> None:
     """Declare `refmeta reproduce PAPER` on argparse's subparsers."""
-    parser = commands.add_parser("reproduce", help="run a paper's experiment again", description=str(__doc__))
+    parser = commands.add_parser("reproduce", help="repeat a paper's experiment", description=str(__doc__))
     names = parser.add_subparsers(dest="paper", required=True)
     for paper in PAPERS.values():
         runs.add(names, _experiment(paper))

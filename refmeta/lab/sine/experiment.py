@@ -1,5 +1,5 @@
-"""Meta-train a small network on sine waves, and beside it train one jointly for as many iterations. Then show how both
-adapt to waves that they have not seen.
+"""Meta-train a small network on sine waves. Beside it train one jointly for as many iterations, by its own outer
+optimiser. Then show how both adapt to waves that they have not seen.
 """
 
 import argparse
@@ -27,9 +27,8 @@ DIVERGED = 20.0
 # --- Settings ---------------------------------------------------------------------------------------
 
 
-ANNEALED = "outer optimiser, adam:RATE or sgd:RATE; add :linear, and the rate falls to 0"
-OUTER = f"{ANNEALED} (default: {{}}; reptile: sgd:1:linear, its ε); the joint training beside a method keeps its own"
-LAW = "whose waves; oracle: Finn's, with amplitude and phase told to the network (default: {})"
+OUTER = "outer optimiser, adam:RATE or sgd:RATE; with :linear the rate falls to 0 (default: {}; reptile: sgd:1:linear)"
+LAW = "law of the waves; oracle: as finn, but the network is told amplitude and phase (default: {})"
 
 
 @dataclass(frozen=True)
