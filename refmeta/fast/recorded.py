@@ -95,8 +95,8 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
 def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
     """Nested arguments as their form, which can be a key, and their distinct arrays.
 
-    The form has the containers and the constants, and, where an array is given twice, a number for every array: one
-    array has one number, so what is done to it twice can be done once. No recursion: a thousand tasks are thousands
+    The form has the containers and the constants. If an array is given twice, it also has a number for every array,
+    the same for the same array, so that equal calls on it are made once. No recursion: a thousand tasks are thousands
     of nodes.
     """
     form: list[Any] = []

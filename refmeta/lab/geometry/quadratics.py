@@ -96,7 +96,7 @@ def measured(method: str, loss: Loss, theta: Array, tasks: Sequence[Sequence[Bat
     rest: the share of the expansion's two terms that c₁ and c₂ do not explain (0 … 1).
     AvgGrad = E ∇L_1      AvgGradInner = E ∇²L_2 ∇L_1      (two minibatches of one task, drawn independently)
 
-    The expansion in α is fitted at seven small α, exactly: for quadratics and k ≤ 4 it is a polynomial of few terms.
+    The expansion in α is fitted at seven small α. That is exact: for quadratics and k ≤ 4 it has at most seven terms.
     """
     draws = [draw for task in tasks for draw in product(task, repeat=k)]
     alphas = 0.002 * np.arange(1, 8)
