@@ -233,7 +233,7 @@ def test_a_terminal_without_the_letters_still_gets_its_help(encoding, monkeypatc
     for name in [*SMALLEST, "check", "vectors"]:
         code, said = printed_to(encoding, monkeypatch, *name.split(), "--help")
         assert code == 0 and f"usage: refmeta {name}" in said
-        assert name != "sine" or "reptile: sgd:1:linear, its ?)" in " ".join(said.split())
+        assert name != "sine" or "inner rate ? (default: 0.01" in " ".join(said.split())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
