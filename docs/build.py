@@ -178,7 +178,7 @@ def _write(path: Path, text: str, meta: str = "") -> None:
 
 def _target(page: Path, link: str, sources: set[Path]) -> str:
     path = (page.parent / link).resolve().relative_to(ROOT)
-    if path.parts[0] == "docs" and path.suffix in (".md", ".png"):
+    if path.parts[0] == "docs" and path.suffix in (".md", ".png", ".svg"):
         return str(path.relative_to("docs"))
     if path == HOME.relative_to(ROOT):
         return "index.md"

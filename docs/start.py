@@ -1,4 +1,4 @@
-"""Draws figures/start.png from the first example of start.md, and figures/graph.png: `python -m docs.start`."""
+"""Draws figures/start.svg from the first example of start.md, and figures/graph.svg: `python -m docs.start`."""
 
 from pathlib import Path
 
@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from docs.build import definitions
-from refmeta.lab.display import COLOURS, FAINT, INK, plain_axis
-from refmeta.lab.files import save_figure
+from refmeta.lab.display import COLOURS, FAINT, INK, plain_axis, svg
 
 HERE = Path(__file__).parent
 BLUE, TEAL, PURPLE, RED = (COLOURS[name] for name in ("maml", "fomaml", "anil", "joint"))
@@ -124,5 +123,5 @@ def scissors(axis, at, colour):
 
 if __name__ == "__main__":
     shown = definitions("start.md")
-    save_figure(HERE / "figures/start.png", problem(*(shown[name] for name in ("L", "F", "tasks", "alpha"))))
-    save_figure(HERE / "figures/graph.png", graph())
+    (HERE / "figures/start.svg").write_text(svg(problem(*(shown[name] for name in ("L", "F", "tasks", "alpha")))))
+    (HERE / "figures/graph.svg").write_text(svg(graph()))
