@@ -90,7 +90,7 @@ FLOORS = [
     ["conformance", "lab.training", "lab.files"],
     ["lab.checkpoint"],
     ["lab.runs"],
-    ["lab.sine", "lab.fewshot", "lab.geometry"],
+    ["lab.sine", "lab.fewshot", "lab.geometry", "lab.explore"],
     ["lab.reuse", "lab.sweep", "torch", "jax"],
     ["lab.reproduce"],
     ["__main__"],

@@ -1,0 +1,135 @@
+// The plane: two tasks ½ (θ − c)ᵀ A (θ − c), the directions of four methods, and the point where each comes to rest.
+
+import { axes, handle, numberInput, output, page, row, say, short } from "draw";
+import { gradient, path, quadratic, task } from "tasks";
+
+export const WINDOW = [[-5.6, 6.4], [-6.5, 4.167]]; // as wide for its height as the picture, so circles are round
+const NAMES = { joint: "pre-training", reptile: "Reptile", fomaml: "first-order MAML", maml: "MAML" };
+const START = {
+  tasks: [{ A: [[1, 0.4], [0.4, 3]], c: [0, 0] }, { A: [[3, -0.5], [-0.5, 1]], c: [2.4, -4] }],
+  theta: [-2.4, 1], alpha: 0.25, K: 1,
+};
+const PRESETS = { article: START, runaway: { ...START, alpha: 0.4 } };
+
+const add = (s, x, y) => x.map((number, i) => number * s + y[i]);
+const times = (M, x) => M.map((line) => line[0] * x[0] + line[1] * x[1]);
+const batch = ({ A, c }) => quadratic(A, c);
+
+export function loss({ A, c }, theta) {
+  const d = add(-1, c, theta), Ad = times(A, d);
+  return (d[0] * Ad[0] + d[1] * Ad[1]) / 2;
+}
+
+export function eigenvalues([[a, b], [, d]]) { // of a symmetric matrix, the smaller first
+  const root = Math.hypot((a - d) / 2, b);
+  return [(a + d) / 2 - root, (a + d) / 2 + root];
+}
+
+export function contours(draw, { A, c }, type) {
+  const [low, high] = eigenvalues(A), degrees = (Math.atan2(2 * A[0][1], A[0][0] - A[1][1]) / 2) * (180 / Math.PI);
+  for (let r = 1; r <= 9; r++) draw.ellipse(c, [r / Math.sqrt(high), r / Math.sqrt(low)], degrees, type);
+}
+
+// The mean direction over the tasks. Reptile's K + 1 gradients are those that MAML sees: K in its steps, one at the end.
+function direction({ tasks, alpha, K }, method, theta) {
+  const steps = method === "reptile" ? K + 1 : K;
+  return gradient(method, theta, tasks.map((one) => task(batch(one), steps)), alpha, { tasks: "mean" });
+}
+
+function rest(state, method) { // it is M θ + g₀: where it is zero, or null where descending it runs away
+  const g0 = direction(state, method, [0, 0]);
+  const columns = [[1, 0], [0, 1]].map((e) => add(-1, g0, direction(state, method, e)));
+  const M = [[columns[0][0], columns[1][0]], [columns[0][1], columns[1][1]]], [low, high] = eigenvalues(M);
+  const det = M[0][0] * M[1][1] - M[0][1] * M[1][0];
+  const point = low > 1e-6 ? [(M[0][1] * g0[1] - M[1][1] * g0[0]) / det, (M[1][0] * g0[0] - M[0][0] * g0[1]) / det] : null;
+  const way = [state.theta];
+  while (way.length < 300) way.push(add(-1 / (2 * Math.max(high, -low)), add(1, g0, times(M, way.at(-1))), way.at(-1)));
+  return { point, way };
+}
+
+const step = ({ alpha }, one, theta) => path(theta, batch(one), 1, alpha)[1];
+const total = (tasks, points) => tasks.reduce((sum, one, i) => sum + loss(one, points[i]), 0);
+
+function picture(svg, state, rests, ended) {
+  const draw = axes(svg, ...WINDOW, { marks: false, title: ended ? "from each resting point: one step on each task" : "from θ: α × each direction, and the way down" });
+  state.tasks.forEach((one, i) => {
+    contours(draw, one, i ? "contour dashed" : "contour");
+    draw.text(one.c, `task ${i + 1}`, "small", [0, 24], "middle");
+  });
+  for (const [method, { point, way }] of Object.entries(rests)) {
+    if (!ended) {
+      draw.line(way, method);
+      draw.arrow(state.theta, add(-state.alpha, direction(state, method, state.theta), state.theta), `${method} thick`);
+    } else if (point) for (const one of state.tasks) draw.arrow(point, step(state, one, point), method);
+    if (point) draw.dot(point, `${method} ring`, 7);
+  }
+}
+
+function results(root, state, rests) {
+  for (const [method, { point }] of Object.entries(rests)) {
+    direction(state, method, state.theta).forEach((number, i) => say(root, `direction-${method}-${i}`, number));
+    (point ?? [NaN, NaN]).forEach((number, i) => say(root, `rest-${method}-${i}`, number));
+    const after = point && state.tasks.map((one) => step(state, one, point));
+    say(root, `before-${method}`, point ? total(state.tasks, [point, point]) : NaN);
+    say(root, `after-${method}`, point ? total(state.tasks, after) : NaN);
+  }
+}
+
+// ---- The page
+
+export function start() {
+  const { root, set, get } = page("plane", START, (state) => {
+    const rests = Object.fromEntries(Object.keys(NAMES).map((method) => [method, rest(state, method)]));
+    picture(from, state, rests, false);
+    picture(ends, state, rests, true);
+    results(root, state, rests);
+    curvatures(state);
+    for (const put of knobs) put();
+  });
+  const from = root.querySelector("svg.from"), ends = root.querySelector("svg.ends");
+  const inside = (x, y) => [x, y].map((z, i) => Math.min(Math.max(z, WINDOW[i][0]), WINDOW[i][1]));
+  const change = (i, more) => set({ tasks: get().tasks.map((one, j) => (j === i ? { ...one, ...more } : one)) });
+  const knobs = [
+    ...START.tasks.map((_, i) => handle(from, {
+      name: `minimum of task ${i + 1}`, type: "task", at: () => get().tasks[i].c, step: [0.1, 0.1],
+      move: (x, y) => change(i, { c: inside(x, y) }),
+    })),
+    handle(from, { name: "start θ", type: "start", at: () => get().theta, step: [0.1, 0.1], move: (x, y) => set({ theta: inside(x, y) }) }),
+  ];
+
+  const PLACES = [[0, 0], [0, 1], [1, 1]];
+  function entry(i, [p, q]) {
+    const input = numberInput(`A${i}${p}${q}`, 0, `A${p + 1}${q + 1} of task ${i + 1}`, 0.1, (value) => {
+      const A = get().tasks[i].A.map((line, r) => line.map((old, s) => ((r === p && s === q) || (r === q && s === p) ? value : old)));
+      input.setCustomValidity(eigenvalues(A)[0] > 0.01 ? "" : "A must curve upwards in every direction");
+      if (input.reportValidity()) change(i, { A });
+    });
+    return input;
+  }
+  root.querySelector(".curvatures tbody").replaceChildren(
+    ...START.tasks.map((_, i) => row(`task ${i + 1}`, ...PLACES.map((place) => entry(i, place)), "")));
+  function curvatures({ tasks, alpha }) {
+    tasks.forEach(({ A }, i) => {
+      const line = root.querySelector(".curvatures tbody").rows[i];
+      PLACES.forEach(([p, q], j) => {
+        const input = line.cells[j + 1].firstChild;
+        if (input !== document.activeElement) input.value = A[p][q];
+      });
+      line.cells[4].textContent = eigenvalues(A).map((value) => short(1 - alpha * value)).join(", ");
+    });
+  }
+
+  const pair = (name) => {
+    const both = document.createElement("span");
+    both.append(output(`${name}-0`), ", ", output(`${name}-1`));
+    return both;
+  };
+  root.querySelector(".results tbody").replaceChildren(...Object.entries(NAMES).map(([method, name]) => {
+    const line = row(name, pair(`direction-${method}`), pair(`rest-${method}`), output(`before-${method}`), output(`after-${method}`));
+    line.className = method;
+    return line;
+  }));
+  for (const button of root.querySelectorAll("button[data-preset]"))
+    button.addEventListener("click", () => set(PRESETS[button.dataset.preset]));
+  set({});
+}
