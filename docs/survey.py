@@ -83,21 +83,21 @@ def loss(theta, task):
 def learning(axis, what, wanted, beside, alpha=0.4, K=2):
     """MAML's way to θ, and from there the inner steps on each task; beside: where the tasks' names stand."""
     tasks = [([batch] * K, batch) for batch in (tuple(map(np.array, task)) for task in wanted)]
-    path = [[np.array([1.4]), np.array([0.3])]]
+    path = [[np.array([1.4]), np.array([1.8])]]
     for _ in range(400):
         path.append(axpy(-0.1, maml(loss, path[-1], tasks, alpha), path[-1]))
     (body, head), way = path[-1], np.squeeze(path)
     axis.plot(*way.T, color=COLOURS["maml"], lw=2.4)
-    axis.annotate("outer loop", way[0], (-8, -16), color=COLOURS["maml"], ha="right", **NOTE)
+    axis.annotate("outer loop", way[0], (0, 17), color=COLOURS["maml"], ha="right", **NOTE)
     for number, (supports, query) in enumerate(tasks, 1):
         axis.plot(*query, "+", color=FAINT, ms=11, mew=1.8)
         axis.annotate(f"task {number}", query, beside, color=FAINT, ha="center", **NOTE)
         axis.plot(*np.squeeze(trajectory(loss, path[-1], supports, alpha)).T, "o-", color=INK, ms=4.5, lw=2)
     axis.plot(*way[-1], "o", color=COLOURS["maml"], ms=9)
-    axis.annotate("θ", way[-1], (8, 6), color=COLOURS["maml"], **NOTE)
+    axis.annotate("θ", way[-1], (-14, 6), color=COLOURS["maml"], **NOTE)
     whole, frozen = objective(loss, path[-1], tasks, alpha), objective(holding([body], loss), [head], tasks, alpha)
     axis.set_title(f"{what}: loss after {K} steps {whole:.3f},\nwith the body frozen {frozen:.3f}", fontsize=11)
-    axis.set(xlim=(-1.4, 1.6), ylim=(0, 2), xlabel="body: the direction of its feature", ylabel="head: the length")
+    axis.set(xlim=(-1.4, 1.6), ylim=(0, 2.2), xlabel="body: the direction of its feature", ylabel="head: the length")
     plain_axis(axis)
 
 

@@ -111,7 +111,7 @@ def _memory(key: str, values: tuple[int, ...], work: Workload) -> dict[str, dict
 
 def _sizes(what: str, memory: dict[str, dict[int, float]]) -> str:
     head = [what, *(f"{n:,}" for n in memory[MEMORY[0]])]
-    return _table([head, *([way, *(f"{mb:.1f}" for mb in found.values())] for way, found in memory.items())])
+    return _table([head, *([way, *map(_digits, found.values())] for way, found in memory.items())])
 
 
 ECONOMY_HEAD = """### ANIL's economy
@@ -139,7 +139,7 @@ Milliseconds of an iteration of MAML: S1 with more inner steps, and with more ta
 
 def _times(what: str, rows: list[Row]) -> str:
     table = grouped(rows)
-    cells = [[f"{float(f'{ms[n]:.3g}'):g}" if n in ms else "–" for ms in table.values()] for n in names(rows)]
+    cells = [[_digits(ms[n]) if n in ms else "–" for ms in table.values()] for n in names(rows)]
     return _table([[what, *(size for size, _ in table)], *([n, *c] for n, c in zip(names(rows), cells, strict=True))])
 
 
@@ -153,29 +153,29 @@ def _replay(sizes: Sizes) -> str:
     return _table([["", "calls", "µs"], *([f"`{name}`", f"{calls}", f"{us:.0f}"] for name, calls, us in spent)])
 
 
+def _digits(number: float) -> str:
+    return f"{float(f'{number:.3g}'):g}"
+
+
 def _table(table: list[list[str]]) -> str:
     head, *rows = table
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] + ["--:"] * (len(head) - 1), *rows))
 
 
-GROWING = re.compile(r"^\| (inner steps|tasks) \|(.*)\|\n.*\n((?:\|.*\n)+)", re.M)
+GROWING = re.compile(r"^\| (inner steps|tasks) \|(.*\n)\| -.*\n((?:\|.*\n)+)", re.M)
 COLOURS = {"recorded": BLUE, "recording": BLUE, "stacked": TEAL, "adjoint": GREEN, "stacked adjoint": GREEN}
 COLOURS |= {"loop": PURPLE, "by hand": INK}
 DASHED = "recording", "stacked adjoint"
+Curves = dict[str, dict[float, float]]  # by the way's name: sizes, and what was measured there
 
 
-def growing(text: str) -> Iterator[tuple[str, dict[str, dict[float, float]]]]:
+def growing(text: str) -> Iterator[tuple[str, Curves]]:
     """Each table of the page that has inner steps or tasks along its head: this word, and the curves by their names."""
-    for what, head, lines in GROWING.findall(text):
-        sizes = [float(cell.replace(",", "")) for cell in head.split("|")]
-        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines.splitlines()]
-        yield (
-            what,
-            {
-                name.removeprefix("refmeta, "): {n: float(c) for n, c in zip(sizes, cells, strict=True) if c != "–"}
-                for name, *cells in rows
-            },
-        )
+    for what, *table in GROWING.findall(text):
+        head, *rows = ([cell.strip() for cell in line.split("|")] for line in "".join(table).splitlines())
+        sizes = [float(cell.replace(",", "")) for cell in head[:-1]]
+        points = {name.removeprefix("refmeta, "): zip(sizes, row[:-1], strict=True) for _, name, *row in rows}
+        yield what, {name: {n: float(cell) for n, cell in found if cell != "–"} for name, found in points.items()}
 
 
 def draw(page: Path) -> None:
@@ -192,7 +192,7 @@ def draw(page: Path) -> None:
     (page.parent / "figures/performance.svg").write_text(svg(figure))
 
 
-def _curves(axis: Any, curves: dict[str, dict[float, float]]) -> None:
+def _curves(axis: Any, curves: Curves) -> None:
     """Each with its name beside its end, a line of text above the one below."""
     for name, points in curves.items():
         style = {"color": COLOURS.get(name, RED), "ls": "--" if name in DASHED else "-"}
