@@ -42,7 +42,9 @@ def draw(B_star, alpha, paths):
         label, step, offset, side = BESIDE[name]
         right.annotate(label, (step, sine[step]), offset, color=COLOURS[name], ha=side, **NOTE)
     left.plot(c[0], d[0], "o", color=COLOURS["joint"], ms=8)
-    left.annotate("joint training stays\nwhere it starts", (c[0, 1], d[0, 1]), (-40, -56), color=COLOURS["joint"], **NOTE)
+    left.annotate(
+        "joint training stays\nwhere it starts", (c[0, 1], d[0, 1]), (-40, -56), color=COLOURS["joint"], **NOTE
+    )
     left.annotate("the others arrive\nin the space", (1, 0), (-120, 10), color=INK, **NOTE)
     left.set(xlabel="c, inside the space of B*", ylabel="d, outside", title="the two directions of B")
     left.set(xlim=(0, 1.15), ylim=(-0.03, 1.12), aspect="equal")

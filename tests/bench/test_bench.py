@@ -205,7 +205,9 @@ def test_the_page_is_renewed_between_its_marks_only(tmp_path):
     ):
         assert re.search(line, renewed), line
     drawn = (tmp_path / "figures/performance.svg").read_text()
-    assert all(drawn.count(f"<!-- {said} -->") == n for said, n in {"tasks": 2, "recorded": 4, "stacked adjoint": 2}.items())
+    assert all(
+        drawn.count(f"<!-- {said} -->") == n for said, n in {"tasks": 2, "recorded": 4, "stacked adjoint": 2}.items()
+    )
 
 
 def test_the_program_on_the_page_runs():
