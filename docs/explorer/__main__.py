@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -86,7 +87,8 @@ def report(id: str) -> dict[str, str]:
         done = subprocess.run([sys.executable, "-m", "refmeta", *command], capture_output=True, text=True)
     if done.returncode != 1:
         raise SystemExit(f"{id}: expected a report of something wrong, got {done.stdout}{done.stderr}")
-    return {"title": MISTAKES[id].title, "report": done.stdout.partition("\n\n")[2].strip()}
+    lines = re.sub(r"\n {11} *", " ", done.stdout.partition("\n\n")[2])  # the browser wraps them
+    return {"title": MISTAKES[id].title, "report": re.sub("^ +", "", lines, flags=re.M).strip()}
 
 
 def program(folder: Path, id: str) -> Path:

@@ -59,7 +59,7 @@ export function start(reports) {
       button.className = !guess ? "" : button.value === id ? "is-right" : button.value === guess ? "is-wrong" : "";
     }
     if (!guess) return;
-    verdict.querySelector("p").textContent = `${good ? "Right" : "No"}: ${reports[id].title}. ${right} of ${tried} so far.`;
+    verdict.querySelector("p").textContent = `${good ? "Right:" : "No, it is this:"} ${reports[id].title}. ${right} of ${tried} so far.`;
     verdict.querySelector("pre").textContent = reports[id].report;
   }
 

@@ -347,7 +347,7 @@ def test_a_guess_is_judged_and_the_report_shown(opened):
     assert not verdict.is_visible()
     wrong = next(other for other in MISTAKES if other != id and page.locator(f"button[value={other}]").count())
     page.locator(f"button[value={wrong}]").click()
-    assert verdict.is_visible() and verdict.inner_text().startswith("No: ") and "0 of 1" in verdict.inner_text()
+    assert verdict.is_visible() and verdict.inner_text().startswith("No, ") and "0 of 1" in verdict.inner_text()
     assert MISTAKES[id].title in " ".join(verdict.locator("pre").inner_text().split())
     assert page.locator(".choices button:enabled").count() == 0
     page.get_by_role("button", name="another program").click()
