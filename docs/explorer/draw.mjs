@@ -94,8 +94,10 @@ export function handle(svg, { name, type, at, move, step: [dx, dy], r = 9 }) {
 
 // ---- Numbers and controls.
 
-export const short = (number) => // four digits, for people
-  !Number.isFinite(number) ? "runs away" : Math.abs(number) < 1e-12 ? "0" : String(+number.toPrecision(4)).replaceAll("-", "−");
+export function short(number) { // four digits, for people
+  if (!Number.isFinite(number)) return "runs away";
+  return Math.abs(number) < 1e-12 ? "0" : String(+number.toPrecision(4)).replaceAll("-", "−");
+}
 
 export function say(root, name, number) { // an <output> for people, with all digits for programs
   const output = root.querySelector(`output[name="${name}"]`);

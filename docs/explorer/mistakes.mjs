@@ -1,6 +1,6 @@
 // MAML with a mistake in it, by the mistake's name in refmeta/conformance/mistakes.py, for one task.
 
-import { axpy, metaGradient, problemOf, trajectory } from "refmeta";
+import { axpy, metaGradient, trajectory } from "refmeta";
 
 const add = (xs, ys) => axpy(1, xs, ys);
 const steps = (S, back) => S.map((_, k) => k).filter((k) => back(k)).reverse();
@@ -24,7 +24,8 @@ export const mistakes = { // (problem, θ, supports, query) => the wrong gradien
   last_step_only: atTheEnd((p, phis, S, v) => pulled(p, phis, S, v, p.alpha, (k) => k === S.length - 1)),
   hessian_sign: atTheEnd((p, phis, S, v) => pulled(p, phis, S, v, -p.alpha)),
   alpha_missing: atTheEnd((p, phis, S, v) => pulled(p, phis, S, v, 1)),
-  support_gradients_leak: (p, theta, S, Q) => S.reduce((sum, B, k) => add(sum, maml(p, theta, S.slice(0, k), B)), maml(p, theta, S, Q)),
+  support_gradients_leak: (p, theta, S, Q) =>
+    S.reduce((sum, B, k) => add(sum, maml(p, theta, S.slice(0, k), B)), maml(p, theta, S, Q)),
   support_as_query: (p, theta, S) => maml(p, theta, S, S.at(-1)),
   adapted_on_query: (p, theta, S, Q) => maml(p, theta, S.map(() => Q), Q),
   no_adaptation: (p, theta, S, Q) => p.gradient(theta, Q),

@@ -7,7 +7,7 @@ const PRESETS = {
   start: { tasks: [[1, 0], [4, 1]], alpha: 0.2, K: 1, epsilon: 0.3, theta: 0.5 },
   runaway: { tasks: [[1, 0], [4, 1]], alpha: 0.4, K: 1, epsilon: 0.2, theta: 0.5 },
   steps: { tasks: [[1, 0], [4, 1]], alpha: 0.2, K: 5, epsilon: 0.5, theta: 0.5 },
-  three: { tasks: [[1, -0.5], [2, 0.4], [4, 1]], alpha: 0.2, K: 2, epsilon: 0.2, theta: 0 },
+  three: { tasks: [[1, -0.5], [2, 0.4], [4, 1]], alpha: 0.2, K: 2, epsilon: 0.1, theta: 0 },
 };
 const OUTER = 40, RANGE = [-1, 2], GRID = Array.from({ length: 121 }, (_, i) => RANGE[0] + (3 * i) / 120);
 const ORDER = Object.keys(NAMES);
@@ -71,15 +71,15 @@ function arrows(svg, state) { // θ − ε g: the outer step of each
 
 function trajectories(svg, state, ways) {
   const draw = axes(svg, [0, OUTER], RANGE, { title: "many outer steps", x: "outer steps", y: "θ" });
-  for (const algorithm of ORDER)
-    draw.line(ways[algorithm].map((theta, t) => [t, theta]), `${algorithm} thick${algorithm === "anil" ? " dashed" : ""}`);
+  for (const algorithm of ORDER) // ANIL lies on MAML
+    draw.line(ways[algorithm].map((theta, t) => [t, theta]), `${algorithm} thick ${algorithm === "anil" ? "dashed" : ""}`);
 }
 
 // ---- Tables
 
 const FACTORS = ["a", "c", "αa", "1 − αa", "joint", "Reptile", "FOMAML", "MAML"];
 
-function weights(root, state, set) {
+function weights(root, state) {
   const body = root.querySelector(".weights tbody"), { tasks, alpha } = state;
   const rows = tasks.map((one) => ["joint", "reptile", "fomaml", "maml"].map((name) => weight(state, one, name)));
   const totals = rows[0].map((_, j) => sum(rows.map((line) => line[j])));
@@ -122,7 +122,7 @@ export function start() {
     valley(svg("after"), state, true);
     arrows(svg("steps"), state);
     trajectories(svg("ways"), state, ways);
-    weights(root, state, set);
+    weights(root, state);
     results(root, state, ways);
     for (const put of knobs) put();
   });

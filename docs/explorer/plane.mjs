@@ -30,7 +30,7 @@ export function contours(draw, { A, c }, type) {
   for (let r = 1; r <= 9; r++) draw.ellipse(c, [r / Math.sqrt(high), r / Math.sqrt(low)], degrees, type);
 }
 
-// The mean direction over the tasks. Reptile's K + 1 gradients are those that MAML sees: K in its steps, one at the end.
+// The mean direction over the tasks. Reptile's K + 1 gradients are those that MAML sees, in its steps and at the end.
 function direction({ tasks, alpha, K }, method, theta) {
   const steps = method === "reptile" ? K + 1 : K;
   return gradient(method, theta, tasks.map((one) => task(batch(one), steps)), alpha, { tasks: "mean" });
@@ -41,17 +41,18 @@ function rest(state, method) { // it is M θ + g₀: where it is zero, or null w
   const columns = [[1, 0], [0, 1]].map((e) => add(-1, g0, direction(state, method, e)));
   const M = [[columns[0][0], columns[1][0]], [columns[0][1], columns[1][1]]], [low, high] = eigenvalues(M);
   const det = M[0][0] * M[1][1] - M[0][1] * M[1][0];
-  const point = low > 1e-6 ? [(M[0][1] * g0[1] - M[1][1] * g0[0]) / det, (M[1][0] * g0[0] - M[0][0] * g0[1]) / det] : null;
-  const way = [state.theta];
-  while (way.length < 300) way.push(add(-1 / (2 * Math.max(high, -low)), add(1, g0, times(M, way.at(-1))), way.at(-1)));
-  return { point, way };
+  const solved = [M[0][1] * g0[1] - M[1][1] * g0[0], M[1][0] * g0[0] - M[0][0] * g0[1]].map((number) => number / det);
+  const way = [state.theta], rate = 1 / (2 * Math.max(high, -low));
+  while (way.length < 300) way.push(add(-rate, add(1, g0, times(M, way.at(-1))), way.at(-1)));
+  return { point: low > 1e-6 ? solved : null, way };
 }
 
 const step = ({ alpha }, one, theta) => path(theta, batch(one), 1, alpha)[1];
 const total = (tasks, points) => tasks.reduce((sum, one, i) => sum + loss(one, points[i]), 0);
 
 function picture(svg, state, rests, ended) {
-  const draw = axes(svg, ...WINDOW, { marks: false, title: ended ? "from each resting point: one step on each task" : "from θ: α × each direction, and the way down" });
+  const title = ended ? "from each resting point: one step on each task" : "from θ: α × each direction, and the way down";
+  const draw = axes(svg, ...WINDOW, { marks: false, title });
   state.tasks.forEach((one, i) => {
     contours(draw, one, i ? "contour dashed" : "contour");
     draw.text(one.c, `task ${i + 1}`, "small", [0, 24], "middle");
@@ -94,13 +95,17 @@ export function start() {
       name: `minimum of task ${i + 1}`, type: "task", at: () => get().tasks[i].c, step: [0.1, 0.1],
       move: (x, y) => change(i, { c: inside(x, y) }),
     })),
-    handle(from, { name: "start θ", type: "start", at: () => get().theta, step: [0.1, 0.1], move: (x, y) => set({ theta: inside(x, y) }) }),
+    handle(from, {
+      name: "start θ", type: "start", at: () => get().theta, step: [0.1, 0.1],
+      move: (x, y) => set({ theta: inside(x, y) }),
+    }),
   ];
 
   const PLACES = [[0, 0], [0, 1], [1, 1]];
   function entry(i, [p, q]) {
     const input = numberInput(`A${i}${p}${q}`, 0, `A${p + 1}${q + 1} of task ${i + 1}`, 0.1, (value) => {
-      const A = get().tasks[i].A.map((line, r) => line.map((old, s) => ((r === p && s === q) || (r === q && s === p) ? value : old)));
+      const A = get().tasks[i].A.map((line) => [...line]);
+      A[p][q] = A[q][p] = value;
       input.setCustomValidity(eigenvalues(A)[0] > 0.01 ? "" : "A must curve upwards in every direction");
       if (input.reportValidity()) change(i, { A });
     });
@@ -125,7 +130,8 @@ export function start() {
     return both;
   };
   root.querySelector(".results tbody").replaceChildren(...Object.entries(NAMES).map(([method, name]) => {
-    const line = row(name, pair(`direction-${method}`), pair(`rest-${method}`), output(`before-${method}`), output(`after-${method}`));
+    const outputs = ["before", "after"].map((when) => output(`${when}-${method}`));
+    const line = row(name, pair(`direction-${method}`), pair(`rest-${method}`), ...outputs);
     line.className = method;
     return line;
   }));

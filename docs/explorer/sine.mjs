@@ -1,7 +1,7 @@
 // A sine wave: θ of four methods, trained by `refmeta sine`, adapt to the points that the reader gives.
 
 import { batch, dual, layers, problemOf, trajectory } from "refmeta";
-import { axes, h, handle, NAMES, page, say, short } from "draw";
+import { axes, handle, NAMES, page, say } from "draw";
 import { array } from "tasks";
 
 const METHODS = ["maml", "anil", "reptile", "joint"], SHAPES = [[1, 40], [40], [40, 40], [40], [40, 1], [1]];
@@ -47,7 +47,7 @@ export function start(thetas) {
   let known = null, ways = {}, cursor = [0, 0]; // ways: of the points and the α that are known
   const { root, set, get } = page("sine", START, (state) => {
     const key = JSON.stringify([state.points, state.alpha]);
-    if (key !== known) ways = Object.fromEntries(METHODS.map((method) => [method, adapted(method, start[method], state)]));
+    if (key !== known) ways = Object.fromEntries(METHODS.map((m) => [m, adapted(m, start[m], state)]));
     known = key;
     for (const method of METHODS) picture(method, state);
     for (const put of knobs) put();
@@ -55,7 +55,8 @@ export function start(thetas) {
 
   function picture(method, state) {
     const svg = root.querySelector(`svg.${method}`), [before, now] = [0, state.k].map((k) => ways[method][k]);
-    const draw = axes(svg, [-LIMIT, LIMIT], [-HIGH, HIGH], { title: `${NAMES[method]}, after ${state.k} step${state.k === 1 ? "" : "s"}` });
+    const title = `${NAMES[method]}, after ${state.k} step${state.k === 1 ? "" : "s"}`;
+    const draw = axes(svg, [-LIMIT, LIMIT], [-HIGH, HIGH], { title });
     if (state.wave) draw.line(GRID.map((x) => [x, wave(state.wave, x)]), "ink");
     const curve = (phi) => predictions(start[method], phi, GRID).map((y, i) => [GRID[i], y]);
     draw.line(curve(before), `${method} dotted`);

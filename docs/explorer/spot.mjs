@@ -6,7 +6,8 @@ import { mistakes } from "mistakes";
 import { contours, WINDOW } from "plane";
 import { gradient, path, quadratic, task, vector } from "tasks";
 
-const SUPPORT = { A: [[1.6, 0.5], [0.5, 0.8]], c: [2.5, -1] }, QUERY = { A: [[0.8, -0.3], [-0.3, 1.8]], c: [3.5, -3.5] };
+const SUPPORT = { A: [[1.6, 0.5], [0.5, 0.8]], c: [2.5, -1] };
+const QUERY = { A: [[0.8, -0.3], [-0.3, 1.8]], c: [3.5, -3.5] };
 const IDS = Object.keys(mistakes), of = ({ A, c }) => quadratic(A, c);
 
 function shuffled(list) {
@@ -28,7 +29,8 @@ export function start(reports) {
     const ours = gradient("maml", state.theta, [task(of(SUPPORT), state.K, of(QUERY))], state.alpha);
     root.dataset.mistake = id;
     picture(state, ours, theirs);
-    for (const [name, g] of [["ours", ours], ["theirs", theirs]]) g.forEach((number, i) => say(root, `${name}-${i}`, number));
+    for (const [name, g] of Object.entries({ ours, theirs }))
+      g.forEach((number, i) => say(root, `${name}-${i}`, number));
     answer(state, id);
     put();
   });
@@ -59,7 +61,8 @@ export function start(reports) {
       button.className = !guess ? "" : button.value === id ? "is-right" : button.value === guess ? "is-wrong" : "";
     }
     if (!guess) return;
-    verdict.querySelector("p").textContent = `${good ? "Right:" : "No, it is this:"} ${reports[id].title}. ${right} of ${tried} so far.`;
+    const said = `${good ? "Right:" : "No, it is this:"} ${reports[id].title}. ${right} of ${tried} so far.`;
+    verdict.querySelector("p").textContent = said;
     verdict.querySelector("pre").textContent = reports[id].report;
   }
 
