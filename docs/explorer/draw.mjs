@@ -25,7 +25,8 @@ export function axes(svg, [x0, x1], [y0, y1], { title = "", x: under = "", y: be
   const w = width - LEFT - RIGHT, high = height - TOP - BOTTOM;
   const X = (x) => ((x - x0) / (x1 - x0)) * w, Y = (y) => ((y1 - y) / (y1 - y0)) * high;
   const inside = h("svg", { x: LEFT, y: TOP, width: w, height: high }); // cuts what is outside
-  const tick = (name, attributes, x, y) => h("text", { class: "tick", x, y, ...attributes }, String(name));
+  const tick = (t, attributes, x, y) => // a number too long for its place has an exponent
+    h("text", { class: "tick", x, y, ...attributes }, t && Math.abs(t) < 1e-3 ? t.toExponential() : String(t));
   const drawing = h("g", { class: "drawing" },
     h("path", { class: "axis", d: marks ? `M${LEFT} ${TOP}v${high}h${w}` : `M${LEFT} ${TOP}h${w}v${high}h${-w}z` }),
     ...(marks ? ticks(x0, x1) : []).map((t) =>
@@ -95,14 +96,14 @@ export function handle(svg, { name, type, at, move, step: [dx, dy], r = 9 }) {
 // ---- Numbers and controls.
 
 export function short(number) { // four digits, for people
-  if (!Number.isFinite(number)) return "runs away";
+  if (!Number.isFinite(number)) return "–";
   return Math.abs(number) < 1e-12 ? "0" : String(+number.toPrecision(4)).replaceAll("-", "−");
 }
 
-export function say(root, name, number) { // an <output> for people, with all digits for programs
-  const output = root.querySelector(`output[name="${name}"]`);
-  output.value = short(number);
-  output.dataset.value = number;
+export function say(root, name, found, otherwise = "–") { // numbers for people, and with all digits for programs
+  const numbers = typeof found === "number" ? [found] : Array.from(found), output = root.querySelector(`output[name="${name}"]`);
+  output.value = numbers.every(Number.isFinite) ? numbers.map(short).join(", ") : otherwise;
+  output.dataset.value = numbers.join(" ");
 }
 
 export function row(...cells) { // of a table; a cell is text or an element
@@ -117,29 +118,45 @@ export function output(name) {
   return element;
 }
 
-export function numberInput(name, value, label, step, change) {
+// A field for a number: change(number) hears it and says what is wrong with it, if something is. When the reader goes
+// on, `show` puts back the number that is used.
+export function numberInput(name, label, step, change) {
   const input = document.createElement("input");
-  Object.assign(input, { type: "number", name, value, step, ariaLabel: label });
-  input.addEventListener("input", () => input.value !== "" && Number.isFinite(+input.value) && change(+input.value));
+  Object.assign(input, { type: "number", name, step, ariaLabel: label });
+  const refuse = (why) => {
+    input.title = why;
+    input.ariaInvalid = String(Boolean(why));
+  };
+  input.addEventListener("input", () =>
+    refuse(Number.isFinite(input.valueAsNumber) ? change(input.valueAsNumber) ?? "" : "expected a number"));
+  input.show = (value) => {
+    if (input === document.activeElement) return;
+    input.value = +value.toPrecision(4);
+    refuse("");
+  };
   return input;
 }
 
-// A page: its state is replaced, never changed, and drawn anew. Sliders and boxes with a name are fields of it.
-export function page(id, initial, draw) {
+// A page: its state is replaced, never changed, and drawn anew. Sliders with a name are fields of it; presets are
+// states that buttons have the names of.
+export function page(id, initial, draw, presets = {}) {
   const root = document.getElementById(id), inputs = [...root.querySelectorAll("input[name]")];
   let state = initial;
   const set = (change) => {
     state = { ...state, ...change };
     for (const input of inputs) {
-      if (input.type === "checkbox") input.checked = state[input.name];
-      else input.value = state[input.name];
+      input.value = state[input.name];
       const said = root.querySelector(`output[for="${input.id}"]`);
       if (said) said.value = short(+input.value);
     }
     draw(state);
   };
-  for (const input of inputs)
-    input.addEventListener("input", () =>
-      set({ [input.name]: input.type === "checkbox" ? input.checked : +input.value }));
+  for (const input of inputs) input.addEventListener("input", () => set({ [input.name]: +input.value }));
+  root.addEventListener("focusout", () => setTimeout(() => set({}))); // fields show the numbers that are used
+  for (const button of root.querySelectorAll("button[data-preset]"))
+    button.addEventListener("click", () => {
+      set(presets[button.dataset.preset]);
+      root.querySelector(".look").textContent = button.dataset.look;
+    });
   return { root, set, get: () => state };
 }

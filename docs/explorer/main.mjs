@@ -9,8 +9,8 @@ import { start as spot } from "spot";
 const data = JSON.parse(document.getElementById("data").textContent);
 const pages = { one, plane, sine: () => sine(data.thetas), spot: () => spot(data.reports) }, started = new Set();
 
-function show() {
-  const name = location.hash.slice(1) in pages ? location.hash.slice(1) : "one";
+function show() { // #one, or #one/runaway: the page as a button leaves it
+  const [asked, preset] = location.hash.slice(1).split("/"), name = asked in pages ? asked : "one";
   for (const id of Object.keys(pages)) document.getElementById(id).hidden = id !== name;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
@@ -18,6 +18,7 @@ function show() {
   }
   if (!started.has(name)) pages[name]();
   started.add(name);
+  if (preset) document.querySelector(`#${name} button[data-preset="${CSS.escape(preset)}"]`)?.click();
 }
 
 function near(vector) { // as a checker would judge it, in this browser

@@ -6,9 +6,10 @@ import { gradient, path, quadratic, task } from "tasks";
 const PRESETS = {
   start: { tasks: [[1, 0], [4, 1]], alpha: 0.2, K: 1, epsilon: 0.3, theta: 0.5 },
   runaway: { tasks: [[1, 0], [4, 1]], alpha: 0.4, K: 1, epsilon: 0.2, theta: 0.5 },
-  steps: { tasks: [[1, 0], [4, 1]], alpha: 0.2, K: 5, epsilon: 0.5, theta: 0.5 },
+  steps: { tasks: [[1, 0], [4, 1]], alpha: 0.2, K: 5, epsilon: 0.2, theta: 0.5 },
   three: { tasks: [[1, -0.5], [2, 0.4], [4, 1]], alpha: 0.2, K: 2, epsilon: 0.1, theta: 0 },
 };
+const MORE = [[2, 0.5], [1, 1.6], [3, -0.6], [2, -0.3]]; // tasks that a button adds
 const OUTER = 40, RANGE = [-1, 2], GRID = Array.from({ length: 121 }, (_, i) => RANGE[0] + (3 * i) / 120);
 const ORDER = Object.keys(NAMES);
 
@@ -26,6 +27,13 @@ function direction({ tasks, alpha, K }, algorithm, theta) {
 // What each algorithm multiplies θ − c by in its direction: direction = Σ w (θ − c), so w is its slope on one task.
 const weight = (state, one, algorithm) => direction({ ...state, tasks: [one] }, algorithm, one[1] + 1);
 
+function rest(state, algorithm) { // where the direction is zero, if descending it leads there
+  const slopes = state.tasks.map((one) => weight(state, one, algorithm)), steep = sum(slopes);
+  if (steep < 1e-9) return { point: NaN, far: "runs away" };
+  const point = sum(slopes.map((slope, i) => slope * state.tasks[i][1])) / steep;
+  return { point, far: state.epsilon * steep > 2 ? "ε is too large" : "" };
+}
+
 function descent(state, algorithm) {
   const points = [state.theta];
   while (points.length <= OUTER) {
@@ -40,23 +48,35 @@ function descent(state, algorithm) {
 function valley(svg, state, after) { // the loss before the inner steps, or after them
   const total = after ? F : L, { tasks, theta } = state;
   const each = (one) => (t) => loss(one, after ? adapted(state, one, t) : t);
-  const ends = [Math.min(...tasks.map(([, c]) => c)) - 0.3, Math.max(...tasks.map(([, c]) => c)) + 0.3];
-  const top = Math.max(0.05, ...ends.map((t) => total(state, t)));
+  const ends = [Math.min(...tasks.map(([, c]) => c)) - 0.4, Math.max(...tasks.map(([, c]) => c)) + 0.4];
+  const top = Math.max(1e-12, ...[...ends, theta].map((t) => total(state, t)));
   const title = after ? `F, after ${state.K} step${state.K === 1 ? "" : "s"}` : "L, before any step";
   const draw = axes(svg, RANGE, [-0.2 * top, 1.1 * top], { title, x: "start θ" });
   tasks.forEach((one, i) => {
     draw.line(GRID.map((t) => [t, each(one)(t)]), "faint");
-    draw.text([one[1], 0], `task ${i + 1}`, "small", [0, 14], "middle");
+    draw.text([one[1], 0], `task ${i + 1}`, "small", [0, 24], "middle");
+    if (!after) steps(draw, state, one);
   });
   draw.line(GRID.map((t) => [t, total(state, t)]), after ? "maml thick" : "ink thick");
-  draw.dot([theta, total(state, theta)], after ? "maml" : "ink", 6);
+  for (const algorithm of ["joint", "maml"]) {
+    const { point } = rest(state, algorithm);
+    draw.dot([point, total(state, point)], `${algorithm} ring`, 6);
+  }
   draw.text([theta, total(state, theta)], short(total(state, theta)), "small", [0, -16], "middle");
-  if (after) for (const algorithm of ["maml", "fomaml"]) tangent(draw, state, algorithm, total(state, theta));
+  if (!after) return;
+  for (const algorithm of ["maml", "fomaml"]) tangent(draw, state, algorithm, total(state, theta));
+  draw.text([0.47, top], "slope of MAML's g", "maml", [0, 0], "end");
+  draw.text([0.53, top], "slope of FOMAML's g", "fomaml");
+}
+
+function steps(draw, state, one) { // a task's inner steps, on its parabola
+  const points = path([state.theta], batch(one), state.K, state.alpha).map(([phi]) => [phi, loss(one, phi)]);
+  points.forEach((point, k) => (k ? draw.arrow(points[k - 1], point, "step") : draw.dot(point, "step", 3)));
 }
 
 function tangent(draw, state, algorithm, height) { // through the point of F, with this direction for its slope
-  const slope = direction(state, algorithm, state.theta), ends = [-0.25, 0.25];
-  draw.line(ends.map((t) => [state.theta + t, height + slope * t]), algorithm);
+  const slope = direction(state, algorithm, state.theta);
+  draw.line([-0.25, 0.25].map((t) => [state.theta + t, height + slope * t]), algorithm);
 }
 
 function arrows(svg, state) { // θ − ε g: the outer step of each
@@ -64,13 +84,21 @@ function arrows(svg, state) { // θ − ε g: the outer step of each
   draw.line([[state.theta, 0], [state.theta, 9]], "faint");
   ORDER.forEach((algorithm, i) => {
     const y = ORDER.length - i - 0.6, end = state.theta - state.epsilon * direction(state, algorithm, state.theta);
+    draw.dot([state.theta, y], algorithm, 3);
     draw.arrow([state.theta, y], [Math.min(Math.max(end, RANGE[0] - 1), RANGE[1] + 1), y], algorithm);
     draw.text([RANGE[0], y], NAMES[algorithm], `${algorithm} words`, [6, 5]);
   });
 }
 
 function trajectories(svg, state, ways) {
-  const draw = axes(svg, [0, OUTER], RANGE, { title: "many outer steps", x: "outer steps", y: "θ" });
+  const draw = axes(svg, [0, 1.45 * OUTER], RANGE, { title: "many outer steps", x: "outer steps", y: "θ" });
+  const ends = ORDER.filter((name) => name !== "anil" && Math.abs(ways[name].at(-1) - 0.5) <= 1.5)
+    .sort((a, b) => ways[b].at(-1) - ways[a].at(-1));
+  let free = RANGE[1];
+  for (const name of ends) { // the names below each other, where the lines end
+    free = Math.min(free - 0.4, ways[name].at(-1));
+    draw.text([OUTER, free], name === "maml" ? "MAML, ANIL" : NAMES[name], name, [6, 4]);
+  }
   for (const algorithm of ORDER) // ANIL lies on MAML
     draw.line(ways[algorithm].map((theta, t) => [t, theta]), `${algorithm} thick ${algorithm === "anil" ? "dashed" : ""}`);
 }
@@ -85,9 +113,8 @@ function weights(root, state) {
   const totals = rows[0].map((_, j) => sum(rows.map((line) => line[j])));
   tasks.forEach(([a, c], i) => {
     const line = body.rows[i], said = [alpha * a, 1 - alpha * a, ...rows[i]];
-    const focused = (input) => input === document.activeElement;
-    for (const [input, value] of [[line.querySelector("[name=a]"), a], [line.querySelector("[name=c]"), c]])
-      if (!focused(input)) input.value = +value.toPrecision(4);
+    line.querySelector("[name=a]").show(a);
+    line.querySelector("[name=c]").show(c);
     said.forEach((number, j) => {
       const cell = line.cells[j + 3], share = j > 1 ? Math.abs(number) / sum(rows.map((r) => Math.abs(r[j - 2]))) : 0;
       cell.textContent = short(number);
@@ -102,11 +129,12 @@ function results(root, state, ways) {
   say(root, "L", L(state, state.theta));
   say(root, "F", F(state, state.theta));
   for (const algorithm of ORDER) {
-    const end = ways[algorithm].at(-1);
+    const { point, far } = rest(state, algorithm);
     say(root, `direction-${algorithm}`, direction(state, algorithm, state.theta));
-    say(root, `end-${algorithm}`, Math.abs(end) < 1e3 ? end : NaN);
-    say(root, `L-${algorithm}`, Math.abs(end) < 1e3 ? L(state, end) : NaN);
-    say(root, `F-${algorithm}`, Math.abs(end) < 1e3 ? F(state, end) : NaN);
+    say(root, `rest-${algorithm}`, point, "nowhere");
+    say(root, `L-${algorithm}`, L(state, point));
+    say(root, `F-${algorithm}`, F(state, point));
+    say(root, `end-${algorithm}`, far ? NaN : ways[algorithm].at(-1), far);
   }
 }
 
@@ -125,11 +153,12 @@ export function start() {
     weights(root, state);
     results(root, state, ways);
     for (const put of knobs) put();
-  });
+  }, PRESETS);
 
   function change(i, a, c) {
     const kept = [Math.min(Math.max(a, 0.05), 10), Math.min(Math.max(c, RANGE[0]), RANGE[1])];
     set({ tasks: get().tasks.map((one, j) => (j === i ? kept : one)) });
+    return kept[0] !== a || kept[1] !== c ? "a lies between 0.05 and 10, c between −1 and 2" : "";
   }
 
   function rebuild({ tasks }) { // the handles and rows of another number of tasks
@@ -151,19 +180,17 @@ export function start() {
     });
     knobs = [...tasks.map(vertex), ...tasks.map(side), start("before", (s) => L(s, s.theta)),
       start("after", (s) => F(s, s.theta)), start("steps", () => ORDER.length)];
-    root.querySelector(".weights tbody").replaceChildren(...tasks.map(([a, c], i) => row(`task ${i + 1}`,
-      numberInput("a", a, `curvature a of task ${i + 1}`, 0.1, (a) => change(i, a, get().tasks[i][1])),
-      numberInput("c", c, `minimum c of task ${i + 1}`, 0.05, (c) => change(i, get().tasks[i][0], c)),
+    root.querySelector(".weights tbody").replaceChildren(...tasks.map((_, i) => row(`task ${i + 1}`,
+      numberInput("a", `curvature a of task ${i + 1}`, 0.1, (a) => change(i, a, get().tasks[i][1])),
+      numberInput("c", `minimum c of task ${i + 1}`, 0.05, (c) => change(i, get().tasks[i][0], c)),
       "", "", "", "", "", "")));
   }
 
   root.querySelector(".results tbody").replaceChildren(...ORDER.map((name) =>
-    row(NAMES[name], ...["direction", "end", "L", "F"].map((what) => output(`${what}-${name}`)))));
+    row(NAMES[name], ...["direction", "rest", "L", "F", "end"].map((what) => output(`${what}-${name}`)))));
   root.querySelector(".weights thead").replaceChildren(row("", ...FACTORS));
-  for (const button of root.querySelectorAll("button[data-preset]"))
-    button.addEventListener("click", () => set(PRESETS[button.dataset.preset]));
   root.querySelector("button[name=more]").addEventListener("click", () =>
-    get().tasks.length < 5 && set({ tasks: [...get().tasks, [2, 0.5]] }));
+    get().tasks.length < 5 && set({ tasks: [...get().tasks, MORE[(get().tasks.length + 2) % MORE.length]] }));
   root.querySelector("button[name=fewer]").addEventListener("click", () =>
     get().tasks.length > 1 && set({ tasks: get().tasks.slice(0, -1) }));
   set({});

@@ -1,15 +1,15 @@
-// The plane: two tasks ½ (θ − c)ᵀ A (θ − c), the directions of four methods, and the point where each comes to rest.
+// The plane: two tasks ½ (θ − c)ᵀ A (θ − c), the directions of four methods, and the point where each rests.
 
-import { axes, handle, numberInput, output, page, row, say, short } from "draw";
+import { axes, handle, NAMES, numberInput, output, page, row, say, short } from "draw";
 import { gradient, path, quadratic, task } from "tasks";
 
 export const WINDOW = [[-5.6, 6.4], [-6.5, 4.167]]; // as wide for its height as the picture, so circles are round
-const NAMES = { joint: "pre-training", reptile: "Reptile", fomaml: "first-order MAML", maml: "MAML" };
+const METHODS = ["joint", "reptile", "fomaml", "maml"];
 const START = {
   tasks: [{ A: [[1, 0.4], [0.4, 3]], c: [0, 0] }, { A: [[3, -0.5], [-0.5, 1]], c: [2.4, -4] }],
   theta: [-2.4, 1], alpha: 0.25, K: 1,
 };
-const PRESETS = { article: START, runaway: { ...START, alpha: 0.4 } };
+const PRESETS = { start: START, runaway: { ...START, alpha: 0.4 } };
 
 const add = (s, x, y) => x.map((number, i) => number * s + y[i]);
 const times = (M, x) => M.map((line) => line[0] * x[0] + line[1] * x[1]);
@@ -47,11 +47,11 @@ function rest(state, method) { // it is M θ + g₀: where it is zero, or null w
   return { point: low > 1e-6 ? solved : null, way };
 }
 
-const step = ({ alpha }, one, theta) => path(theta, batch(one), 1, alpha)[1];
+const steps = ({ alpha, K }, one, theta) => path(theta, batch(one), K, alpha);
 const total = (tasks, points) => tasks.reduce((sum, one, i) => sum + loss(one, points[i]), 0);
 
 function picture(svg, state, rests, ended) {
-  const title = ended ? "from each resting point: one step on each task" : "from θ: α × each direction, and the way down";
+  const title = ended ? "from each ring: K steps on each task" : "from θ: α × each direction, and the way down";
   const draw = axes(svg, ...WINDOW, { marks: false, title });
   state.tasks.forEach((one, i) => {
     contours(draw, one, i ? "contour dashed" : "contour");
@@ -61,16 +61,17 @@ function picture(svg, state, rests, ended) {
     if (!ended) {
       draw.line(way, method);
       draw.arrow(state.theta, add(-state.alpha, direction(state, method, state.theta), state.theta), `${method} thick`);
-    } else if (point) for (const one of state.tasks) draw.arrow(point, step(state, one, point), method);
+    } else if (point) for (const one of state.tasks)
+      steps(state, one, point).forEach((phi, k, phis) => k && draw.arrow(phis[k - 1], phi, method));
     if (point) draw.dot(point, `${method} ring`, 7);
   }
 }
 
 function results(root, state, rests) {
   for (const [method, { point }] of Object.entries(rests)) {
-    direction(state, method, state.theta).forEach((number, i) => say(root, `direction-${method}-${i}`, number));
-    (point ?? [NaN, NaN]).forEach((number, i) => say(root, `rest-${method}-${i}`, number));
-    const after = point && state.tasks.map((one) => step(state, one, point));
+    say(root, `direction-${method}`, direction(state, method, state.theta));
+    say(root, `rest-${method}`, point ?? NaN, "nowhere: it runs away");
+    const after = point && state.tasks.map((one) => steps(state, one, point).at(-1));
     say(root, `before-${method}`, point ? total(state.tasks, [point, point]) : NaN);
     say(root, `after-${method}`, point ? total(state.tasks, after) : NaN);
   }
@@ -80,13 +81,13 @@ function results(root, state, rests) {
 
 export function start() {
   const { root, set, get } = page("plane", START, (state) => {
-    const rests = Object.fromEntries(Object.keys(NAMES).map((method) => [method, rest(state, method)]));
+    const rests = Object.fromEntries(METHODS.map((method) => [method, rest(state, method)]));
     picture(from, state, rests, false);
     picture(ends, state, rests, true);
     results(root, state, rests);
     curvatures(state);
     for (const put of knobs) put();
-  });
+  }, PRESETS);
   const from = root.querySelector("svg.from"), ends = root.querySelector("svg.ends");
   const inside = (x, y) => [x, y].map((z, i) => Math.min(Math.max(z, WINDOW[i][0]), WINDOW[i][1]));
   const change = (i, more) => set({ tasks: get().tasks.map((one, j) => (j === i ? { ...one, ...more } : one)) });
@@ -103,13 +104,13 @@ export function start() {
 
   const PLACES = [[0, 0], [0, 1], [1, 1]];
   function entry(i, [p, q]) {
-    const input = numberInput(`A${i}${p}${q}`, 0, `A${p + 1}${q + 1} of task ${i + 1}`, 0.1, (value) => {
+    return numberInput(`A${i}${p}${q}`, `A${p + 1}${q + 1} of task ${i + 1}`, 0.1, (value) => {
       const A = get().tasks[i].A.map((line) => [...line]);
       A[p][q] = A[q][p] = value;
-      input.setCustomValidity(eigenvalues(A)[0] > 0.01 ? "" : "A must curve upwards in every direction");
-      if (input.reportValidity()) change(i, { A });
+      const [low, high] = eigenvalues(A);
+      if (low < 0.01 || high > 100) return "the eigenvalues of A lie between 0.01 and 100";
+      change(i, { A });
     });
-    return input;
   }
   root.querySelector(".curvatures tbody").replaceChildren(
     ...START.tasks.map((_, i) => row(`task ${i + 1}`, ...PLACES.map((place) => entry(i, place)), "")));
@@ -117,25 +118,16 @@ export function start() {
     tasks.forEach(({ A }, i) => {
       const line = root.querySelector(".curvatures tbody").rows[i];
       PLACES.forEach(([p, q], j) => {
-        const input = line.cells[j + 1].firstChild;
-        if (input !== document.activeElement) input.value = A[p][q];
+        line.cells[j + 1].firstChild.show(A[p][q]);
       });
       line.cells[4].textContent = eigenvalues(A).map((value) => short(1 - alpha * value)).join(", ");
     });
   }
 
-  const pair = (name) => {
-    const both = document.createElement("span");
-    both.append(output(`${name}-0`), ", ", output(`${name}-1`));
-    return both;
-  };
-  root.querySelector(".results tbody").replaceChildren(...Object.entries(NAMES).map(([method, name]) => {
-    const outputs = ["before", "after"].map((when) => output(`${when}-${method}`));
-    const line = row(name, pair(`direction-${method}`), pair(`rest-${method}`), ...outputs);
+  root.querySelector(".results tbody").replaceChildren(...METHODS.map((method) => {
+    const line = row(NAMES[method], ...["direction", "rest", "before", "after"].map((what) => output(`${what}-${method}`)));
     line.className = method;
     return line;
   }));
-  for (const button of root.querySelectorAll("button[data-preset]"))
-    button.addEventListener("click", () => set(PRESETS[button.dataset.preset]));
   set({});
 }

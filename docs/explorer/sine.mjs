@@ -62,9 +62,9 @@ export function start(thetas) {
     draw.line(curve(before), `${method} dotted`);
     draw.line(curve(now), `${method} thick`);
     for (const point of state.points) draw.dot(point, "ink point");
-    const tell = (name, pairs) => say(root, `${name}-${method}`, pairs.length ? error(start[method], now, pairs) : NaN);
-    tell("fit", state.points);
-    tell("error", state.wave ? GRID.map((x) => [x, wave(state.wave, x)]) : []);
+    const seen = state.wave ? GRID.map((x) => [x, wave(state.wave, x)]) : [];
+    for (const [name, pairs] of Object.entries({ fit: state.points, error: seen }))
+      say(root, `${name}-${method}`, pairs.length ? error(start[method], now, pairs) : NaN);
   }
 
   const inside = ([x, y]) => Math.abs(x) <= LIMIT && Math.abs(y) <= HIGH;
@@ -103,11 +103,15 @@ export function start(thetas) {
     root.querySelector(`button[name=${name}]`).addEventListener("click", pressed);
 
   let timer = 0;
-  function play() { // from 0 to the last step; who wants no motion sees the last
+  function stop() {
     clearInterval(timer);
+    timer = 0;
+  }
+  function play() { // from 0 to the last step, or stop; who wants no motion sees the last
+    if (timer) return stop();
     if (matchMedia("(prefers-reduced-motion: reduce)").matches) return set({ k: MOST });
     set({ k: 0 });
-    timer = setInterval(() => (get().k < MOST ? set({ k: get().k + 1 }) : clearInterval(timer)), 500);
+    timer = setInterval(() => (get().k < MOST ? set({ k: get().k + 1 }) : stop()), 500);
   }
   set({});
 }

@@ -8,6 +8,7 @@ import { gradient, path, quadratic, task, vector } from "tasks";
 
 const SUPPORT = { A: [[1.6, 0.5], [0.5, 0.8]], c: [2.5, -1] };
 const QUERY = { A: [[0.8, -0.3], [-0.3, 1.8]], c: [3.5, -3.5] };
+const LONGEST = 6; // of an arrow
 const IDS = Object.keys(mistakes), of = ({ A, c }) => quadratic(A, c);
 
 function shuffled(list) {
@@ -29,8 +30,8 @@ export function start(reports) {
     const ours = gradient("maml", state.theta, [task(of(SUPPORT), state.K, of(QUERY))], state.alpha);
     root.dataset.mistake = id;
     picture(state, ours, theirs);
-    for (const [name, g] of Object.entries({ ours, theirs }))
-      g.forEach((number, i) => say(root, `${name}-${i}`, number));
+    say(root, "ours", ours);
+    say(root, "theirs", theirs);
     answer(state, id);
     put();
   });
@@ -41,16 +42,22 @@ export function start(reports) {
   });
 
   function picture({ theta, alpha, K }, ours, theirs) {
-    const draw = axes(svg, ...WINDOW, { marks: false, title: "θ, the inner steps, and two answers: −α × gradient" });
+    const title = "θ, the inner steps, and two answers: −α × gradient, at most 6 long";
+    const draw = axes(svg, ...WINDOW, { marks: false, title });
     contours(draw, SUPPORT, "contour");
     contours(draw, QUERY, "contour dashed");
     draw.text(SUPPORT.c, "support", "small", [0, 4], "middle");
     draw.text(QUERY.c, "query", "small", [0, 4], "middle");
     const phis = path(theta, of(SUPPORT), K, alpha);
     draw.line(phis, "ink dotted");
-    phis.forEach((phi, k) => draw.dot(phi, "ink", 4) && k && draw.text(phi, `φ${"₀₁₂₃₄₅"[k]}`, "small", [6, -6]));
-    for (const [g, type] of [[ours, "maml"], [theirs, "wrong"]])
-      draw.arrow(theta, theta.map((number, i) => number - alpha * g[i]), `${type} thick`);
+    phis.forEach((phi, k) => {
+      draw.dot(phi, "ink", 4);
+      if (k) draw.text(phi, `φ${"₀₁₂₃₄₅"[k]}`, "small", [6, -6]);
+    });
+    for (const [g, type] of [[ours, "maml"], [theirs, "wrong"]]) {
+      const length = Math.min(alpha, LONGEST / Math.hypot(...g));
+      draw.arrow(theta, theta.map((number, i) => number - length * g[i]), `${type} thick`);
+    }
   }
 
   function answer({ guess, right, tried }, id) {
