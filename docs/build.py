@@ -24,6 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "README.md"
+EXPLORER, SHOWN = ROOT / "refmeta/lab/explorer.html", "explore.html"  # a page that is whole, and its name on the site
 CODE = re.compile(r"(<!-- code: (\S+): ([^\n]+) -->\n+```python\n).*?(?=```)", re.S)
 OUTPUT = re.compile(r"(```text\n\$ ((?:[^\n]*\\\n)*[^\n]*)\n).*?(?=```)", re.S)
 EXAMPLE = re.compile(r"(```python\n((?:(?!```).)*)```(?:\n\n<details>[^\n]*)?\n\n```text\n)(?!\$).*?(?=```)", re.S)
@@ -167,6 +168,7 @@ def site(out: Path) -> None:
     if code:
         raise SystemExit(code)
     shutil.rmtree(out / ".doctrees")
+    shutil.copy(EXPLORER, out / SHOWN)
 
 
 def _write(path: Path, text: str, meta: str = "") -> None:
@@ -178,10 +180,12 @@ def _write(path: Path, text: str, meta: str = "") -> None:
 
 def _target(page: Path, link: str, sources: set[Path]) -> str:
     path = (page.parent / link).resolve().relative_to(ROOT)
-    if path.parts[0] == "docs" and path.suffix in (".md", ".png"):
+    if path.parts[0] == "docs" and path.suffix in (".md", ".png", ".svg"):
         return str(path.relative_to("docs"))
     if path == HOME.relative_to(ROOT):
         return "index.md"
+    if path == EXPLORER.relative_to(ROOT):
+        return f"site:{SHOWN}"
     if not (ROOT / path).is_file():
         raise SystemExit(f"{page}: {link} is no file")
     sources.add(path)

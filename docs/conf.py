@@ -23,7 +23,7 @@ autodoc_typehints, autodoc_member_order, autodoc_preserve_defaults = "none", "by
 add_module_names = False
 
 myst_enable_extensions, myst_fence_as_directive, myst_heading_anchors = ["dollarmath"], ["math"], 3
-myst_url_schemes = {"http": None, "https": None, "source": "source/{{path}}.html#{{fragment}}"}
+myst_url_schemes = {"http": None, "https": None, "source": "source/{{path}}.html#{{fragment}}", "site": "{{path}}"}
 
 html_theme, html_title, html_static_path, html_css_files = "furo", "refmeta", ["static"], ["style.css"]
 html_math_renderer, html_copy_source, html_show_sphinx = "mathml", False, False

@@ -1,4 +1,4 @@
-"""Draws figures/start.png from the first example of start.md, and figures/graph.png: `python -m docs.start`."""
+"""Draws figures/start.svg from the first example of start.md, and figures/graph.svg: `python -m docs.start`."""
 
 from pathlib import Path
 
@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from docs.build import definitions
-from refmeta.lab.display import COLOURS, FAINT, INK, plain_axis
-from refmeta.lab.files import save_figure
+from refmeta.lab.display import COLOURS, FAINT, INK, plain_axis, svg
 
 HERE = Path(__file__).parent
 BLUE, TEAL, PURPLE, RED = (COLOURS[name] for name in ("maml", "fomaml", "anil", "joint"))
@@ -21,7 +20,7 @@ NOTE = {"textcoords": "offset points", "fontsize": 11}
 
 def problem(L, F, tasks, alpha):
     """L and F, each with the two tasks that it sums and with the minima of both; at 1/2 the slopes of F and FOMAML."""
-    figure = Figure(figsize=(10.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     axes = figure.subplots(1, 2)
     beside = [{4 / 5: (0, 10, "center"), 1 / 5: (11, 2, "left")}, {4 / 5: (-11, 2, "right"), 1 / 5: (0, 10, "center")}]
     for K, (axis, total) in enumerate(zip(axes, (L, F), strict=True)):
@@ -61,11 +60,11 @@ def slopes(axis, F, tasks, alpha, at=1 / 2, half=0.16):
 
 
 def graph():
-    """On the left MAML with two steps, forward and backward, and where FOMAML cuts; on the right ANIL, forward."""
-    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    """On the left MAML with two steps and where FOMAML cuts, on the right ANIL; forward in ink, backward in blue."""
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axis, title in (left, "MAML: forward φ, backward v"), (right, "ANIL: a body b and a head h"):
-        axis.set(xlim=(-0.5, 4.9), ylim=(-0.7, 2.35), title=title)
+        axis.set(xlim=(-0.45, 4.75), ylim=(-0.75, 3.65), title=title)
         axis.axis("off")
     maml(left)
     anil(right)
@@ -73,36 +72,50 @@ def graph():
 
 
 def maml(axis):
-    nodes(axis, {(0, 1): "φ₀ = θ", (1.4, 1): "φ₁", (2.8, 1): "φ₂", (4.2, 1): "L(φ₂; Q)"})
+    nodes(axis, {(0, 1.5): "φ₀ = θ", (1.4, 1.5): "φ₁", (2.8, 1.5): "φ₂", (4.2, 1.5): "L(φ₂; Q)"})
     nodes(axis, {(0.7, 0): "∇L(φ₀; S₀)", (2.1, 0): "∇L(φ₁; S₁)"})
     for x in (0, 1.4):
-        arrow(axis, (x, 1), (x + 1.4, 1))
-        arrow(axis, (x, 1), (x + 0.7, 0))
-        arrow(axis, (x + 0.7, 0), (x + 1.4, 1))
-        axis.text(x + 1.17, 0.45, "−α", fontsize=11)
-        scissors(axis, (x + 0.35, 0.5), TEAL)
-    arrow(axis, (2.8, 1), (4.05, 1))
-    for x, name in (0, "v₀"), (1.4, "v₁"), (2.8, "v₂"):
-        axis.text(x, 1.8, name, color=BLUE, fontsize=13, ha="center", va="center")
-    for x, factor in (0, "I − αH₀"), (1.4, "I − αH₁"), (2.8, "∇L(φ₂; Q)"):
-        arrow(axis, (x + 1.4, 1.8), (x, 1.8), BLUE)
-        axis.text(x + 0.7, 1.95, factor, color=BLUE, fontsize=11, ha="center")
-    axis.text(0, -0.6, "on the way back FOMAML cuts here: then v₀ = v₁ = v₂", color=TEAL, fontsize=11)
+        arrow(axis, (x, 1.5), (x + 1.4, 1.5))
+        arrow(axis, (x, 1.5), (x + 0.7, 0))
+        arrow(axis, (x + 0.7, 0), (x + 1.4, 1.5))
+        axis.text(x + 1.17, 0.7, "−α", fontsize=11)
+        scissors(axis, (x + 0.35, 0.75), TEAL)
+    arrow(axis, (2.8, 1.5), (4.05, 1.5))
+    backward(axis, {"": 2.7}, "∇L(φ₂; Q)")
+    for x, factor in (0.7, "I − αH₀"), (2.1, "I − αH₁"):
+        axis.text(x, 2.85, factor, color=BLUE, fontsize=11, ha="center")
+    axis.text(0, -0.7, "on the way back FOMAML cuts here:\nthen v₀ = v₁ = v₂", color=TEAL, fontsize=11)
 
 
 def anil(axis):
-    nodes(axis, {(x, 2): "b" for x in (0, 1.4, 2.8)} | {(0, 0): "h₀", (1.4, 0): "h₁", (2.8, 0): "h₂"})
-    nodes(axis, {(0.7, 1): "∇L(b, h₀; S₀)", (2.1, 1): "∇L(b, h₁; S₁)", (4.2, 1): "L(b, h₂; Q)"})
+    nodes(axis, {(x, 1.7): "b" for x in (0, 1.4, 2.8)} | {(0, 0): "h₀", (1.4, 0): "h₁", (2.8, 0): "h₂"})
+    nodes(axis, {(0.7, 0.85): "∇L(b, h₀; S₀)", (2.1, 0.85): "∇L(b, h₁; S₁)", (4.2, 0.85): "L(b, h₂; Q)"})
     for x in (0, 1.4):
-        for y in (0, 2):
+        for y in (0, 1.7):
             arrow(axis, (x, y), (x + 1.4, y))
-            arrow(axis, (x, y), (x + 0.7, 1))
-            arrow(axis, (x + 0.7, 1), (x + 1.4, y), PURPLE if y else INK)
-        axis.text(x + 1.17, 0.45, "−α", fontsize=11)
-        scissors(axis, (x + 1.05, 1.5), PURPLE)
-    for y in (0, 2):
-        arrow(axis, (2.8, y), (4.2, 1))
-    axis.text(0, -0.6, "ANIL cuts here: no step moves the body", color=PURPLE, fontsize=11)
+            arrow(axis, (x, y), (x + 0.7, 0.85))
+            arrow(axis, (x + 0.7, 0.85), (x + 1.4, y), PURPLE if y else INK)
+        axis.text(x + 1.17, 0.35, "−α", fontsize=11)
+        scissors(axis, (x + 1.05, 1.27), PURPLE)
+    for y in (0, 1.7):
+        arrow(axis, (2.8, y), (4.2, 0.85))
+    backward(axis, {"ᵇ": 3.4, "ʰ": 2.5}, "∇L(b, h₂; Q)")
+    for x, k in (0.7, "₀"), (2.1, "₁"):
+        arrow(axis, (x + 0.7, 2.5), (x - 0.7, 3.4), BLUE)
+        axis.text(x + 0.1, 3, f"−αH{k}ᵇʰ", color=BLUE, fontsize=12)
+        axis.text(x, 2.2, f"I − αH{k}ʰʰ", color=BLUE, fontsize=12, ha="center")
+    note = "ANIL cuts here: no step moves the body,\nso on the way back vᵇ passes no Hessian"
+    axis.text(0, -0.7, note, color=PURPLE, fontsize=11)
+
+
+def backward(axis, rows, last):
+    """A row of v for each part of θ, all from the gradient at the end."""
+    y_last = sum(rows.values()) / len(rows)
+    axis.text(4.2, y_last, last, color=BLUE, fontsize=11, ha="center", va="center")
+    for part, y in rows.items():
+        for k, x in zip("₀₁₂", (0, 1.4, 2.8), strict=True):
+            axis.text(x, y, f"v{k}{part}", color=BLUE, fontsize=13, ha="center", va="center")
+            arrow(axis, (3.9, y_last) if x > 2 else (x + 1.4, y), (x, y), BLUE)
 
 
 def nodes(axis, names):
@@ -124,5 +137,5 @@ def scissors(axis, at, colour):
 
 if __name__ == "__main__":
     shown = definitions("start.md")
-    save_figure(HERE / "figures/start.png", problem(*(shown[name] for name in ("L", "F", "tasks", "alpha"))))
-    save_figure(HERE / "figures/graph.png", graph())
+    (HERE / "figures/start.svg").write_text(svg(problem(*(shown[name] for name in ("L", "F", "tasks", "alpha")))))
+    (HERE / "figures/graph.svg").write_text(svg(graph()))

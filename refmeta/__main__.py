@@ -10,6 +10,7 @@ import refmeta
 from refmeta.conformance.command import add_check, add_vectors
 from refmeta.fast import keep_freed_memory
 from refmeta.lab import fewshot, geometry, reuse, runs, sine
+from refmeta.lab.explore import add_explore
 from refmeta.lab.reproduce.experiment import add_reproduce
 from refmeta.lab.sweep.experiment import add_sweep
 
@@ -55,7 +56,7 @@ def _parsed(given: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for experiment in (sine.SINE, fewshot.FEWSHOT, reuse.REUSE):
         runs.add(commands, experiment)
-    for declare in (add_reproduce, geometry.add_geometry, add_sweep, add_check, add_vectors):
+    for declare in (add_explore, add_reproduce, geometry.add_geometry, add_sweep, add_check, add_vectors):
         declare(commands)
     cut = given.index("--") if "--" in given else len(given)
     if empty := [word[:-3] for word in given[:cut] if word.startswith("-") and word.endswith("=--")]:

@@ -16,9 +16,9 @@ PAGE = "algorithms.py", "adjoint.py", "trees.py"
 # --- Size -------------------------------------------------------------------------------------------
 
 PROMISED = 3300  # lines of code in refmeta/: what docs/design.md promises, and what is not reached yet
-MOST = 6876  # and what it has: it only goes down, until it is PROMISED; a change that saves lines lowers it
+MOST = 6976  # and what it has: it only goes down, until it is PROMISED; a change that saves lines lowers it
 # The lines that a coming feature may add: whoever builds it adds them to MOST in the same commit, and strikes it out.
-ROOMS = {"pictures": 100}
+ROOMS: dict[str, int] = {}
 WHAT_TO_DO = (
     "Look first for what can go: code that no command, page or test of behaviour uses, the same thing said twice, a "
     "case that cannot happen; then for a function of a library that is there already. A feature that has a room in "
@@ -86,10 +86,11 @@ FLOORS = [
     ["adjoint"],
     ["models", "checks"],
     ["fast"],
-    ["conformance", "lab.training", "lab.files", "lab.display"],
+    ["lab.display"],
+    ["conformance", "lab.training", "lab.files"],
     ["lab.checkpoint"],
     ["lab.runs"],
-    ["lab.sine", "lab.fewshot", "lab.geometry"],
+    ["lab.sine", "lab.fewshot", "lab.geometry", "lab.explore"],
     ["lab.reuse", "lab.sweep", "torch", "jax"],
     ["lab.reproduce"],
     ["__main__"],

@@ -19,6 +19,7 @@ import refmeta
 from refmeta.conformance.cases import FOLDER, load
 from refmeta.conformance.harness import meta_gradient
 from refmeta.conformance.mistakes import MISTAKES
+from refmeta.lab.display import FAINT
 
 ROOT = Path(refmeta.__file__).parent.parent
 if not (ROOT / "docs/build.py").exists():
@@ -243,6 +244,25 @@ def test_lines_that_are_too_wide_are_found():
     for bad in ("a " * 51, f"see {link}", f"* {link} {link}", "| a " * 26, f"[a b]({'x' * 99})"):
         assert too_wide(f"{bad}\n{fence}") == [bad]
     assert not too_wide("| a " * 26, tables=False)
+
+
+def lost_in_the_dark(figure):
+    """The colours that an SVG says and its rules for a dark page do not, but for FAINT, which is seen on both."""
+    (rules, *_), drawn = re.findall(r"<style>(.*?)</style>", figure) or [""], re.sub(r"<style>.*?</style>", "", figure)
+    said = set(re.findall(r"""\b(?:fill|stroke)[:=] ?["']?[^;"']+""", drawn))
+    return {s for s in said if f'"{s}"' not in rules and not s.endswith((": none", FAINT))}
+
+
+def test_figures_can_be_seen_on_a_dark_page():
+    figures = {path.name: path.read_text() for path in (ROOT / "docs/figures").glob("*.svg")}
+    assert figures and not {name: lost for name, figure in figures.items() if (lost := lost_in_the_dark(figure))}
+
+
+def test_a_colour_that_is_lost_on_a_dark_page_is_found():
+    figure = (ROOT / "docs/figures/start.svg").read_text()
+    for said, wrong in ("stroke: #2460a7", "stroke: #b08d00"), ("fill: #2460a7", 'fill="white'):
+        assert said in figure and lost_in_the_dark(figure.replace(f"{said};", f"{wrong};")) == {wrong}
+    assert "stroke: #2460a7" in lost_in_the_dark(re.sub("<style>.*?</style>", "", figure))
 
 
 def test_the_readme_lists_every_document():

@@ -4,6 +4,7 @@ Nothing here imports matplotlib: the functions get its axes from the figures.
 """
 
 from collections.abc import Callable, Sequence
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ Row = dict[str, Any]
 Curve = list[Row]  # a row for each number of steps
 
 COLOURS = {"maml": "#2460a7", "fomaml": "#3a9bb5", "anil": "#7a4fa3", "reptile": "#2e8b57", "joint": "#c8553d"}
-INK, FAINT = "#222222", "#9a9a9a"
+INK, FAINT, PAPER = "#222222", "#8a8a8a", "#ffffff"
+# What each of them becomes on a dark page, in a figure's SVG.
+DARK = {
+    INK: "#e4e4e4",
+    "#000000": "#e4e4e4",
+    PAPER: "#131416",
+    **dict(zip(COLOURS.values(), ("#6ea8f0", "#58bfd8", "#b48be0", "#57bd84", "#ee8168"), strict=True)),
+}
 LABELS = {
     "joint": "joint training",
     "untrained": "untrained, adapted alike",
@@ -91,6 +99,23 @@ def draw_curve(
     axis.plot(steps, factor * mean, "o-", color=colour, ms=4, lw=2, label=label)
     low, high = factor * np.maximum(mean - ci95, least), factor * (mean + ci95)
     axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+
+
+def svg(figure: Any) -> str:
+    """A figure of matplotlib as SVG: transparent, the same bytes for the same figure, `DARK` where the page is dark."""
+    from matplotlib import rc_context
+
+    text = StringIO()
+    with rc_context({"svg.hashsalt": "refmeta"}):  # else its ids are drawn anew
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    rules = "".join(
+        f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
+        for light, dark in DARK.items()
+        for what in ("fill", "stroke")
+    )
+    rules += f"svg{{fill:{DARK[INK]}}}"  # what is black says nothing
+    style = f"<style>@media (prefers-color-scheme:dark){{{rules}}}</style>\n <defs>"
+    return text.getvalue().replace("<defs>", style, 1)
 
 
 def plain_axis(axis: Any) -> None:

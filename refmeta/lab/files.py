@@ -1,4 +1,4 @@
-"""What a run leaves behind: a folder of JSON, npz, CSV and PNG files; a sweep's tables alone are ever written again."""
+"""What a run leaves behind: a folder of JSON, npz, CSV and figures; a sweep's tables alone are ever written again."""
 
 import csv
 import io
@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 import refmeta
+from refmeta.lab.display import svg
 from refmeta.trees import Array, Theta
 
 CHECKPOINT = "checkpoint"  # its name in the folder of each run
 RECORD = r"\w+-\d+-[0-9a-f]{12}\.(json|npz)"  # a sweep's: see `name_of`
-FIGURE = r"(adaptation|curves|episode|geometry|reproduce|reuse|sweep)\.png"
+FIGURE = r"(adaptation|curves|episode|geometry|reproduce|reuse|sweep)\.(png|svg)"
 PART = re.compile(rf"\.({CHECKPOINT}|theta\.npz|result\.json|table\.(csv|json)|{FIGURE}|{RECORD})\.\d+\.part")
 
 
@@ -117,8 +118,9 @@ def save_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def save_figure(path: Path, figure: Any) -> None:
-    """A figure of matplotlib as PNG."""
+    """A figure of matplotlib as PNG, and beside it as SVG."""
     replace(path, lambda file: figure.savefig(file, dpi=130, format="png"))
+    replace(path.with_suffix(".svg"), lambda file: file.write(svg(figure).encode()))
 
 
 @cache

@@ -1,11 +1,15 @@
-"""The measured part of docs/performance.md, and its figure."""
+"""The measured part of docs/performance.md, and its figure: `python -m tests.bench.page` draws it from the page."""
 
 import platform
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from math import inf, log
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from refmeta.lab.display import COLOURS as METHODS
+from refmeta.lab.display import INK, plain_axis, svg
 from tests.bench import measure
 from tests.bench.measure import own
 from tests.bench.promises import HAND, RECORDED, Row, grouped, judged, names, ratios
@@ -14,6 +18,7 @@ from tests.bench.workloads import WORKLOADS, Workload
 
 BRIEF = "<!-- in brief: python -m tests.bench -->", "<!-- end of the brief -->"
 MARKS = "<!-- measured: python -m tests.bench -->", "<!-- end of what was measured -->"
+BLUE, TEAL, PURPLE, GREEN, RED = METHODS.values()
 MEMORY = ("by hand", "recorded", "recording", "stacked", "stacked adjoint", "adjoint")
 
 
@@ -40,7 +45,7 @@ def renew(
     say: Callable[[str], Any],
     sizes: Sizes = ALL,
 ) -> None:
-    """Measure the rest, and put it between the page's marks, in brief and whole; draw figures/performance.png."""
+    """Measure the rest, put it between the page's marks, in brief and whole, and draw its figure."""
 
     def growth(key: str, values: tuple[int, ...], *more: str) -> list[Row]:
         everyone = [own("recorded"), own("by hand"), own("stacked"), *peers[:1], *map(own, more)]
@@ -57,7 +62,7 @@ def renew(
     parts += [ECONOMY_HEAD, _economy(rows, sizes)]
     parts += [GROWTH_HEAD, *(_times(what, found) for what, found in times.items()), REPLAY_HEAD, _replay(sizes)]
     page.write_text(put(put(page.read_text(), BRIEF, [_table(brief(ratios(rows)))]), MARKS, parts))
-    draw(page.parent / "figures" / "performance.png", times, memory["inner steps"])
+    draw(page)
 
 
 def put(text: str, marks: tuple[str, str], parts: list[str]) -> str:
@@ -120,7 +125,7 @@ def _memory(key: str, values: tuple[int, ...], work: Workload) -> dict[str, dict
 
 def _sizes(what: str, memory: dict[str, dict[int, float]]) -> str:
     head = [what, *(f"{n:,}" for n in memory[MEMORY[0]])]
-    return _table([head, *([way, *(f"{mb:.1f}" for mb in found.values())] for way, found in memory.items())])
+    return _table([head, *([way, *map(_digits, found.values())] for way, found in memory.items())])
 
 
 ECONOMY_HEAD = """### ANIL's economy
@@ -143,12 +148,12 @@ GROWTH_HEAD = """### Growth
 
 Milliseconds of an iteration of MAML: S1 with more inner steps, and with more tasks.
 
-![Time against inner steps and against tasks; memory against inner steps](figures/performance.png)"""
+![Memory, and below it time, against inner steps and against tasks](figures/performance.svg)"""
 
 
 def _times(what: str, rows: list[Row]) -> str:
     table = grouped(rows)
-    cells = [[f"{float(f'{ms[n]:.3g}'):g}" if n in ms else "–" for ms in table.values()] for n in names(rows)]
+    cells = [[_digits(ms[n]) if n in ms else "–" for ms in table.values()] for n in names(rows)]
     return _table([[what, *(size for size, _ in table)], *([n, *c] for n, c in zip(names(rows), cells, strict=True))])
 
 
@@ -162,36 +167,59 @@ def _replay(sizes: Sizes) -> str:
     return _table([["", "calls", "µs"], *([f"`{name}`", f"{calls}", f"{us:.0f}"] for name, calls, us in spent)])
 
 
+def _digits(number: float) -> str:
+    return f"{float(f'{number:.3g}'):g}"
+
+
 def _table(table: list[list[str]]) -> str:
     head, *rows = table
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] + ["--:"] * (len(head) - 1), *rows))
 
 
-COLOURS = {"recorded": "#2460a7", "by hand": "#222222", "stacked": "#3a9bb5", "loop": "#7a4fa3"}
-COLOURS |= {"recording": "#9db8d9", "adjoint": "#2e8b57"}
+GROWING = re.compile(r"^\| (inner steps|tasks) \|(.*\n)\| -.*\n((?:\|.*\n)+)", re.M)
+COLOURS = {"recorded": BLUE, "recording": BLUE, "stacked": TEAL, "adjoint": GREEN, "stacked adjoint": GREEN}
+COLOURS |= {"loop": PURPLE, "by hand": INK}
+DASHED = "recording", "stacked adjoint"
+Curves = dict[str, dict[float, float]]  # by the way's name: sizes, and what was measured there
 
 
-def draw(path: Path, times: dict[str, list[Row]], memory: dict[str, dict[int, float]]) -> None:
-    """Time against inner steps and against tasks, memory against inner steps."""
+def growing(text: str) -> Iterator[tuple[str, Curves]]:
+    """Each table of the page that has inner steps or tasks along its head: this word, and the curves by their names."""
+    for what, *table in GROWING.findall(text):
+        head, *rows = ([cell.strip() for cell in line.split("|")] for line in "".join(table).splitlines())
+        sizes = [float(cell.replace(",", "")) for cell in head[:-1]]
+        points = {name.removeprefix("refmeta, "): zip(sizes, row[:-1], strict=True) for _, name, *row in rows}
+        yield what, {name: {n: float(cell) for n, cell in found if cell != "–"} for name, found in points.items()}
+
+
+def draw(page: Path) -> None:
+    """figures/performance.svg from the page's tables: memory, and below it time."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    *axes, last = figure.subplots(1, 3)
-    for axis, (what, rows) in zip(axes, times.items(), strict=True):
-        curves = {n: {float(row["work"]): row["ms"] for row in rows if row["name"] == n} for n in names(rows)}
-        _curves(axis, curves, what, "ms per iteration")
-    _curves(last, memory, "inner steps", "MB at the peak")
-    for axis in (axes[1], last):
-        axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    axes = figure.subplots(2, 2)
+    for axis, (what, curves) in zip(axes.flat, growing(page.read_text()), strict=True):
+        _curves(axis, curves)
+        axis.set(xlabel=what)
+    for axis, title in zip(axes.flat, 2 * ["MB at the peak"] + 2 * ["ms per iteration"], strict=True):
+        axis.set_title(title, fontsize=11)
+    (page.parent / "figures/performance.svg").write_text(svg(figure))
 
 
-def _curves(axis: Any, curves: dict[str, dict[Any, float]], xlabel: str, ylabel: str) -> None:
+def _curves(axis: Any, curves: Curves) -> None:
+    """Each with its name beside its end, a line of text above the one below."""
     for name, points in curves.items():
-        colour = COLOURS.get(name.removeprefix("refmeta, "), "#c8553d")
-        axis.loglog(list(points), list(points.values()), "o-", ms=3.5, lw=1.6, color=colour, label=name)
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.spines[["top", "right"]].set_visible(False)
+        style = {"color": COLOURS.get(name, RED), "ls": "--" if name in DASHED else "-"}
+        axis.loglog(list(points), list(points.values()), marker="o", ms=3.5, lw=1.6, **style)
+    low, high, at = *map(log, axis.get_ylim()), -inf
+    for end, name in sorted((list(points.values())[-1], name) for name, points in curves.items()):
+        at = max(at + 0.085, (log(end) - low) / (high - low))
+        axis.text(1, at, name, color=COLOURS.get(name, RED), va="center", transform=axis.transAxes)
+    plain_axis(axis)
     for scale in (axis.xaxis, axis.yaxis):
         scale.set_major_formatter("{x:g}")
         scale.set_minor_formatter("")
+
+
+if __name__ == "__main__":
+    draw(Path("docs/performance.md"))

@@ -1,6 +1,6 @@
 // MAML, first-order MAML, ANIL, Reptile and joint training in plain JavaScript, after docs/specification.md.
 // metaGradient(vector) takes a vector of refmeta/vectors/*.json and returns its gradient: for each array of θ its
-// numbers, row by row. Nothing is read or printed here; harness.mjs does that.
+// numbers, row by row. Nothing is read or printed here; harness.mjs does that, and docs/explorer draws.
 
 // ---- Matrices of dual numbers. An entry is a + εd with ε² = 0: a value a and a tangent d. A gradient computed in
 //      dual numbers at θ + εv is ∇L(θ) + εHv, so what follows gives both the gradient and the Hessian-vector product.
@@ -53,16 +53,19 @@ const outputGradients = { // ∂L/∂F for the outputs F of the network, one row
   },
 };
 
-function networkGradient({ model, loss, conventions }, theta, { x, y }) { // θ = [W1, b1, W2, b2, …]
-  const [activation, derivative] = activations[model.activation];
-  const last = theta.length / 2 - 1, inputs = [x];
-  for (let l = 0; l <= last; l++) {
-    const Z = addRow(product(inputs[l], theta[2 * l]), theta[2 * l + 1]);
-    inputs.push(l < last ? map(Z, activation) : Z);
+export function layers({ model }, theta, x) { // the inputs of each layer of [W1, b1, W2, b2, …], and the outputs
+  const [activation] = activations[model.activation], inputs = [x];
+  for (let p = 0; p < theta.length; p += 2) {
+    const Z = addRow(product(inputs.at(-1), theta[p]), theta[p + 1]);
+    inputs.push(p + 2 < theta.length ? map(Z, activation) : Z);
   }
-  const gradient = [];
-  let back = outputGradients[loss.kind](inputs.pop(), y, conventions.examples);
-  for (let l = last; l >= 0; l--) {
+  return inputs;
+}
+
+function networkGradient(problem, theta, { x, y }) {
+  const [, derivative] = activations[problem.model.activation], inputs = layers(problem, theta, x), gradient = [];
+  let back = outputGradients[problem.loss.kind](inputs.pop(), y, problem.conventions.examples);
+  for (let l = inputs.length - 1; l >= 0; l--) {
     gradient.unshift(product(transpose(inputs[l]), back), sumRows(back));
     if (l > 0) back = entrywise(product(back, transpose(theta[2 * l])), map(inputs[l], derivative));
   }
@@ -81,9 +84,9 @@ function quadraticGradient(_, theta, { x, y }) { // ½ tAtᵀ − tbᵀ: t is al
 
 // ---- The algorithms. Here θ, φ, gradients and v are lists of arrays of numbers.
 
-const axpy = (c, xs, ys) => ys.map((y, p) => y.map((number, j) => c * xs[p][j] + number));
+export const axpy = (c, xs, ys) => ys.map((y, p) => y.map((number, j) => c * xs[p][j] + number));
 
-function trajectory({ gradient, moving, alpha }, theta, supports) { // [φ_0 … φ_K]
+export function trajectory({ gradient, moving, alpha }, theta, supports) { // [φ_0 … φ_K]
   const phis = [theta];
   for (const support of supports) phis.push(axpy(-alpha, moving(gradient(phis.at(-1), support)), phis.at(-1)));
   return phis;
@@ -118,12 +121,13 @@ function number(v) {
   return (sign ? -1 : 1) * parseInt(digit + fraction, 16) * 2 ** (exponent - 4 * fraction.length);
 }
 
-function dual({ shape, data }, tangent = data.map(() => 0)) { // an array of one axis is one row, and so is a number
+export function dual({ shape, data }, tangent = data.map(() => 0)) { // one axis is one row, and so is a number
   const columns = shape.at(-1) ?? 1;
   return matrix(data.length / columns, columns, (i, j) => [data, tangent].map((v) => number(v[i * columns + j])));
 }
+export const batch = ({ x, y }) => ({ x: dual(x), y: dual(y) });
 
-function problemOf(vector) {
+export function problemOf(vector) {
   const pass = { mlp: networkGradient, quadratic: quadraticGradient }[vector.model.kind];
   const leaves = (phi, v) => phi.map((data, p) => dual({ shape: vector.theta[p].shape, data }, v?.[p]));
   const body = vector.algorithm === "anil" ? vector.theta.length - vector.head : 0;
@@ -136,11 +140,10 @@ function problemOf(vector) {
   };
 }
 
-export function metaGradient(vector) {
+export function metaGradient(vector, algorithm = algorithms[vector.algorithm]) {
   const problem = problemOf(vector), theta = vector.theta.map(({ data }) => data.map(number));
-  const batch = ({ x, y }) => ({ x: dual(x), y: dual(y) });
   const gradients = vector.tasks.map(({ supports, query }) =>
-    algorithms[vector.algorithm](problem, theta, { supports: supports.map(batch), query: query && batch(query) }));
+    algorithm(problem, theta, { supports: supports.map(batch), query: query && batch(query) }));
   const zero = theta.map((array) => array.map(() => 0));
   const share = vector.conventions.tasks === "mean" ? 1 / gradients.length : 1;
   return gradients.reduce((sum, g) => axpy(share, g, sum), zero);

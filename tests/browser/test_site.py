@@ -1,41 +1,21 @@
 """The built documents, in a real browser: what a reader would stumble over is found by it."""
 
 import importlib
-import os
 import re
-import shutil
 from pathlib import Path
-from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
 
 import refmeta
+from tests.browser.faults import faults
 
-ROOT = Path(__file__).resolve().parent.parent
-BROWSER = os.environ.get("REFMETA_BROWSER") or shutil.which("chromium")
-for package in ("sphinx", "furo", "myst_parser", "latex2mathml", "playwright"):
+ROOT = Path(__file__).resolve().parents[2]
+for package in ("sphinx", "furo", "myst_parser", "latex2mathml"):
     pytest.importorskip(package, reason="the site needs the extra docs")
-if not BROWSER or ROOT not in Path(refmeta.__file__).parents:
-    pytest.skip("needs Chromium (REFMETA_BROWSER names one) and the checkout's refmeta", allow_module_level=True)
+if ROOT not in Path(refmeta.__file__).parents:
+    pytest.skip("needs the checkout's refmeta", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-WIDTHS, SCHEMES = [1400, 390], ["light", "dark"]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-
-FAULTS = """() => {
-    for (const d of document.querySelectorAll("details")) d.open = true;
-    const all = selector => [...document.querySelectorAll(selector)], root = document.documentElement, faults = [];
-    if (root.scrollWidth > root.clientWidth) faults.push(`scrolls sideways: ${root.scrollWidth} > ${root.clientWidth}`);
-    for (const i of all("img")) if (!(i.complete && i.naturalWidth)) faults.push("missing image: " + i.src);
-    for (const m of all("math")) {
-        if (/[\\\\&$]|undefined/.test(m.textContent)) faults.push("not an equation: " + m.textContent);
-        if (!m.getBoundingClientRect().width) faults.push("invisible equation: " + m.textContent);
-    }
-    for (const e of all("article p, article li, article td"))
-        if (/\\$[^$]+\\$/.test(e.textContent)) faults.push("bare TeX: " + e.textContent.slice(0, 80));
-    if (!document.title || !all("h1").length) faults.push("no title");
-    return faults;
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -50,45 +30,6 @@ def site(build, tmp_path_factory):
     out = tmp_path_factory.mktemp("site")
     build.site(out)
     return out
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(params=[(w, s) for w in WIDTHS for s in SCHEMES], ids=lambda p: f"{p[0]}-{p[1]}")
-def tab(browser, request):
-    width, scheme = request.param
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    tab.heard = []
-    tab.on("console", lambda m: m.type in ("error", "warning") and tab.heard.append(f"console: {m.text}"))
-    tab.on("pageerror", lambda error: tab.heard.append(f"script: {error}"))
-    tab.on("request", lambda r: r.url.startswith(("file:", "data:")) or tab.heard.append(f"network: {r.url}"))
-    tab.on("requestfailed", lambda r: tab.heard.append(f"not found: {r.url}"))
-    yield tab
-    tab.close()
-
-
-def faults(tab, path):
-    """All that is wrong with a page as it is shown."""
-    tab.heard.clear()
-    tab.goto(path.as_uri())
-    return tab.heard + tab.evaluate(FAULTS) + [f"dead link: {url}" for url in dead_links(tab)]
-
-
-def dead_links(tab):
-    for url in set(tab.evaluate("() => [...document.links].map(a => a.href)")):
-        file, anchor = urldefrag(url)
-        if file.startswith("file:"):
-            path = Path(unquote(urlparse(file).path))
-            if not path.is_file() or (anchor and f'id="{unquote(anchor)}"' not in path.read_text()):
-                yield url
 
 
 def pages(site):
