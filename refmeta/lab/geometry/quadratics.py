@@ -65,23 +65,33 @@ def fixed_point(method: str, pairs: Sequence[Batch], alpha: float, k: int) -> Ar
     return solve(sum(weights), sum(W @ c for W, (_, c) in zip(weights, pairs, strict=True)))
 
 
-def descent(method: str, pairs: Sequence[Batch], alpha: float, k: int, start: Array) -> Array:
-    """The points of gradient descent along the method's mean direction, to 13 digits of the end, shape (steps + 1, 2).
+def curvature(method: str, pairs: Sequence[Batch], alpha: float, k: int) -> tuple[float, float]:
+    """The least and the greatest curvature of the mean W over the tasks: below 0, the fixed point is a saddle.
 
-    ValueError: the inner steps do not converge, or the descent does not.
+    ValueError: the inner steps do not converge; the mean W has no inverse, or nearly none.
     """
     limit = 2 / max(eigvalsh(A)[-1] for A, _ in pairs)
     if not SMALLEST <= alpha < limit:
         most = f"{limit:.4g}, where the inner steps begin to diverge"
         raise ValueError(f"alpha {alpha:g}: expected at least {SMALLEST:g}, and less than {most}")
-    low, high = eigvalsh(sum(weight(method, A, alpha, k) for A, _ in pairs) / len(pairs))
-    if low < max(FLATTEST, high / 1000):
-        why = "runs away: a smaller alpha is" if low < 0 else "hardly moves: another alpha or fewer inner steps are"
-        given = f"alpha {alpha:g}, inner steps {k - 1}"
-        raise ValueError(f"{given}: descending {method} {why} expected (its curvature is {low:.2g})")
-    path, draws, replay = [start], [[pair] * k for pair in pairs], recorded(direction)
-    for _ in range(int(13 * np.log(10) * 4 * high / low)):  # each leaves at most 1 − low/(4 high) of the way
-        path.append(path[-1] - replay(method, quadratic, path[-1], draws, alpha) / (4 * high))
+    found = eigvalsh(sum(weight(method, A, alpha, k) for A, _ in pairs) / len(pairs))
+    if min(abs(found)) < max(FLATTEST, max(abs(found)) / 1000):
+        given, why = f"alpha {alpha:g}, inner steps {k - 1}", f"its curvatures are {found[0]:.2g} and {found[-1]:.2g}"
+        raise ValueError(
+            f"{given}: descending {method} hardly moves, another alpha or fewer steps are expected ({why})"
+        )
+    return float(found[0]), float(found[-1])
+
+
+def descent(method: str, pairs: Sequence[Batch], alpha: float, k: int, start: Array) -> Array:
+    """The points of gradient descent along the method's mean direction, shape (steps + 1, 2).
+
+    To 13 digits of the end; where the least curvature is negative, until it has run as far away. ValueError: see there.
+    """
+    low, high = curvature(method, pairs, alpha, k)
+    path, draws, replay, most = [start], [[pair] * k for pair in pairs], recorded(direction), 4 * max(high, -low)
+    for _ in range(int(13 * np.log(10) * most / abs(low))):  # each leaves at most 1 − low/most of the way
+        path.append(path[-1] - replay(method, quadratic, path[-1], draws, alpha) / most)
     return np.array(path)
 
 
@@ -120,37 +130,43 @@ def halves(A: Array, c: Array) -> list[Batch]:
     return [(A + s * E, solve(A + s * E, A @ c + s * e)) for s in (1, -1)]
 
 
-def computed(alpha: float, k: int) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Each method's direction, fixed point and the end of its descent, the leading coefficients; and the descents.
+def computed(alpha: float, k: int) -> dict[str, Any]:
+    """Each method's direction, fixed point and the end of its descent; the leading coefficients.
 
-    ValueError: see `descent`.
+    A descent that runs away arrives nowhere (None); then `apart` is relative, its end from the closed form of that.
+    ValueError: see `curvature`.
     """
-    paths = {method: descent(method, TASKS, alpha, k, START) for method in reversed(METHODS)}  # MAML: refused soonest
-    points = {method: fixed_point(method, TASKS, alpha, k) for method in METHODS}
     minibatches = [halves(*task) for task in TASKS]
-    result = {
+    return {
         "experiment": "geometry",
         "alpha": alpha,
         "inner_steps": k - 1,
         "tasks": [{"A": A.tolist(), "c": c.tolist()} for A, c in TASKS],
         "theta": START.tolist(),
-        "methods": [
-            {
-                "method": method,
-                "direction": direction(method, quadratic, START, [[TASKS[0]] * k], alpha).tolist(),
-                "fixed_point": point.tolist(),
-                "arrived": paths[method][-1].tolist(),
-                "apart": float(norm(paths[method][-1] - point)),
-                "steps": len(paths[method]) - 1,
-            }
-            for method, point in points.items()
-        ],
+        "methods": [_end(method, alpha, k) for method in METHODS],
         "coefficients": [
             {"k": n, "method": m, **measured(m, quadratic, START, minibatches, n), "formula": formula(m, n)}
             for n, m in product(COUNTS, METHODS)
         ],
     }
-    return result, paths
+
+
+def _end(method: str, alpha: float, k: int) -> dict[str, Any]:
+    path, point = descent(method, TASKS, alpha, k, START), fixed_point(method, TASKS, alpha, k)
+    (low, high), end, scale = curvature(method, TASKS, alpha, k), point, 1.0
+    if low < 0:  # each of the n steps multiplies θ − θ* by I − W/most
+        W, most = sum(weight(method, A, alpha, k) for A, _ in TASKS) / len(TASKS), 4 * max(high, -low)
+        end = point + matrix_power(np.eye(2) - W / most, len(path) - 1) @ (START - point)
+        scale = float(norm(end))
+    return {
+        "method": method,
+        "direction": direction(method, quadratic, START, [[TASKS[0]] * k], alpha).tolist(),
+        "fixed_point": point.tolist(),
+        "curvature": low,
+        "arrived": path[-1].tolist() if low > 0 else None,
+        "apart": float(norm(path[-1] - end)) / scale,
+        "steps": len(path) - 1,
+    }
 
 
 def labels(k: int) -> dict[str, tuple[str, str]]:

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from refmeta.lab.display import COLOURS, FAINT, INK, plain_axis, plural
+from refmeta.lab.display import FAINT, INK, plain_axis, plural
 from refmeta.lab.files import save_figure
+from refmeta.lab.plots import logarithmic
 from refmeta.lab.reproduce.experiment import number
 from refmeta.lab.reproduce.papers import PAPERS
 from refmeta.lab.runs import Result, Run
-
-OURS, THEIRS = COLOURS["maml"], COLOURS["joint"]
 
 
 def draw(folder: Path, result: Result, runs: list[Run]) -> None:
@@ -54,16 +53,15 @@ def _panel(axis: Any, points: list[Point], score: str) -> None:
     factor = 100 if score == "accuracy" else 1
     places = np.arange(len(points))
     mean, ci95 = ([factor * here[key] for _, here, _ in points] for key in (score, "ci95"))
-    axis.errorbar(mean, places, xerr=ci95, fmt="o", color=OURS, ms=5, capsize=3, label="here, with its 95 % interval")
+    axis.errorbar(mean, places, xerr=ci95, fmt="o", color=INK, ms=5, capsize=3, label="here, with its 95 % interval")
     known = [(place, *paper) for place, (_, _, paper) in zip(places, points, strict=True) if paper]
-    axis.errorbar(*_columns(known), fmt="D", color=THEIRS, mfc="none", ms=7, capsize=3, label="the paper")
+    axis.errorbar(*_columns(known), fmt="D", color=FAINT, mfc="none", ms=7, capsize=3, label="the paper")
     axis.set_yticks(places, [label for label, *_ in points])
     axis.set_ylim(len(points) - 0.5, -0.5)
     axis.grid(axis="y", color=FAINT, alpha=0.3)
     axis.set_xlabel(LABELS[score])
     if score == "mse":
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
+        logarithmic(axis, "x")
     plain_axis(axis)
 
 

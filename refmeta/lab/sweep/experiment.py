@@ -28,7 +28,7 @@ import numpy as np
 
 from refmeta.lab import display, runs
 from refmeta.lab.files import RECORD, locked, plain, regular, save_csv, save_result, save_theta, versions, writable
-from refmeta.lab.runs import DIGITS, Options, Result, Run, add_command, drawing, progress, seed_range, show, whole
+from refmeta.lab.runs import DIGITS, Options, Result, Run, add_command, drawing, seed_range, show, whole
 from refmeta.lab.sine import experiment as sine
 from refmeta.lab.sine.experiment import Config
 from refmeta.lab.training import METHODS, Diverged, over_seeds
@@ -310,7 +310,7 @@ def run(args: argparse.Namespace) -> int:
     jobs, folder, code = grid(seeds, args.preset, args.quick, **given), Path(args.out), 0
     try:
         draw = drawing("sweep")
-        with progress(len(jobs), "runs") as move:
+        with display.bar(len(jobs), "runs") as move:
             rows = sweep(jobs, folder, workers=args.workers, report=lambda finished, total: move(finished, ""))
     except KeyboardInterrupt as error:
         kept = f"{folder} keeps {sum((folder / f'{name_of(job)}.json').exists() for job in jobs)} of {len(jobs)} runs"
