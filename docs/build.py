@@ -36,7 +36,8 @@ API = {
     "refmeta.adjoint": "maml anil hvp",
     "refmeta.models": "MLP ConvNet squared_error cross_entropy accuracy",
     "refmeta.conformance": "check assert_case parameters audit Case Skip Report Row Verdict",
-    "refmeta.lab": "train Checkpoint evaluate adam sgd linear reptile_by trajectory_by Diverged Interrupted",
+    "refmeta.lab": "train progress Checkpoint evaluate adam sgd linear reptile_by trajectory_by Diverged Interrupted",
+    "refmeta.lab.plots": "plot_adaptation plot_curves plot_training plot_geometry plot_weights plot_similarity",
     "refmeta.lab.sweep": "grid sweep Incomplete",
 }
 API_HEAD = """# Every public name

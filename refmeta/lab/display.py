@@ -136,22 +136,16 @@ def svg(figure: Any) -> str:
     text = StringIO()
     with rc_context({"svg.hashsalt": "refmeta"}):  # else its ids are drawn anew
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    rules = "".join(
-        f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
-        for light, dark in DARK.items()
-        for what in ("fill", "stroke")
-    )
-    rules += f"svg{{fill:{DARK[INK]}}}"  # what is black says nothing
-    style = f"<style>@media (prefers-color-scheme:dark){{{rules}}}</style>\n <defs>"
+    rule = '[style*="{0}: {1}"]{{{0}:{2}!important}}'
+    rules = [rule.format(what, *colours) for colours in DARK.items() for what in ("fill", "stroke")]
+    rules.append(f"svg{{fill:{DARK[INK]}}}")  # what is black says nothing
+    style = f"<style>@media (prefers-color-scheme:dark){{{''.join(rules)}}}</style>\n <defs>"
     return text.getvalue().replace("<defs>", style, 1)
 
 
 def plain_axis(axis: Any = None) -> Any:
     """The axis (None: pyplot's current one) with two spines and small ticks, as all figures here have."""
-    if axis is None:
-        from matplotlib import pyplot
-
-        axis = pyplot.gca()
+    axis = axis or importlib.import_module("matplotlib.pyplot").gca()
     axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(colors=INK, labelsize=9)
+    axis.tick_params(which="both", colors=INK, labelsize=9, length=3)
     return axis

@@ -12,12 +12,13 @@ import numpy as np
 from refmeta import algorithms
 from refmeta.checks import check_alpha, check_tasks, check_theta
 from refmeta.lab.display import COLOURS, CONTOUR, FAINT, INK, LABELS, PAPER, Curve, Row, column, plain_axis, plural
-from refmeta.lab.geometry.quadratics import METHODS, curvature, descent, labels, quadratic, weight
+from refmeta.lab.geometry.quadratics import METHODS, arrives, descent, labels, quadratic, weight
 from refmeta.lab.training import History, Trajectory
 from refmeta.models import squared_error
 from refmeta.trees import Array, Batch, Loss, Supports, Theta
 
 SIZE = 9  # of names, in points
+ARROW = {"arrowstyle": "-|>", "ls": ":", "lw": 1.4}
 
 
 def plot_adaptation(
@@ -36,7 +37,7 @@ def plot_adaptation(
 
     steps: default 0, 1 and K, the number of support batches. loss: default the squared error. trajectory: how the
     method adapts, as `trajectory_by` makes one. x: where to predict, (m, 1) or (m,); of several columns the first is
-    the axis. style: of the lines. ValueError: a step that is not among 0 … K; no number for each x; as `refmeta.adapt`.
+    the axis. style: of the lines. ValueError: a step that is not among 0 … K; not one number for each x; bad data.
     """
     theta, alpha, [(supports, query)] = check_theta(theta), check_alpha(alpha), check_tasks([task])
     last, loss = len(supports), loss or squared_error(net)
@@ -45,16 +46,14 @@ def plot_adaptation(
         raise ValueError(f"steps: expected numbers from 0 to {last}, as the task has support batches; got {steps}")
     seen, y = (np.concatenate([batch[i] for batch in [*supports, query]]) for i in (0, 1))
     x = np.linspace(seen.min(0), seen.max(0), 200).astype(seen.dtype) if x is None else x
-    if np.size(net(theta, x)) != len(x):
-        raise ValueError(f"net: expected one number for each of {len(x)} x, got shape {np.shape(net(theta, x))}")
     ax, dashes = plain_axis(ax), {0: ":", steps[-1]: "-"}
     for (at, target), mark, colour, size in [(query, ".", FAINT, 3), *((each, "o", INK, 4.5) for each in supports[:1])]:
         ax.plot(np.reshape(at, (len(at), -1))[:, 0], target, mark, color=colour, ms=size)
     with np.errstate(over="ignore", invalid="ignore"):
         phis = trajectory(loss, theta, supports, alpha)
         for k in steps:
-            look = {"color": COLOURS["maml"], "ls": dashes.get(k, "--"), "label": f"{k}: {loss(phis[k], query):#.3g}"}
-            ax.plot(np.reshape(x, (len(x), -1))[:, 0], np.ravel(net(phis[k], x)), lw=2, **{**look, **style})
+            look = {"color": COLOURS["maml"], "lw": 2, "label": f"{k}: {loss(phis[k], query):#.3g}", **style}
+            ax.plot(np.reshape(x, (len(x), -1))[:, 0], np.ravel(net(phis[k], x)), dashes.get(k, "--"), **look)
     ax.set(xlabel="x (● support, · query)", ylim=y.min() + (np.ptp(y) or 1) * np.array([-0.3, 1.3]))
     return keyed(ax, (0, 1), "lower left", "steps: loss on the query", len(steps))
 
@@ -111,7 +110,7 @@ def plot_geometry(tasks: Sequence[Batch], theta: Array, alpha: float, steps: int
     """
     ax, k = plain_axis(ax), steps + 1
     paths = {method: descent(method, tasks, alpha, k, theta) for method in METHODS}
-    ends = {name: path[-1] for name, path in paths.items() if curvature(name, tasks, alpha, k)[0] > 0}
+    ends = {method: path[-1] for method, path in paths.items() if arrives(path)}
     draw_plane(ax, [theta, *(c for _, c in tasks), *ends.values()], tasks)
     ax.plot(*theta, "o", color=INK, ms=5)
     note(ax, "θ", theta, (-12, -12))
@@ -123,13 +122,10 @@ def plot_geometry(tasks: Sequence[Batch], theta: Array, alpha: float, steps: int
         if method in ends:
             ways = [algorithms.trajectory(quadratic, [ends[method]], [task] * steps, alpha) for task in tasks]
             for way in ways:
-                ax.annotate(
-                    "", way[-1][0], ends[method], arrowprops={"arrowstyle": "-|>", "ls": ":", "lw": 1.4, **style}
-                )
+                ax.annotate("", way[-1][0], ends[method], arrowprops={**ARROW, **style})
             ax.plot(*ends[method], "o", mfc="none", mew=2.4, ms=10, **style)
-            said = " → ".join(
-                f"{sum(quadratic(way[at], task) for way, task in zip(ways, tasks)):.1f}" for at in (0, -1)
-            )
+            before, *_, after = (sum(map(quadratic, points, tasks)) for points in zip(*ways, strict=True))
+            said = f"{before:.1f} → {after:.1f}"
         ax.plot(*path[abs(path).max(1) < 1e6].T, lw=2.2, label=f"{labels(k)[method][0]}: {said}", **style)
     return keyed(ax, (0, 0), "upper left", f"sum of the losses at the ring → after {plural(steps, 'step')} on each", 2)
 
@@ -177,14 +173,10 @@ def note(ax: Any, text: str, at: Any, offset: tuple[float, float], **style: Any)
 
 
 def logarithmic(ax: Any, which: str = "y") -> None:
-    """A logarithmic scale whose numbers are plain."""
-    from matplotlib.ticker import LogLocator
-
-    ax.set(**{f"{which}scale": "log"})
-    axis = getattr(ax, f"{which}axis")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter("")
+    """A logarithmic scale with the numbers 1, 2, 5, 10, …"""
+    getattr(ax, f"set_{which}scale")("log", subs=[2, 5])
+    for ticks in ("major", "minor"):
+        getattr(getattr(ax, f"{which}axis"), f"set_{ticks}_formatter")("{x:g}")
 
 
 def keyed(ax: Any, corner: tuple[float, float], side: str, title: str, columns: int) -> Any:
@@ -197,21 +189,21 @@ def keyed(ax: Any, corner: tuple[float, float], side: str, title: str, columns: 
 def named(ax: Any, lines: Sequence[Any]) -> Any:
     """The axes, with the label of each line beside its end: apart from each other, and all inside.
 
-    Heights h in order become h' that lie g apart and are nearest to them, Σ (h' − h)² the least:
-        h'_i = i g + max_{j≤i} min_{m≥i} mean_{j≤n≤m} (h_n − n g)
+    Heights h in order become h′ that lie g apart and are nearest to them, Σ (h′ − h)² the least:
+        h′_i = i g + max_{j≤i} min_{m≥i} mean_{j≤n≤m} (h_n − n g)
     """
     ax.figure.draw_without_rendering()  # else its place and scale are not up to date
     ends = np.array([line.get_xydata()[-1] for line in lines])
-    heights, (left, _), last = ax.transData.transform(ends)[:, 1] * 72 / ax.figure.dpi, ax.get_xlim(), ends[:, 0].max()
-    order, gaps, n, widest = np.argsort(heights, kind="stable"), 1.25 * SIZE * np.arange(len(lines)), len(lines), 0.0
-    free = heights[order] - gaps
+    heights, (left, _), n = ax.transData.transform(ends)[:, 1] * 72 / ax.figure.dpi, ax.get_xlim(), len(lines)
+    order, gaps, last = np.argsort(heights, kind="stable"), 1.25 * SIZE * np.arange(n), ends[:, 0].max()
+    free, names = heights[order] - gaps, []
     apart = [max(min(free[j:m].mean() for m in range(i + 1, n + 1)) for j in range(i + 1)) for i in range(n)]
     for i, up in zip(order, apart + gaps - heights[order], strict=True):
         style = {"color": lines[i].get_color(), "fontsize": SIZE, "va": "center", "annotation_clip": False}
-        text = ax.annotate(lines[i].get_label(), ends[i], (6, up), textcoords="offset points", **style)
-        widest = max(widest, text.get_window_extent().width)
+        names.append(ax.annotate(lines[i].get_label(), ends[i], (6, up), textcoords="offset points", **style))
+    widest = max(name.get_window_extent().width for name in names) + SIZE
     ax.set_xticks([tick for tick in ax.get_xticks() if left <= tick <= last])
-    ax.set_xlim(left, left + (last - left) / (1 - min(0.6, (widest + SIZE) / ax.bbox.width)))
+    ax.set_xlim(left, left + (last - left) / (1 - min(0.6, widest / ax.bbox.width)))
     return ax
 
 

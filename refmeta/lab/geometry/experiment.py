@@ -19,8 +19,6 @@ POINTS = {"direction": "({:.3f}, {:.3f})", "fixed_point": "({:.7f}, {:.7f})", "a
 ROW = "{:>17}  {:<15}{:>17}{:>25}{:>26}{:>9}"
 CELL = "{c1:>10.5f} ({formula[0]:g}){c2:>8.5f} ({formula[1]:g})"
 IN_WORDS = {"joint": ("1", "0"), "reptile": ("k", "k(k − 1)/2"), "fomaml": ("1", "k − 1"), "maml": ("1", "2(k − 1)")}
-AWAY = """runs away, because its weights add to a negative curvature: {}
-apart is how far it ends from where the closed form of descent has it, as a share of the way"""
 FIGURES = ["geometry.png", "weights.png"]
 HELP = "where each method leads on two quadratic tasks, exactly, in one figure"
 STEPS = "of MAML and first-order MAML before the last gradient; Reptile takes that one too, as its step K + 1"
@@ -71,10 +69,8 @@ def text(result: Result) -> str:
     for end in result["methods"]:
         points = (form.format(*end[key]) if end[key] else "runs away" for key, form in POINTS.items())
         lines.append(ROW.format(*labels(k)[end["method"]], *points, f"{end['apart']:.0e}"))
-    away = [
-        f"{labels(k)[end['method']][0]} ({end['curvature']:.3g})" for end in result["methods"] if not end["arrived"]
-    ]
-    lines += [f"\n{AWAY.format(', '.join(away))}"] * bool(away)
+    away = ", ".join(labels(k)[end["method"]][0] for end in result["methods"] if not end["arrived"])
+    lines += [f"\nruns away: {away}, because its weights add up to a negative curvature"] * bool(away)
     heads = [f"    k = {k}:  c₁          c₂" for k in dict.fromkeys(row["k"] for row in rows)]
     lines += [
         "\nleading order, E g = c₁ AvgGrad − c₂ α AvgGradInner + O(α²), over every draw of k minibatches of a task;",

@@ -36,10 +36,9 @@ def directions(axis: Any, result: dict[str, Any]) -> None:
     draw_plane(axis, [*inner, *tips.values()], TASKS[:1])
     axis.plot(*inner.T, "o:", color=INK, ms=5, lw=1.6)
     for j in sorted({0, 1, 2, k}):  # after two steps they would crowd
-        place = {"offset": (6, 6)} if j else {"offset": (-6, -6), "ha": "right", "va": "top"}
-        note(axis, f"φ{subscript(j)}" if j else "φ₀ = θ", inner[j], **place)
+        note(axis, f"φ{subscript(j)}" if j else "φ₀ = θ", inner[j], (12, 8) if j else (-24, -12))
     for method, tip in tips.items():
         arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 16, "lw": 2.4}
         axis.annotate("", tip, START, arrowprops={**arrow, "color": COLOURS[method]})
         axis.plot([], lw=2.4, color=COLOURS[method], label=": ".join(labels(k)[method]))
-    keyed(axis, (0, 0), "upper left", f"the direction, of which each arrow is α = {alpha:g} times", 2)
+    keyed(axis, (0, 0), "upper left", f"each arrow is α = {alpha:g} times", 2)

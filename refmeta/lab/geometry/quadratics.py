@@ -59,39 +59,36 @@ def weight(method: str, A: Array, alpha: float, k: int) -> Array:
     return WEIGHTS[method](A, np.eye(len(A)) - alpha * A, k)
 
 
+def mean_weight(method: str, pairs: Sequence[Batch], alpha: float, k: int) -> Array:
+    return sum(weight(method, A, alpha, k) for A, _ in pairs) / len(pairs)
+
+
 def fixed_point(method: str, pairs: Sequence[Batch], alpha: float, k: int) -> Array:
     """Where the mean direction over the tasks (A, c) is zero: θ* = (Σ W)⁻¹ Σ W c."""
-    weights = [weight(method, A, alpha, k) for A, _ in pairs]
-    return solve(sum(weights), sum(W @ c for W, (_, c) in zip(weights, pairs, strict=True)))
-
-
-def curvature(method: str, pairs: Sequence[Batch], alpha: float, k: int) -> tuple[float, float]:
-    """The least and the greatest curvature of the mean W over the tasks: below 0, the fixed point is a saddle.
-
-    ValueError: the inner steps do not converge; the mean W has no inverse, or nearly none.
-    """
-    limit = 2 / max(eigvalsh(A)[-1] for A, _ in pairs)
-    if not SMALLEST <= alpha < limit:
-        most = f"{limit:.4g}, where the inner steps begin to diverge"
-        raise ValueError(f"alpha {alpha:g}: expected at least {SMALLEST:g}, and less than {most}")
-    found = eigvalsh(sum(weight(method, A, alpha, k) for A, _ in pairs) / len(pairs))
-    if min(abs(found)) < max(FLATTEST, max(abs(found)) / 1000):
-        given, why = f"alpha {alpha:g}, inner steps {k - 1}", f"its curvatures are {found[0]:.2g} and {found[-1]:.2g}"
-        raise ValueError(
-            f"{given}: descending {method} hardly moves, another alpha or fewer steps are expected ({why})"
-        )
-    return float(found[0]), float(found[-1])
+    total = sum(weight(method, A, alpha, k) @ c for A, c in pairs)
+    return solve(mean_weight(method, pairs, alpha, k), total / len(pairs))
 
 
 def descent(method: str, pairs: Sequence[Batch], alpha: float, k: int, start: Array) -> Array:
-    """The points of gradient descent along the method's mean direction, shape (steps + 1, 2).
+    """The points of gradient descent along the method's mean direction W̄ (θ − θ*), shape (steps + 1, 2).
 
-    To 13 digits of the end; where the least curvature is negative, until it has run as far away. ValueError: see there.
+    Its rate is 1/(4 c), c the greatest curvature of W̄. To 13 digits of the end; or, where W̄ has a negative curvature
+    and so the fixed point repels, as many times as far away. ValueError: bad tasks; the inner steps do not converge;
+    W̄ has no inverse, or nearly none.
     """
-    low, high = curvature(method, pairs, alpha, k)
-    path, draws, replay, most = [start], [[pair] * k for pair in pairs], recorded(direction), 4 * max(high, -low)
-    for _ in range(int(13 * np.log(10) * most / abs(low))):  # each leaves at most 1 − low/most of the way
-        path.append(path[-1] - replay(method, quadratic, path[-1], draws, alpha) / most)
+    if {(np.shape(A), np.shape(c), np.shape(start)) for A, c in pairs} != {((2, 2), (2,), (2,))}:
+        raise ValueError("tasks: expected pairs (A, c) of the shapes (2, 2) and (2,), and theta of the shape (2,)")
+    limit, given = 2 / max(eigvalsh(A)[-1] for A, _ in pairs), f"alpha {alpha:g}"
+    if not SMALLEST <= alpha < limit:
+        most = f"{limit:.4g}, where the inner steps begin to diverge"
+        raise ValueError(f"{given}: expected at least {SMALLEST:g}, and less than {most}")
+    low, high = sorted(abs(eigvalsh(mean_weight(method, pairs, alpha, k))))
+    if low < max(FLATTEST, high / 1000):
+        why = f"hardly moves: another alpha or fewer inner steps are expected (its curvature is {low:.2g})"
+        raise ValueError(f"{given}, inner steps {k - 1}: descending {method} {why}")
+    path, draws, replay = [start], [[pair] * k for pair in pairs], recorded(direction)
+    for _ in range(int(13 * np.log(10) * 4 * high / low)):  # each leaves at most 1 − low/(4 high) of the way
+        path.append(path[-1] - replay(method, quadratic, path[-1], draws, alpha) / (4 * high))
     return np.array(path)
 
 
@@ -133,8 +130,7 @@ def halves(A: Array, c: Array) -> list[Batch]:
 def computed(alpha: float, k: int) -> dict[str, Any]:
     """Each method's direction, fixed point and the end of its descent; the leading coefficients.
 
-    A descent that runs away arrives nowhere (None); then `apart` is relative, its end from the closed form of that.
-    ValueError: see `curvature`.
+    A descent that runs away arrives nowhere: None. ValueError: see `descent`.
     """
     minibatches = [halves(*task) for task in TASKS]
     return {
@@ -152,21 +148,24 @@ def computed(alpha: float, k: int) -> dict[str, Any]:
 
 
 def _end(method: str, alpha: float, k: int) -> dict[str, Any]:
+    """`apart`: from where the closed form has the descent's last point, each step a factor I − W̄/(4 c) of θ − θ*."""
     path, point = descent(method, TASKS, alpha, k, START), fixed_point(method, TASKS, alpha, k)
-    (low, high), end, scale = curvature(method, TASKS, alpha, k), point, 1.0
-    if low < 0:  # each of the n steps multiplies θ − θ* by I − W/most
-        W, most = sum(weight(method, A, alpha, k) for A, _ in TASKS) / len(TASKS), 4 * max(high, -low)
-        end = point + matrix_power(np.eye(2) - W / most, len(path) - 1) @ (START - point)
-        scale = float(norm(end))
+    W = mean_weight(method, TASKS, alpha, k)
+    factor = np.eye(2) - W / (4 * max(abs(eigvalsh(W))))
+    end = point + matrix_power(factor, len(path) - 1) @ (START - point)
     return {
         "method": method,
         "direction": direction(method, quadratic, START, [[TASKS[0]] * k], alpha).tolist(),
         "fixed_point": point.tolist(),
-        "curvature": low,
-        "arrived": path[-1].tolist() if low > 0 else None,
-        "apart": float(norm(path[-1] - end)) / scale,
+        "arrived": path[-1].tolist() if arrives(path) else None,
+        "apart": float(norm(path[-1] - end)) / max(1.0, float(norm(end))),
         "steps": len(path) - 1,
     }
+
+
+def arrives(path: Array) -> bool:
+    """Whether a descent ends in its fixed point, or runs away."""
+    return bool(norm(path[-1] - path[-2]) < 1)
 
 
 def labels(k: int) -> dict[str, tuple[str, str]]:

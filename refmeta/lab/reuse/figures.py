@@ -1,6 +1,5 @@
 """The figure of `refmeta reuse` (matplotlib, from the extra `lab`)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,28 +19,20 @@ def draw(folder: Path, result: Result, runs: list[Run]) -> None:
     """A panel for each table: the score against the frozen layers, how far each moves, its similarity, NIL."""
     images = "regimes" in result
     figure = Figure(figsize=(11, 7.6) if images else (13.5, 4), layout="constrained")
-    _panels(figure.subplots(2 if images else 1, 2 if images else 3).ravel(), result)
+    panels(figure.subplots(2 if images else 1, 2 if images else 3).ravel(), result)
     save_figure(folder / "reuse.png", figure)
 
 
-def beside(path: str, *folders: str) -> None:
-    """A row for the result in each folder, of the panels that waves and characters both have."""
-    figure = Figure(figsize=(13.5, 4 * len(folders)), layout="constrained")
-    for axes, folder in zip(figure.subplots(len(folders), 3, squeeze=False), folders, strict=True):
-        _panels(axes, json.loads((Path(folder) / "result.json").read_text()))
-    save_figure(Path(path), figure)
-
-
-def _panels(axes: Any, result: Result) -> None:
+def panels(axes: Any, result: Result) -> None:
     """The first panels of a result, as many as there are axes."""
     images, steps = "regimes" in result, plural(max(result["config"]["maml"]["test_steps"]), "step")
-    panels = [
+    shown = [
         (_frozen, f"{result['data']}: MAML, {steps} on an unseen task", ("mean squared error", "accuracy (%)")[images]),
         (_moved, f"how far MAML's layers move in {steps}", "‖φ − θ‖ / ‖θ‖"),
-        (_similarity, "MAML's layers, activations on the query", "similarity"),
+        (_alike, "MAML's layers, activations on the query", "similarity"),
         (_regimes, "by training: NIL (dots), own head and inner loop (rings)", "accuracy (%)"),
     ]
-    for (panel, title, score), axis in zip(panels, axes, strict=False):
+    for (panel, title, score), axis in zip(shown, axes, strict=False):
         panel(axis, result, steps)
         axis.set_ylabel(score)
         axis.set_title(title, fontsize=10, color=INK)
@@ -78,7 +69,7 @@ def _moved(axis: Any, result: Result, steps: str) -> None:
     axis.margins(x=0.15, y=0.15)
 
 
-def _similarity(axis: Any, result: Result, steps: str) -> None:
+def _alike(axis: Any, result: Result, steps: str) -> None:
     plot_similarity(result["similarity"], result["between"]["maml–maml"], axis)
 
 
