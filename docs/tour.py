@@ -1,4 +1,4 @@
-"""Runs the notebook tour.ipynb and stores what its cells print and draw: `python -m docs.tour`, with the extra `notebook`."""
+"""Runs tour.ipynb and stores what its cells print and draw: `python -m docs.tour`, with the extra `notebook`."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,14 +29,18 @@ def cleaned(notebook: Any) -> str:
     for number, cell in enumerate(notebook.cells):
         cell.update(id=f"cell-{number}", metadata={})
         if cell.cell_type == "code":
-            cell.execution_count = None
+            cell.execution_count, kept = None, []
             for output in cell.outputs:
+                if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
+                    kept[-1].text += output.text
+                elif output.output_type == "stream" or "image/png" in output.data:
+                    kept.append(output)
+            for output in kept:
                 if output.output_type == "stream":
-                    output.text = "".join(line.rpartition("\r")[2] for line in output.text.splitlines(keepends=True))
+                    output.text = "\n".join(line.rpartition("\r")[2] for line in output.text.strip("\r\n").split("\n"))
                 else:
-                    output.metadata = {}
-                    output.data.pop("text/plain", None) if "image/png" in output.get("data", {}) else None
-                    output.update({"execution_count": None} if output.output_type == "execute_result" else {})
+                    output.update(metadata={}, data={"image/png": output.data["image/png"]})
+            cell.outputs = kept
     return nbformat.writes(notebook, indent=1) + "\n"
 
 

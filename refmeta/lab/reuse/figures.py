@@ -44,7 +44,7 @@ def _dots(axis: Any, x: Sequence[float], rows: list[Row], colour: str, factor: f
     mean, ci95 = factor * column(rows, "mean"), factor * column(rows, "ci95")
     axis.errorbar(x, mean, ci95, fmt="o", color=colour, capsize=3, ms=6, **style)
     for at, value, half in zip(x, mean, ci95, strict=True):
-        note(axis, f"{value:{form}}", (at, value - half), (0, -8))
+        note(axis, f"{value:{form}}", (at, value - half), (0, -11))
 
 
 def _frozen(axis: Any, result: Result, steps: str) -> None:
