@@ -127,14 +127,12 @@ def save_animation(path: Path, figures: Sequence[Any]) -> None:
     """Figures of matplotlib as one GIF, a second each, the last four, again and again; of 64 colours."""
     from PIL import Image  # matplotlib needs it
 
-    frames = []
+    film = []
     for figure in figures:
         figure.savefig(file := io.BytesIO(), dpi=100, format="png")
-        frames.append(Image.open(file).convert("RGB").quantize(64))
-    times = [1000] * (len(frames) - 1) + [4000]
-    replace(
-        path, lambda file: frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
-    )
+        film.append(Image.open(file).convert("RGB").quantize(64))
+    times = [1000] * (len(film) - 1) + [4000]
+    replace(path, lambda file: film[0].save(file, "GIF", save_all=True, append_images=film[1:], duration=times, loop=0))
 
 
 @cache

@@ -166,10 +166,9 @@ def note(ax: Any, text: str, at: Any, offset: tuple[float, float], **style: Any)
     """Text so many points from a place, with a halo of the page's colour."""
     from matplotlib.patheffects import withStroke
 
-    look = {"fontsize": 10, "color": INK, "ha": "center", "va": "center", **style}
-    ax.annotate(
-        text, at, offset, textcoords="offset points", path_effects=[withStroke(linewidth=3, foreground=PAPER)], **look
-    )
+    halo = [withStroke(linewidth=3, foreground=PAPER)]
+    look = {"fontsize": 10, "color": INK, "ha": "center", "va": "center", "path_effects": halo, **style}
+    ax.annotate(text, at, offset, textcoords="offset points", **look)
 
 
 def logarithmic(ax: Any, which: str = "y") -> None:

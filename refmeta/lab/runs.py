@@ -230,9 +230,7 @@ def check_config(config: Any) -> None:
     if METHODS[config.method].displacement and not config.inner_steps:
         raise ValueError(f"inner-steps 0: {config.method} needs at least one inner step")
     if config.inner != "sgd" and not METHODS[config.method].displacement:
-        raise ValueError(
-            f"inner {config.inner}: only reptile takes another inner optimiser than sgd, not {config.method}"
-        )
+        raise ValueError(f"inner {config.inner}: only reptile takes another inner optimiser, not {config.method}")
 
 
 def test_alpha(config: Any) -> float:

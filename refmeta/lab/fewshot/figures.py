@@ -28,9 +28,8 @@ def draw(folder: Path, result: Result, runs: list[Run], images: Images) -> None:
     left, right = figure.subplots(1, 2)
     plot_training({run.config.method: run.history for run in runs}, left)
     chance = {"chance": [{"steps": 0, "accuracy": 1 / runs[0].config.ways, "ci95": 0}]}
-    right.set_ylim(0, 100)
-    curves = by_method(result["curve"]) | result["baselines"] | chance
-    plot_curves(curves, right, "accuracy", 100).set_ylabel("accuracy (%)")
+    right.set(ylim=(0, 100), ylabel="accuracy (%)")
+    plot_curves(by_method(result["curve"]) | result["baselines"] | chance, right, "accuracy", 100)
     save_figure(folder / "curves.png", figure)
 
 

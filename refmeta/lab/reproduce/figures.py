@@ -51,13 +51,10 @@ def _panel(axis: Any, points: list[Point], score: str) -> None:
     mean, ci95 = ([factor * here[key] for _, here, _ in points] for key in (score, "ci95"))
     axis.errorbar(mean, places, xerr=ci95, fmt="o", color=INK, ms=5, capsize=3, label="here, with its 95 % interval")
     known = np.array([(place, *paper) for place, (*_, paper) in enumerate(points) if paper]).reshape(-1, 3).T
-    axis.errorbar(
-        known[1], known[0], xerr=known[2], fmt="D", color=FAINT, mfc="none", ms=7, capsize=3, label="the paper"
-    )
+    axis.errorbar(known[1], known[0], None, known[2], "D", color=FAINT, mfc="none", ms=7, capsize=3, label="the paper")
     axis.set_yticks(places, [label for label, *_ in points])
-    axis.set_ylim(len(points) - 0.5, -0.5)
     axis.grid(axis="y", color=FAINT, alpha=0.3)
-    axis.set_xlabel(LABELS[score])
+    axis.set(xlabel=LABELS[score], ylim=(len(points) - 0.5, -0.5))
     if score == "mse":
         logarithmic(axis, "x")
     plain_axis(axis)

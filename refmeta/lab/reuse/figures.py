@@ -35,8 +35,7 @@ def panels(axes: Any, result: Result) -> None:
     for (panel, title, score), axis in zip(shown, axes, strict=False):
         panel(axis, result, steps)
         axis.set_ylabel(score)
-        axis.set_title(title, fontsize=10, color=INK)
-        plain_axis(axis)
+        plain_axis(axis).set_title(title, fontsize=10, color=INK)
 
 
 def _dots(axis: Any, x: Sequence[float], rows: list[Row], colour: str, factor: float, form: str, **style: Any) -> None:
@@ -56,9 +55,8 @@ def _frozen(axis: Any, result: Result, steps: str) -> None:
     at = factor * nothing["mean"]
     axis.axhline(at, color=FAINT, ls="--")
     note(axis, f"nothing adapts: {at:{form}}", (-0.4, at), (0, 8), ha="left", color=FAINT)
-    axis.set_xlim(-0.5, last + 0.5)
     axis.set_xticks(range(last + 1), [*depths(result)[:-1], "body, ANIL"])
-    axis.set_xlabel("layers frozen at test; ANIL's body in training too")
+    axis.set(xlim=(-0.5, last + 0.5), xlabel="layers frozen at test; ANIL's body in training too")
     axis.margins(y=0.15)
 
 

@@ -49,10 +49,9 @@ def adapt_one(axis: Any, run: Run, task: int, steps: Collection[int]) -> None:
     (net, loss), wave, x = network(config), law.wave(rng), np.linspace(-LIMIT, LIMIT, 200)[:, None]
     supports, _ = test_task(config, wave, rng)
     (seen, y), colour = (law.sight(*wave, x), wave(x)), COLOURS[config.method]
+    known = supports, (seen[::4], y[::4])
     how = loss, method_of(config).trajectory, seen
-    plot_adaptation(
-        net, run.theta, (supports, (seen[::4], y[::4])), test_alpha(config), steps, axis, *how, color=colour
-    )
+    plot_adaptation(net, run.theta, known, test_alpha(config), steps, axis, *how, color=colour)
     axis.set_ylabel(config.method, fontsize=12, weight="bold", color=colour)
 
 

@@ -334,12 +334,10 @@ def text(rows: list[display.Row]) -> str:
         seeds = f"{every - lost} of {every}" if lost else str(every)
         means = [_mean(curve[k]) if k < len(curve) else "" for k in steps]
         lines.append([*(str(curve[0][name]) for name in settings), seeds, *means])
-    title = (
-        "mean squared error on unseen tasks (mean ± 95 % interval over the seeds; of one seed, over its tasks), after"
-    )
+    top = "mean squared error on unseen tasks (mean ± 95 % interval over the seeds; of one seed, over its tasks), after"
     note = "Runs and test tasks that diverged are left out of the means; table.csv counts them."
     lost = any(row["diverged_seeds"] or row["diverged_tasks"] for row in rows)
-    return "\n".join(["", title, display.table(lines, gap="  "), *[note] * lost])
+    return "\n".join(["", top, display.table(lines, gap="  "), *[note] * lost])
 
 
 def _mean(row: display.Row) -> str:
