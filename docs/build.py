@@ -163,7 +163,8 @@ def site(out: Path) -> None:
             text = TEST.sub(r"\1#\2", page.read_text())
             text = LINK.sub(lambda m, page=page: m["code"] or m[2] + _target(page, m[3], sources) + m[4], text)
             _write(source / ("index.md" if page == HOME else page.name), text + (_contents() if page == HOME else ""))
-        _write(source / "tour.md", "".join(_notebook(TOUR, source / "figures")))
+        shutil.copy(TOUR, source)
+        _write(source / "tour.md", "".join(_notebook(source / TOUR.name)))
         _write(source / "api.md", "".join(_api()))
         for path in sources:
             _write(source / f"source/{path}.md", "".join(_listing(path)), "orphan: true\n")
@@ -198,8 +199,8 @@ def _contents() -> str:
     return f"\n```{{toctree}}\n:hidden:\n\n{names}\ntour\napi\n```\n"
 
 
-def _notebook(path: Path, figures: Path) -> Iterator[str]:
-    """A notebook's cells, what they printed and what they drew; its pictures go into the folder."""
+def _notebook(path: Path) -> Iterator[str]:
+    """A notebook's cells, what they printed and what they drew; its pictures go into figures/ beside it."""
     for i, cell in enumerate(json.loads(path.read_text())["cells"]):
         source = "".join(cell["source"])
         yield f"```python\n{source}\n```\n\n" if cell["cell_type"] == "code" else f"{source}\n\n"
@@ -207,8 +208,9 @@ def _notebook(path: Path, figures: Path) -> Iterator[str]:
             if output["output_type"] == "stream":
                 yield f"```text\n{''.join(output['text'])}\n```\n\n"
             else:
-                (figures / f"{path.stem}-{i}.png").write_bytes(b64decode(output["data"]["image/png"]))
+                (path.parent / f"figures/{path.stem}-{i}.png").write_bytes(b64decode(output["data"]["image/png"]))
                 yield f"![What this cell draws](figures/{path.stem}-{i}.png)\n\n"
+    yield f"{{download}}`This page as a notebook <{path.name}>`\n"
 
 
 def _api() -> Iterator[str]:

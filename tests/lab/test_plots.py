@@ -1,10 +1,13 @@
 """Figures as functions: what they draw is what refmeta computes, where they were told to, and nowhere else."""
 
+import subprocess
+import sys
+
 import autograd.numpy as np
 import pytest
 
 from refmeta import adapt, trajectory
-from refmeta.lab import adam, evaluate, train, trajectory_by
+from refmeta.lab import Checkpoint, adam, evaluate, progress, train, trajectory_by
 from refmeta.lab.display import COLOURS, FAINT
 from refmeta.lab.geometry.quadratics import METHODS, START, TASKS, fixed_point
 from refmeta.lab.plots import (
@@ -132,7 +135,7 @@ def test_curves_are_the_rows_of_evaluate_with_their_band(ax):
     got = by_label(ax)
     for name, curve in rows.items():
         assert np.array_equal(got[name], [[row["steps"], 100 * row["mean"]] for row in curve])
-    assert got["known"].tolist() == [[0, 50], [4, 50]] and words(ax) == ["maml", "mine", "known"] or sorted(words(ax))
+    assert got["known"].tolist() == [[0, 50], [4, 50]] and sorted(words(ax)) == ["known", "maml", "mine"]
     assert len(ax.collections) == 2 and ax.lines[0].get_color() == COLOURS["maml"]
     low, high = ax.collections[0].get_paths()[0].vertices[:, 1].take([1, -2]) / 100
     assert {low, high} == {
@@ -271,3 +274,38 @@ def test_names_lie_apart_and_inside(scale, layout):
     assert not overprinted(ax) and all(box.x1 <= ax.bbox.x1 for box in boxes(ax))
     upwards = sorted(zip((box.y0 for box in boxes(ax)), words(ax), strict=True))
     assert [heights[int(name[-1])] for _, name in upwards] == sorted(heights)
+
+
+# --- Progress ---
+
+
+def silent(**more):
+    return train(TRAINED["maml"].algorithm, LOSS, THETA, lambda rng: [TASK], 0.1, 20, **more)
+
+
+@pytest.mark.parametrize("total, shown", [((20, "mine"), "mine: 100%"), ((20,), "20/20"), ((), "20it")])
+def test_progress_shows_how_far_training_is_and_the_loss(total, shown, capsys):
+    pytest.importorskip("tqdm", reason="it draws the bar")
+    theta, history = silent(report=progress(*total))
+    said = capsys.readouterr().err.split("\r")[-1]
+    assert shown in said and f"loss {history[-1][1]:.3f}" in said and said.endswith("\n")
+    assert all(np.array_equal(a, b) for a, b in zip(theta, silent()[0], strict=True)), "it only looks on"
+
+
+def test_progress_of_a_training_that_goes_on_begins_where_it_was(capsys):
+    pytest.importorskip("tqdm", reason="it draws the bar")
+    states = []
+    silent(checkpoint=Checkpoint(10, states.append))
+    silent(checkpoint=Checkpoint(start=states[0]), report=progress(20))
+    assert "20/20" in capsys.readouterr().err
+
+
+def test_progress_without_tqdm_is_silent(capsys, without):
+    without("tqdm")
+    silent(report=progress(20))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_lab_is_imported_without_drawing_anything():
+    code = "import sys, refmeta.lab, refmeta.lab.plots; print({'matplotlib', 'tqdm', 'PIL'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
