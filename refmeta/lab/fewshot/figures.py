@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from refmeta.lab.display import COLOURS, INK, PAPER, by_method, plural
+from refmeta.lab.display import COLOURS, DARK, INK, PAPER, by_method, plural
 from refmeta.lab.fewshot.experiment import network, test_episodes
 from refmeta.lab.fewshot.images import Images, Task
 from refmeta.lab.files import save_figure
@@ -19,6 +19,7 @@ from refmeta.trees import Array, Supports
 
 WAYS, SHOTS = 10, 5  # of an episode are shown at most
 TILE = 0.68  # inches
+ON_TILES = DARK[PAPER], DARK[INK]  # ink and paper of a letter on a tile, which is light on a dark page too
 
 
 def draw(folder: Path, result: Result, runs: list[Run], images: Images) -> None:
@@ -56,7 +57,7 @@ def episode(path: Path, runs: Sequence[Run], images: Images) -> None:
         title = f"{run.config.method}, {plural(steps, 'step')}: {100 * np.mean(guesses == labels):.0f} %"
         axis.set_title(title, fontsize=9, color=COLOURS[run.config.method])
         axis.set_yticks([])
-    title = f"the episode of {config.method}'s median accuracy, of 33: queries, and the class that each is taken for"
+    title = f"the episode of {config.method}'s median accuracy, of 33: the class that each query is taken for, dark if wrong"
     figure.suptitle(title, fontsize=10, color=INK)
     save_figure(path, figure)
 
@@ -93,6 +94,6 @@ def _name(label: int) -> str:
 
 def _verdicts(axis: Any, guesses: Array) -> None:
     for (c, q), guess in np.ndenumerate(guesses):
-        ink, paper = (INK, PAPER) if guess == c else (PAPER, INK)  # a wrong one is dark
+        ink, paper = ON_TILES if guess == c else ON_TILES[::-1]
         place = {"ha": "right", "va": "bottom", "bbox": {"boxstyle": "round,pad=.15", "lw": 0, "fc": paper}}
         axis.text(q + 0.42, c + 0.42, _name(guess), color=ink, fontsize=7, weight="bold", **place)

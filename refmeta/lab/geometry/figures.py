@@ -15,11 +15,10 @@ from refmeta.lab.plots import draw_plane, keyed, note, plot_geometry, plot_weigh
 
 def draw(folder: Path, result: dict[str, Any]) -> None:
     """geometry.png: the step of each method from θ on one task, and where descent on two leads; weights.png."""
-    alpha, k = result["alpha"], result["inner_steps"] + 1
-    figure = Figure(figsize=(10.5, 6.1), layout="constrained")
+    figure, k = Figure(figsize=(10.5, 6.1), layout="constrained"), result["inner_steps"] + 1
     left, right = figure.subplots(1, 2)
     directions(left, result)
-    plot_geometry(TASKS, START, alpha, k - 1, right)
+    plot_geometry(TASKS, START, result["alpha"], k - 1, right)
     left.set_title("one task: inner steps, and the step of each method", fontsize=11, color=INK)
     right.set_title("two tasks: descent, its end, and from there a step on each", fontsize=11, color=INK)
     save_figure(folder / "geometry.png", figure)
