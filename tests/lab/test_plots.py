@@ -214,6 +214,14 @@ def test_geometry_refuses_inner_steps_that_diverge(ax):
         plot_geometry(TASKS, START, 0.7, ax=ax)
 
 
+@pytest.mark.parametrize("tasks, theta", [([(np.eye(3), np.ones(3))] * 2, np.ones(3)), (TASKS, np.ones(3))])
+def test_geometry_refuses_what_is_not_in_the_plane(tasks, theta, ax):
+    with pytest.raises(
+        ValueError, match=r"tasks: expected pairs \(A, c\) of the shapes \(2, 2\) and \(2,\), and theta"
+    ):
+        plot_geometry(tasks, theta, 0.1, ax=ax)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_weights_are_the_formulas_and_first_order_mamls_turns_negative(steps, ax):
     assert plot_weights(steps, ax) is ax
