@@ -149,7 +149,10 @@ BAD = {
         (["--alpha", "0"], "alpha 0: expected at least 0.0001"),
         (["--alpha", "nan"], "alpha nan: expected"),
         (["--alpha", "0.7"], "where the inner steps begin to diverge"),
-        (["--alpha", "0.38"], "alpha 0.38, inner steps 1: descending fomaml hardly moves: another alpha or fewer"),
+        (
+            ["--alpha", "0.37928"],
+            "alpha 0.37928, inner steps 1: descending fomaml hardly moves: another alpha or fewer",
+        ),
         (["--inner-steps", "100"], "descending fomaml hardly moves: another alpha or fewer inner steps are expected"),
         *((["--inner-steps", steps], f"{NUMBER} 1, got '{steps}'") for steps in ("0", "-1", "1.5")),
         (["--out", "full"], "--out full: holds files already; name a new or empty folder"),

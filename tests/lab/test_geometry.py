@@ -115,9 +115,10 @@ def test_the_command_prints_both_tables_and_leaves_its_result_and_figure(tmp_pat
         assert image.startswith(b"\x89PNG") and len(image) > 10_000
 
 
-def test_where_first_order_maml_runs_away_the_command_says_so_and_confirms_it(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("alpha", ["0.38", "0.4", "0.6"])  # at 0.38 a saddle, then a maximum
+def test_where_first_order_maml_runs_away_the_command_says_so_and_confirms_it(alpha, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(quadratics, "COUNTS", [2])
-    assert main(["geometry", "--alpha", "0.4", "--out", str(tmp_path / "out")]) == 0
+    assert main(["geometry", "--alpha", alpha, "--out", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
     assert not err and "runs away: first-order MAML, because its weights add up to a negative curvature" in out
     assert max(len(line) for line in out.splitlines()) <= 120

@@ -176,7 +176,7 @@ def test_similarity_is_that_of_each_layer_beside_two_seeds(ax):
 # --- Geometry ---
 
 
-@pytest.mark.parametrize("alpha, steps", [(0.25, 1), (0.3, 3)])
+@pytest.mark.parametrize("alpha, steps", [(0.25, 1), (0.3, 3), (0.6, 2)])
 def test_geometry_ends_in_the_fixed_points_and_says_the_losses(alpha, steps, ax):
     assert plot_geometry(TASKS, START, alpha, steps, ax) is ax
     keys = {line.get_label().partition(":")[0]: line for line in ax.lines if not line.get_label().startswith("_")}

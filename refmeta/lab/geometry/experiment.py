@@ -16,7 +16,7 @@ from refmeta.lab.runs import Options, Result, add_command, drawing, show, whole
 
 TOLERANCE = 1e-9
 POINTS = {"direction": "({:.3f}, {:.3f})", "fixed_point": "({:.7f}, {:.7f})", "arrived": "({:.7f}, {:.7f})"}
-ROW = "{:>17}  {:<15}{:>17}{:>25}{:>26}{:>9}"
+ROW = "{:>17}  {:<15}{:>16} {:>25}{:>26}{:>9}"
 CELL = "{c1:>10.5f} ({formula[0]:g}){c2:>8.5f} ({formula[1]:g})"
 IN_WORDS = {"joint": ("1", "0"), "reptile": ("k", "k(k − 1)/2"), "fomaml": ("1", "k − 1"), "maml": ("1", "2(k − 1)")}
 FIGURES = ["geometry.png", "weights.png"]
