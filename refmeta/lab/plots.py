@@ -61,7 +61,7 @@ def plot_adaptation(
 def plot_curves(curves: dict[str, Curve], ax: Any = None, score: str = "mean", factor: float = 1) -> Any:
     """A score, times `factor`, against gradient steps, with its 95 % band: for each name the rows of `evaluate`.
 
-    A single row, of what takes no steps, is a dashed level. Numbers that are not finite are left out.
+    A curve of one row, as of a method without steps, is a dashed level. Rows that are not finite are left out.
     """
     ax, last, lines = plain_axis(ax), max(curve[-1]["steps"] for curve in curves.values()), []
     for i, (name, curve) in enumerate(curves.items()):
