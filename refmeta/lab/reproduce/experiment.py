@@ -149,10 +149,8 @@ def text(result: Result) -> str:
     """The tables as Markdown: for each row ours, and below it the paper's; then the trainings, and what differs."""
     paper = PAPERS[result["paper"]]
     many = len(result["seeds"])
-    interval = (
-        f"the mean of {many} seeds ± its 95 % interval" if many > 1 else "one seed, ± the 95 % interval of its tasks"
-    )
-    parts = [f"\n{paper.title}: {paper.link}", f"Here: {interval}."]
+    here = f"the mean of {many} seeds ± its 95 % interval" if many > 1 else "one seed, ± the 95 % interval of its tasks"
+    parts = [f"\n{paper.title}: {paper.link}", f"Here: {here}."]
     for table in result["tables"]:
         parts += [f"{table['title']}, after", markdown(_lines(paper, table, result["quick"]))]
     parts += ["Trainings:", markdown(_trainings(result))]
