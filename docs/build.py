@@ -10,11 +10,13 @@ begins with `$` is a command and what it printed; one right after a block of Pyt
 
 import argparse
 import ast
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "README.md"
 EXPLORER, SHOWN = ROOT / "refmeta/lab/explorer.html", "explore.html"  # a page that is whole, and its name on the site
+TOUR = ROOT / "docs/tour.ipynb"
 CODE = re.compile(r"(<!-- code: (\S+): ([^\n]+) -->\n+```python\n).*?(?=```)", re.S)
 OUTPUT = re.compile(r"(```text\n\$ ((?:[^\n]*\\\n)*[^\n]*)\n).*?(?=```)", re.S)
 EXAMPLE = re.compile(r"(```python\n((?:(?!```).)*)```(?:\n\n<details>[^\n]*)?\n\n```text\n)(?!\$).*?(?=```)", re.S)
@@ -37,7 +40,8 @@ API = {
     "refmeta.adjoint": "maml anil hvp",
     "refmeta.models": "MLP ConvNet squared_error cross_entropy accuracy",
     "refmeta.conformance": "check assert_case parameters audit Case Skip Report Row Verdict",
-    "refmeta.lab": "train Checkpoint evaluate adam sgd linear reptile_by trajectory_by Diverged Interrupted",
+    "refmeta.lab": "train progress Checkpoint evaluate adam sgd linear reptile_by trajectory_by Diverged Interrupted",
+    "refmeta.lab.plots": "plot_adaptation plot_curves plot_training plot_geometry plot_weights plot_similarity",
     "refmeta.lab.sweep": "grid sweep Incomplete",
 }
 API_HEAD = """# Every public name
@@ -160,6 +164,8 @@ def site(out: Path) -> None:
             text = TEST.sub(r"\1#\2", page.read_text())
             text = LINK.sub(lambda m, page=page: m["code"] or m[2] + _target(page, m[3], sources) + m[4], text)
             _write(source / ("index.md" if page == HOME else page.name), text + (_contents() if page == HOME else ""))
+        shutil.copy(TOUR, source)
+        _write(source / "tour.md", "".join(_notebook(source / TOUR.name)))
         _write(source / "api.md", "".join(_api()))
         for path in sources:
             _write(source / f"source/{path}.md", "".join(_listing(path)), "orphan: true\n")
@@ -180,8 +186,8 @@ def _write(path: Path, text: str, meta: str = "") -> None:
 
 def _target(page: Path, link: str, sources: set[Path]) -> str:
     path = (page.parent / link).resolve().relative_to(ROOT)
-    if path.parts[0] == "docs" and path.suffix in (".md", ".png", ".svg"):
-        return str(path.relative_to("docs"))
+    if path.parts[0] == "docs" and path.suffix in (".md", ".png", ".svg", ".ipynb"):
+        return str(path.relative_to("docs")).replace(".ipynb", ".md")
     if path == HOME.relative_to(ROOT):
         return "index.md"
     if path == EXPLORER.relative_to(ROOT):
@@ -194,7 +200,21 @@ def _target(page: Path, link: str, sources: set[Path]) -> str:
 
 def _contents() -> str:
     names = "\n".join(page.stem for page in pages()[1:])
-    return f"\n```{{toctree}}\n:hidden:\n\n{names}\napi\n```\n"
+    return f"\n```{{toctree}}\n:hidden:\n\n{names}\ntour\napi\n```\n"
+
+
+def _notebook(path: Path) -> Iterator[str]:
+    """A notebook's cells, what they printed and what they drew; its pictures go into figures/ beside it."""
+    for i, cell in enumerate(json.loads(path.read_text())["cells"]):
+        source = "".join(cell["source"])
+        yield f"```python\n{source}\n```\n\n" if cell["cell_type"] == "code" else f"{source}\n\n"
+        for output in cell.get("outputs", ()):
+            if output["output_type"] == "stream":
+                yield f"```text\n{''.join(output['text'])}\n```\n\n"
+            else:
+                (path.parent / f"figures/{path.stem}-{i}.png").write_bytes(b64decode(output["data"]["image/png"]))
+                yield f"![What this cell draws](figures/{path.stem}-{i}.png)\n\n"
+    yield f"{{download}}`This page as a notebook <{path.name}>`\n"
 
 
 def _api() -> Iterator[str]:

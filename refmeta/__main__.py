@@ -1,4 +1,4 @@
-"""The command `refmeta`, also `python -m refmeta`."""
+"""Check an implementation of MAML, first-order MAML, ANIL or Reptile, or run the experiments of their papers."""
 
 import argparse
 import os
@@ -13,8 +13,6 @@ from refmeta.lab import fewshot, geometry, reuse, runs, sine
 from refmeta.lab.explore import add_explore
 from refmeta.lab.reproduce.experiment import add_reproduce
 from refmeta.lab.sweep.experiment import add_sweep
-
-ABOUT = "Check an implementation of MAML, first-order MAML, ANIL or Reptile, or run the experiments of their papers."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +49,7 @@ def _open_streams() -> None:
 
 def _parsed(given: list[str]) -> argparse.Namespace:
     """The options; `command_line` is what follows --, the command to check."""
-    parser = argparse.ArgumentParser(prog="refmeta", description=ABOUT)
+    parser = argparse.ArgumentParser(prog="refmeta", description=__doc__)
     parser.add_argument("--version", action="version", version=refmeta.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     for experiment in (sine.SINE, fewshot.FEWSHOT, reuse.REUSE):

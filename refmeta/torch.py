@@ -200,9 +200,7 @@ def _gradients(found: Any, parameters: dict[str, torch.nn.Parameter], names: lis
         found = list(found)
         order = names if len(found) == len(names) else list(parameters)
         if len(found) != len(order):
-            raise ValueError(
-                f"meta_gradient returned {len(found)} gradients: expected {len(names)}, {', '.join(names)}"
-            )
+            raise ValueError(f"meta_gradient returned {len(found)} gradients, not {len(names)}: {', '.join(names)}")
         found = dict(zip(order, found, strict=True))
     if unknown := sorted(set(found) - set(parameters)):
         raise ValueError(f"meta_gradient returned a gradient of {unknown[0]!r}: expected {', '.join(names)}")

@@ -253,9 +253,12 @@ def lost_in_the_dark(figure):
     return {s for s in said if f'"{s}"' not in rules and not s.endswith((": none", FAINT))}
 
 
+TILES = {"episode.svg": {"fill: #131416", "fill: #e4e4e4"}}  # its letters lie on tiles that keep their colours
+
+
 def test_figures_can_be_seen_on_a_dark_page():
-    figures = {path.name: path.read_text() for path in (ROOT / "docs/figures").glob("*.svg")}
-    assert figures and not {name: lost for name, figure in figures.items() if (lost := lost_in_the_dark(figure))}
+    lost = {path.name: lost_in_the_dark(path.read_text()) for path in (ROOT / "docs/figures").glob("*.svg")}
+    assert {name: colours for name, colours in lost.items() if colours} == TILES
 
 
 def test_a_colour_that_is_lost_on_a_dark_page_is_found():

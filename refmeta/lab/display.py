@@ -3,7 +3,9 @@
 Nothing here imports matplotlib: the functions get its axes from the figures.
 """
 
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from io import StringIO
 from typing import Any
 
@@ -14,13 +16,14 @@ from refmeta.trees import Array
 Row = dict[str, Any]
 Curve = list[Row]  # a row for each number of steps
 
-COLOURS = {"maml": "#2460a7", "fomaml": "#3a9bb5", "anil": "#7a4fa3", "reptile": "#2e8b57", "joint": "#c8553d"}
-INK, FAINT, PAPER = "#222222", "#8a8a8a", "#ffffff"
+COLOURS = {"maml": "#2460a7", "fomaml": "#1f8099", "anil": "#7a4fa3", "reptile": "#2e8b57", "joint": "#c8553d"}
+INK, FAINT, PAPER, CONTOUR = "#222222", "#767676", "#ffffff", "#d9d6ce"
 # What each of them becomes on a dark page, in a figure's SVG.
 DARK = {
     INK: "#e4e4e4",
     "#000000": "#e4e4e4",
     PAPER: "#131416",
+    CONTOUR: "#3c3d42",
     **dict(zip(COLOURS.values(), ("#6ea8f0", "#58bfd8", "#b48be0", "#57bd84", "#ee8168"), strict=True)),
 }
 LABELS = {
@@ -77,6 +80,42 @@ def by_steps(curves: dict[str, Curve], steps: Sequence[int], width: int, word: C
     return table(lines, 26, width)
 
 
+# --- Progress ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def bar(total: int | None, title: str = "") -> Iterator[Callable[[int, str], None]]:
+    """A function of (how many are done, a note) that moves a progress bar; one that does nothing without tqdm."""
+    if importlib.util.find_spec("tqdm") is None:
+        yield lambda done, note: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=title) as shown:
+
+        def move(done: int, note: str) -> None:
+            shown.set_postfix_str(note, refresh=False)
+            shown.update(done - shown.n)
+
+        yield move
+
+
+def progress(iterations: int | None = None, title: str = "") -> Callable[[int, float], None]:
+    """train(…, report=progress()): a bar with the live loss, in a terminal or a notebook; without tqdm, nothing.
+
+    With the number of iterations it shows how many are left, and it ends with the last.
+    """
+    stack = ExitStack()
+    move = stack.enter_context(bar(iterations, title))
+
+    def report(iteration: int, loss: float) -> None:
+        move(iteration + 1, f"loss {loss:.3f}")
+        if iteration + 1 == iterations:
+            stack.close()
+
+    return report
+
+
 # --- Curves and figures -----------------------------------------------------------------------------
 
 
@@ -90,17 +129,6 @@ def column(rows: Curve, key: str) -> Array:
     return np.array([row[key] for row in rows], float)
 
 
-def draw_curve(
-    axis: Any, curve: Curve, score: str, label: str, colour: str, factor: float = 1, least: float = -np.inf
-) -> None:
-    """The mean score, times `factor`, against the steps, with its 95 % band; below `least` there is no band."""
-    shown = [row for row in curve if np.isfinite([row[score], row["ci95"]]).all()]
-    steps, mean, ci95 = (column(shown, key) for key in ("steps", score, "ci95"))
-    axis.plot(steps, factor * mean, "o-", color=colour, ms=4, lw=2, label=label)
-    low, high = factor * np.maximum(mean - ci95, least), factor * (mean + ci95)
-    axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
-
-
 def svg(figure: Any) -> str:
     """A figure of matplotlib as SVG: transparent, the same bytes for the same figure, `DARK` where the page is dark."""
     from matplotlib import rc_context
@@ -108,17 +136,16 @@ def svg(figure: Any) -> str:
     text = StringIO()
     with rc_context({"svg.hashsalt": "refmeta"}):  # else its ids are drawn anew
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    rules = "".join(
-        f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
-        for light, dark in DARK.items()
-        for what in ("fill", "stroke")
-    )
-    rules += f"svg{{fill:{DARK[INK]}}}"  # what is black says nothing
-    style = f"<style>@media (prefers-color-scheme:dark){{{rules}}}</style>\n <defs>"
+    rule = '[style*="{0}: {1}"]{{{0}:{2}!important}}'
+    rules = [rule.format(what, *colours) for colours in DARK.items() for what in ("fill", "stroke")]
+    rules.append(f"svg{{fill:{DARK[INK]}}}")  # what is black says nothing
+    style = f"<style>@media (prefers-color-scheme:dark){{{''.join(rules)}}}</style>\n <defs>"
     return text.getvalue().replace("<defs>", style, 1)
 
 
-def plain_axis(axis: Any) -> None:
-    """Two spines and small ticks, as all figures here have."""
+def plain_axis(axis: Any = None) -> Any:
+    """The axis (None: pyplot's current one) with two spines and small ticks, as all figures here have."""
+    axis = axis or importlib.import_module("matplotlib.pyplot").gca()
     axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(colors=INK, labelsize=9)
+    axis.tick_params(which="both", colors=INK, labelsize=9, length=3)
+    return axis

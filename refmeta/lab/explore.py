@@ -12,7 +12,7 @@ HELP = "open the explorer in the browser: parabolas, the plane, a sine wave, spo
 
 
 def add_explore(commands: Any) -> None:
-    """Declare the command on argparse's subparsers."""
+    """Add `explore` to argparse's subparsers."""
     add_command(commands, "explore", HELP, str(__doc__), {}, run)
 
 

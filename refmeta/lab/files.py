@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from refmeta.trees import Array, Theta
 
 CHECKPOINT = "checkpoint"  # its name in the folder of each run
 RECORD = r"\w+-\d+-[0-9a-f]{12}\.(json|npz)"  # a sweep's: see `name_of`
-FIGURE = r"(adaptation|curves|episode|geometry|reproduce|reuse|sweep)\.(png|svg)"
+FIGURE = r"(adaptation|curves|episode|geometry|reproduce|reuse|sweep|weights)\.(png|svg|gif)"
 PART = re.compile(rf"\.({CHECKPOINT}|theta\.npz|result\.json|table\.(csv|json)|{FIGURE}|{RECORD})\.\d+\.part")
 
 
@@ -121,6 +121,18 @@ def save_figure(path: Path, figure: Any) -> None:
     """A figure of matplotlib as PNG, and beside it as SVG."""
     replace(path, lambda file: figure.savefig(file, dpi=130, format="png"))
     replace(path.with_suffix(".svg"), lambda file: file.write(svg(figure).encode()))
+
+
+def save_animation(path: Path, figures: Sequence[Any]) -> None:
+    """Figures of matplotlib as one GIF, a second each, the last four, again and again; of 64 colours."""
+    from PIL import Image  # matplotlib needs it
+
+    film = []
+    for figure in figures:
+        figure.savefig(file := io.BytesIO(), dpi=100, format="png")
+        film.append(Image.open(file).convert("RGB").quantize(64))
+    times = [1000] * (len(film) - 1) + [4000]
+    replace(path, lambda file: film[0].save(file, "GIF", save_all=True, append_images=film[1:], duration=times, loop=0))
 
 
 @cache

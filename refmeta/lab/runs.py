@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 from refmeta.checks import check_alpha
 from refmeta.lab.checkpoint import Keep
+from refmeta.lab.display import bar
 from refmeta.lab.files import CHECKPOINT, checkpoints, locked, new_folder, replace, save_result, save_theta, writable
 from refmeta.lab.training import METHODS, Diverged, History, Report, Stopped, optimiser, over_seeds
 from refmeta.trees import Theta
@@ -84,6 +85,7 @@ class Plan(NamedTuple):
     summary: Callable[[list[Run]], Result]
     draw: Callable[..., Any] | None  # (folder, result, the runs of the first seed); see `drawing`
     record: Callable[[Run], Result | None] = Run.result  # the result.json of a job's place; None: it has none
+    more: Sequence[str] = ()  # what it draws beside the experiment's figures
 
 
 class Experiment(NamedTuple):
@@ -140,7 +142,7 @@ def command(experiment: Experiment, args: Namespace) -> int:
             place = folder / job.place
             keep = Keep(place / CHECKPOINT, every) if every else None
             try:
-                with progress(job.iterations, f"{job.name}, seed {job.seed}") as move:
+                with bar(job.iterations, f"{job.name}, seed {job.seed}") as move:
                     run = job.run(lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep)
             except Stopped as error:
                 return stopped(f"{experiment.name}: {_called(job, plan.jobs)}", folder, place, job.names, error)
@@ -154,7 +156,7 @@ def command(experiment: Experiment, args: Namespace) -> int:
         if experiment.report:
             replace(folder / experiment.report, lambda file: file.write(f"{said.strip()}\n".encode()))
         first = [run for run in runs if run.seed == runs[0].seed]
-        show(folder, experiment.files, experiment.figures, plan.draw, folder, result, first)
+        show(folder, experiment.files, [*experiment.figures, *plan.more], plan.draw, folder, result, first)
     lost = [row["diverged"] == run.config.test_tasks for run in runs for row in run.curve if row["steps"]]
     return failed(experiment.name, lost)
 
@@ -321,23 +323,6 @@ def _resumed(wanted: str, places: Collection[str]) -> Path:
 
 def to_go_on(folder: Path) -> str:
     return f"; to go on, the same command with --resume {folder}" if checkpoints(folder) else ""
-
-
-@contextmanager
-def progress(total: int, title: str) -> Iterator[Callable[[int, str], None]]:
-    """A function of (how many are done, a note) that moves a progress bar; one that does nothing without tqdm."""
-    if importlib.util.find_spec("tqdm") is None:
-        yield lambda done, note: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=title, file=sys.stderr) as bar:
-
-        def move(done: int, note: str) -> None:
-            bar.set_postfix_str(note, refresh=False)
-            bar.update(done - bar.n)
-
-        yield move
 
 
 # --- Options ----------------------------------------------------------------------------------------

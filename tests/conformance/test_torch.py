@@ -169,8 +169,8 @@ def test_a_wrong_answer_is_refused_in_every_form(form):
     "answer, error, message",
     [
         (lambda *a: [g.t() for g in gradients(*a)], ValueError, r"0.weight has shape \(3, 4\), expected \(4, 3\)"),
-        (lambda *a: gradients(*a)[:-1], ValueError, "returned 3 gradients: expected 4, 0.weight, 0.bias, 2.weight"),
-        (lambda *a: [], ValueError, "returned 0 gradients: expected 4"),
+        (lambda *a: gradients(*a)[:-1], ValueError, "returned 3 gradients, not 4: 0.weight, 0.bias, 2.weight"),
+        (lambda *a: [], ValueError, "returned 0 gradients, not 4: "),
         (lambda *a: {"w": gradients(*a)[0]}, ValueError, "returned a gradient of 'w': expected 0.weight, 0.bias"),
         (lambda *a: {"net.0.weight": gradients(*a)[0]}, ValueError, "returned a gradient of 'net.0.weight'"),
         (
@@ -790,7 +790,7 @@ def test_a_step_may_skip_and_some_tiers_be_chosen():
     "answer, message",
     [
         (lambda *a: [], "returned 0 gradients"),
-        (lambda *a: [torch.zeros(9, 9)] * 9, "gradients: expected|has shape"),
+        (lambda *a: [torch.zeros(9, 9)] * 9, "9 gradients, not |has shape"),
         (lambda *a: 0.5, "returned"),
         (lambda *a: {"nothing": torch.zeros(1)}, "returned a gradient of 'nothing'"),
     ],

@@ -29,9 +29,11 @@ from refmeta.lab.checkpoint import load, save
 from refmeta.lab.fewshot import FEWSHOT
 from refmeta.lab.fewshot import experiment as fewshot
 from refmeta.lab.files import checkpoints, locked
+from refmeta.lab.geometry.experiment import FIGURES as GEOMETRY
 from refmeta.lab.reuse import REUSE
 from refmeta.lab.sine import SINE
 from refmeta.lab.sine import experiment as sine
+from refmeta.lab.sine.experiment import ANIMATION
 from refmeta.lab.sine.waves import LAWS
 from refmeta.lab.training import METHODS, Checkpoint, State
 from refmeta.models import MLP, squared_error
@@ -696,7 +698,7 @@ def test_killed_before_its_first_checkpoint_a_command_can_be_given_again(tmp_pat
 
 
 def test_the_half_of_any_file_that_a_command_writes_is_known(tmp_path):
-    drawn = [*SINE.figures, *FEWSHOT.figures, *REUSE.figures, "geometry.png", "sweep.png"]
+    drawn = [*SINE.figures, ANIMATION, *FEWSHOT.figures, *REUSE.figures, *GEOMETRY, "sweep.png"]
     for name in [
         *drawn,
         "curves.svg",

@@ -47,7 +47,7 @@ def test_without_matplotlib_and_tqdm_it_prints_its_tables_and_says_how_to_get_fi
     without("matplotlib", "tqdm")
     assert main([*name.split(), *SMALLEST[name], "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
-    figures = "figures" if name in ("sine", "fewshot") else "figure"
+    figures = "figures" if name in ("sine", "fewshot", "geometry") else "figure"
     said = f"\n{tmp_path}/out: [^;\n]*; for the {figures} too: pip install 'refmeta\\[lab\\]'\n$"
     assert re.search(said, printed.out) and printed.err == ""
     assert {"sine": "joint training", "fewshot": "chance", "geometry": "c₁"}.get(name, "maml") in printed.out
@@ -149,7 +149,7 @@ BAD = {
         (["--alpha", "0"], "alpha 0: expected at least 0.0001"),
         (["--alpha", "nan"], "alpha nan: expected"),
         (["--alpha", "0.7"], "where the inner steps begin to diverge"),
-        (["--alpha", "0.4"], "alpha 0.4, inner steps 1: descent along fomaml diverges (curvature"),
+        (["--alpha", "0.37928"], "alpha 0.37928, inner steps 1: descent along fomaml hardly moves"),
         (["--inner-steps", "100"], "; expected another alpha or fewer inner steps"),
         *((["--inner-steps", steps], f"{NUMBER} 1, got '{steps}'") for steps in ("0", "-1", "1.5")),
         (["--out", "full"], "--out full: holds files already; name a new or empty folder"),
@@ -339,6 +339,23 @@ def test_a_quick_run_leaves_figures(quick):
     for name in ("adaptation.png", "curves.png"):
         image = (folder / name).read_bytes()
         assert image.startswith(b"\x89PNG") and len(image) > 10_000
+
+
+def test_the_animation_has_a_picture_for_each_step(tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image", reason="figures need the extra lab")
+    pytest.importorskip("matplotlib", reason="figures need the extra lab")
+    command = ["sine", *SMALLEST["sine"], "--test-steps", "0,1,3", "--animate", "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert "results, adaptation.png, curves.png, adaptation.gif\n" in capsys.readouterr().out
+    with image.open(tmp_path / "adaptation.gif") as film:
+        assert film.n_frames == 4 and film.info["loop"] == 0
+        pictures = [film.seek(k) or np.asarray(film.convert("RGB")) for k in range(4)]
+    assert all((a != b).any() for a, b in zip(pictures, pictures[1:], strict=False))
+    assert (tmp_path / "adaptation.gif").stat().st_size < 400_000
+
+
+def test_without_being_asked_nothing_moves(quick):
+    assert not (quick[1] / "adaptation.gif").exists()
 
 
 def test_the_table_shows_the_numbers_of_the_result(quick):

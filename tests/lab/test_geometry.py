@@ -110,8 +110,28 @@ def test_the_command_prints_both_tables_and_leaves_its_result_and_figure(tmp_pat
     for end in result["methods"]:
         assert end["apart"] < 1e-9 and end["fixed_point"] == pytest.approx(end["arrived"], abs=1e-9)
     assert {(row["k"], row["method"]) for row in result["coefficients"]} == set(product((2, 3, 4), METHODS))
-    image = (folder / "geometry.png").read_bytes()
-    assert image.startswith(b"\x89PNG") and len(image) > 10_000
+    for name in ("geometry.png", "weights.png"):
+        image = (folder / name).read_bytes()
+        assert image.startswith(b"\x89PNG") and len(image) > 10_000
+
+
+@pytest.mark.parametrize("alpha", ["0.38", "0.4", "0.6"])  # at 0.38 a saddle, then a maximum
+def test_where_first_order_maml_runs_away_the_command_says_so_and_confirms_it(alpha, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(quadratics, "COUNTS", [2])
+    assert main(["geometry", "--alpha", alpha, "--out", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert not err and "runs away: first-order MAML, because its weights add up to a negative curvature" in out
+    assert max(len(line) for line in out.splitlines()) <= 120
+    ends = {end["method"]: end for end in json.loads((tmp_path / "out/result.json").read_text())["methods"]}
+    assert [method for method, end in ends.items() if not end["arrived"]] == ["fomaml"]
+    assert all(end["apart"] < 1e-9 for end in ends.values())
+
+
+def test_a_run_away_that_is_not_the_closed_form_s_is_not_confirmed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(quadratics, "COUNTS", [2])
+    monkeypatch.setattr(quadratics, "WEIGHTS", {**WEIGHTS, "fomaml": lambda A, P, k: A @ P @ P})
+    assert main(["geometry", "--alpha", "0.4", "--out", str(tmp_path / "out")]) == 1
+    assert "not confirmed to 1e-09: fomaml's fixed point" in capsys.readouterr().err
 
 
 def reptile_with_a_step_less(A, P, k):

@@ -441,7 +441,7 @@ def test_reuse_of_waves_has_three_tables_and_none_of_the_papers_numbers(tmp_path
         and all((config["shots"], config["alpha"]) == (5, 0.02) for config in result["config"].values())
     )
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("maml-3", "maml-4", "anil-3", "anil-4", "result.json", "reuse.png")
+        *("maml-3", "maml-4", "anil-3", "anil-4", "result.json", "reuse.png", "reuse.svg")
     }
 
 
@@ -450,10 +450,25 @@ def test_a_figure_has_a_row_for_each_result_and_names_its_data(tmp_path, monkeyp
     monkeypatch.setattr(figures, "save_figure", lambda path, figure: drawn.append(figure))
     for data in ("glyphs", "sine"):
         assert main(["reuse", *FEW, "--data", data, "--out", str(tmp_path / data)]) == 0
-    figures.beside("both.png", str(tmp_path / "sine"), str(tmp_path / "glyphs"))
+    for data in ("sine", "glyphs"):  # as docs/reuse.py draws them, in rows of three
+        figures.panels(figures.Figure().subplots(1, 3), json.loads((tmp_path / data / "result.json").read_text()))
     titles = [[axis.get_title() for axis in figure.axes] for figure in drawn]
-    assert [len(names) for names in titles] == [4, 3, 6] and titles[2] == titles[1] + titles[0][:3]
+    assert [len(names) for names in titles] == [4, 3]
     assert "glyphs" in titles[0][0] and "sine" in titles[1][0]
+
+
+def test_the_figure_has_the_numbers_of_the_result(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda path, figure: drawn.append(figure))
+    assert main(["reuse", *FEW, "--data", "sine", "--out", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    frozen, moved, _ = drawn[0].axes
+    *some, nothing = [row["mean"] for row in result["frozen"]]
+    dots = [line.get_ydata().tolist() for line in frozen.lines if line.get_marker() == "o"]
+    assert dots == [some, [result["own"]["anil"]["mean"]]]
+    assert [line.get_ydata()[0] for line in frozen.lines if line.get_linestyle() == "--"] == [nothing]
+    (layers,) = [line for line in moved.lines if line.get_marker() == "o"]
+    assert layers.get_ydata().tolist() == [row["mean"] for row in result["moved"]] and moved.get_yscale() == "log"
 
 
 def test_when_a_training_diverges_reuse_keeps_what_there_is(tmp_path, capsys, monkeypatch):

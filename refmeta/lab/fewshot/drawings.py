@@ -53,9 +53,8 @@ def omniglot(root: str | Path, size: int = 28, rotations: bool = True, split: st
     every = [*train, *test]
     if len(every) <= FINNS:
         raise ValueError(f"{root}: {len(every)} characters; the split finn trains on {FINNS} and tests on the others")
-    train, test = (
-        [every[c] for c in part] for part in np.split(np.random.default_rng(1).permutation(len(every)), [FINNS])
-    )
+    order = np.random.default_rng(1).permutation(len(every))
+    train, test = ([every[c] for c in part] for part in np.split(order, [FINNS]))
     return Images(_turned(train, turns), _turned(test, turns))
 
 

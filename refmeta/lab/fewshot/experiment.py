@@ -13,26 +13,14 @@ from typing import Any
 import numpy as np
 
 from refmeta.fast import recorded, stacked
-from refmeta.lab import runs
+from refmeta.lab import Checkpoint, runs
 from refmeta.lab.checkpoint import Keep, resumable
 from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over, plural
 from refmeta.lab.fewshot.drawings import SOURCE, SPLITS, omniglot
 from refmeta.lab.fewshot.images import Images, Task, episode, glyphs, minibatches, nearest_neighbour
 from refmeta.lab.fewshot.photographs import LAYOUT, folder
 from refmeta.lab.runs import Plan, Result, Run, option, whole
-from refmeta.lab.training import (
-    INNER,
-    METHODS,
-    Checkpoint,
-    Report,
-    Step,
-    adapted,
-    method_of,
-    optimiser,
-    over_seeds,
-    summary,
-    train,
-)
+from refmeta.lab.training import INNER, METHODS, Report, Step, adapted, method_of, optimiser, over_seeds, summary, train
 from refmeta.models import MLP, NORMS, ConvNet, cross_entropy
 from refmeta.trees import Array, Loss, Tasks, Theta
 
@@ -268,9 +256,8 @@ def by_pixels(tasks: Iterable[Task]) -> Curve:
 
 def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
     """Curves on the same episodes: nearest neighbour by the angle of pixels; the untrained θ, adapted with this α."""
-    untrained = accuracies(config, initial(config, seed), test_episodes(config, images, seed))
-    pixels = by_pixels(test_episodes(config, images, seed))
-    return {"nearest neighbour": pixels, "untrained": untrained[: len(config.test_steps)]}
+    untrained = accuracies(config, initial(config, seed), test_episodes(config, images, seed))[: len(config.test_steps)]
+    return {"nearest neighbour": by_pixels(test_episodes(config, images, seed)), "untrained": untrained}
 
 
 # --- The command ------------------------------------------------------------------------------------

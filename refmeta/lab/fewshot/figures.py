@@ -1,36 +1,44 @@
 """The figures of few-shot classification (matplotlib, from the extra `lab`)."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from refmeta.lab.display import COLOURS, FAINT, INK, LABELS, Curve, by_method, draw_curve, plain_axis, plural
-from refmeta.lab.fewshot.experiment import Config, network, test_episodes
-from refmeta.lab.fewshot.images import Images
+from refmeta.lab.display import COLOURS, DARK, INK, PAPER, by_method, plural
+from refmeta.lab.fewshot.experiment import network, test_episodes
+from refmeta.lab.fewshot.images import Images, Task
 from refmeta.lab.files import save_figure
+from refmeta.lab.plots import plot_curves, plot_training
 from refmeta.lab.runs import Result, Run, test_alpha
 from refmeta.lab.training import method_of
 from refmeta.trees import Array, Supports
 
 WAYS, SHOTS = 10, 5  # of an episode are shown at most
-RIGHT, WRONG = COLOURS["reptile"], COLOURS["joint"]
 TILE = 0.68  # inches
+ON_TILES = DARK[PAPER], DARK[INK]  # ink and paper of a letter on a tile, which is light on a dark page too
 
 
 def draw(folder: Path, result: Result, runs: list[Run], images: Images) -> None:
-    """episode.png, of these runs, and curves.png, of all."""
+    """episode.png, of these runs; curves.png, the training of these and the test of all."""
     episode(folder / "episode.png", runs, images)
-    curves(folder / "curves.png", runs[0].config, by_method(result["curve"]) | result["baselines"])
+    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    plot_training({run.config.method: run.history for run in runs}, left)
+    chance = {"chance": [{"steps": 0, "accuracy": 1 / runs[0].config.ways, "ci95": 0}]}
+    right.set(ylim=(0, 100), ylabel="accuracy (%)")
+    plot_curves(by_method(result["curve"]) | result["baselines"] | chance, right, "accuracy", 100)
+    save_figure(folder / "curves.png", figure)
 
 
 def episode(path: Path, runs: Sequence[Run], images: Images) -> None:
-    """The first test episode, a row for each class: its support, and its queries with the network's guesses,
-    before adapting (the first run) and after as many steps as in training (every run)."""
+    """The episode of the first run's median accuracy, a row for each class: its support, and its queries with the
+    network's guesses, before adapting (the first run) and after as many steps as in training (every run)."""
     config = runs[0].config
-    (support, *_), (x, labels) = next(test_episodes(config, images, runs[0].seed))
+    (support, *_), (x, labels) = median(runs[0], images)
     most = SHOTS if len(runs) < 3 else 3
     ways, shots, queries = min(config.ways, WAYS), min(config.shots, SHOTS), min(config.test_queries, most)
     shown = (a if config.data == "folder" else 0.95 * (1 - a) for a in (support[0], x))  # ink is black on a grey tile
@@ -49,8 +57,17 @@ def episode(path: Path, runs: Sequence[Run], images: Images) -> None:
         title = f"{run.config.method}, {plural(steps, 'step')}: {100 * np.mean(guesses == labels):.0f} %"
         axis.set_title(title, fontsize=9, color=COLOURS[run.config.method])
         axis.set_yticks([])
-    figure.supxlabel("queries, and the class that each is taken for", fontsize=9, color=INK)
+    title = f"the episode of {config.method}'s median accuracy, of 33: what each query is taken for, dark if wrong"
+    figure.suptitle(title, fontsize=10, color=INK)
     save_figure(path, figure)
+
+
+def median(run: Run, images: Images) -> Task:
+    """The test episode, of the first 33, of the run's median accuracy after as many steps as in training."""
+    steps = max(1, run.config.inner_steps)
+    few = islice(test_episodes(run.config, images, run.seed), 33)
+    good = sorted(few, key=lambda task: np.mean(_guesses(run, task[0][:1] * steps, task[1][0]) == task[1][1]))
+    return good[len(good) // 2]
 
 
 def _guesses(run: Run, supports: Supports, x: Array) -> Array:
@@ -77,23 +94,6 @@ def _name(label: int) -> str:
 
 def _verdicts(axis: Any, guesses: Array) -> None:
     for (c, q), guess in np.ndenumerate(guesses):
-        box = {"boxstyle": "round,pad=.15", "lw": 0, "fc": RIGHT if guess == c else WRONG}
-        place = {"ha": "right", "va": "bottom", "bbox": box}
-        axis.text(q + 0.42, c + 0.42, _name(guess), color="white", fontsize=7, weight="bold", **place)
-
-
-def curves(path: Path, config: Config, named: dict[str, Curve]) -> None:
-    """Accuracy against steps for every method, with 95 % bands; the nearest neighbour and chance as lines."""
-    figure = Figure(figsize=(7.4, 4.6), layout="constrained")
-    axis = figure.subplots()
-    for name, curve in named.items():
-        if curve[-1]["steps"]:
-            draw_curve(axis, curve, "accuracy", name, COLOURS.get(name, FAINT), factor=100)
-        else:  # it takes no steps
-            axis.axhline(100 * curve[0]["accuracy"], color=FAINT, ls="--", lw=1.2, label=LABELS[name])
-    axis.axhline(100 / config.ways, color=FAINT, ls=":", lw=1.2, label="chance")
-    axis.set(xlabel="gradient steps on an unseen episode", ylabel="accuracy (%)", ylim=(0, 100))
-    axis.set_xticks(config.test_steps)
-    axis.legend(frameon=False, fontsize=9)
-    plain_axis(axis)
-    save_figure(path, figure)
+        ink, paper = ON_TILES if guess == c else ON_TILES[::-1]
+        place = {"ha": "right", "va": "bottom", "bbox": {"boxstyle": "round,pad=.15", "lw": 0, "fc": paper}}
+        axis.text(q + 0.42, c + 0.42, _name(guess), color=ink, fontsize=7, weight="bold", **place)

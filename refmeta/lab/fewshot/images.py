@@ -72,9 +72,7 @@ def _batches(rng: Rng, classes: Sequence[Array], ways: int, sizes: list[int]) ->
             raise ValueError(f"class {c}: has {len(classes[c])} images; shots and queries together take {ends[-1]}")
         drawn.append(np.split(as_float(classes[c][rng.permutation(len(classes[c]))[: ends[-1]]]), ends[:-1]))
     labels = np.arange(ways)
-    return [
-        (np.concatenate(x), np.repeat(labels, size)) for x, size in zip(zip(*drawn, strict=True), sizes, strict=True)
-    ]
+    return [(np.concatenate(x), np.repeat(labels, n)) for x, n in zip(zip(*drawn, strict=True), sizes, strict=True)]
 
 
 def nearest_neighbour(task: Task) -> float:

@@ -46,8 +46,7 @@ def folder(root: str | Path, size: int = 84) -> Images:
     if (memory := 3 * n * size**2) > MOST_MEMORY:
         raise ValueError(f"{root}: {n} images of {size} × {size} pixels take {memory / 1e9:.0f} GB; ask for fewer")
     pixels = cached("folder", parts, size, partial(_decoded, parts, size))
-    train, test = map(by_class, parts, pixels)
-    return Images(train, test, names)
+    return Images(by_class(parts[0], pixels[0]), by_class(parts[1], pixels[1]), names)
 
 
 def _part(where: Path) -> Part:

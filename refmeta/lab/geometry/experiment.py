@@ -16,9 +16,10 @@ from refmeta.lab.runs import Options, Result, add_command, drawing, show, whole
 
 TOLERANCE = 1e-9
 POINTS = {"direction": "({:.3f}, {:.3f})", "fixed_point": "({:.7f}, {:.7f})", "arrived": "({:.7f}, {:.7f})"}
-ROW = "{:>17}  {:<15}{:>17}{:>25}{:>26}{:>9}"
+ROW = "{:>17}  {:<15}{:>16} {:>25}{:>26}{:>9}"
 CELL = "{c1:>10.5f} ({formula[0]:g}){c2:>8.5f} ({formula[1]:g})"
 IN_WORDS = {"joint": ("1", "0"), "reptile": ("k", "k(k − 1)/2"), "fomaml": ("1", "k − 1"), "maml": ("1", "2(k − 1)")}
+FIGURES = ["geometry.png", "weights.png"]
 HELP = "compute where each method leads on two quadratic tasks"
 STEPS = "inner steps of MAML and first-order MAML; Reptile takes one more, on their query"
 
@@ -36,12 +37,12 @@ def add_geometry(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code: 1 where a closed form or a coefficient is not confirmed."""
-    result, paths = computed(args.alpha, args.inner_steps + 1)
+    result = computed(args.alpha, args.inner_steps + 1)
     draw = drawing("geometry")
     with locked(new_folder(args.out, "runs/geometry")) as folder:
         print(text(result))
         save_result(folder / "result.json", result)
-        show(folder, "result.json", ["geometry.png"], draw, folder, result, paths)
+        show(folder, "result.json", FIGURES, draw, folder, result)
     if wrong := unconfirmed(result):
         print(f"refmeta geometry: not confirmed to {TOLERANCE:g}: {', '.join(wrong)}", file=sys.stderr)
     return int(bool(wrong))
@@ -66,8 +67,10 @@ def text(result: Result) -> str:
         ROW.format("", "direction", "on task 1", "fixed point", "descent arrives at", "apart"),
     ]
     for end in result["methods"]:
-        points = (form.format(*end[key]) for key, form in POINTS.items())
+        points = (form.format(*end[key]) if end[key] else "runs away" for key, form in POINTS.items())
         lines.append(ROW.format(*labels(k)[end["method"]], *points, f"{end['apart']:.0e}"))
+    away = ", ".join(labels(k)[end["method"]][0] for end in result["methods"] if not end["arrived"])
+    lines += [f"\nruns away: {away}, because its weights add up to a negative curvature"] * bool(away)
     heads = [f"    k = {k}:  c₁          c₂" for k in dict.fromkeys(row["k"] for row in rows)]
     lines += [
         "\nleading order, E g = c₁ AvgGrad − c₂ α AvgGradInner + O(α²), over every draw of k minibatches of a task;",

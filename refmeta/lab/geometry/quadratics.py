@@ -59,26 +59,33 @@ def weight(method: str, A: Array, alpha: float, k: int) -> Array:
     return WEIGHTS[method](A, np.eye(len(A)) - alpha * A, k)
 
 
+def mean_weight(method: str, pairs: Sequence[Batch], alpha: float, k: int) -> Array:
+    return sum(weight(method, A, alpha, k) for A, _ in pairs) / len(pairs)
+
+
 def fixed_point(method: str, pairs: Sequence[Batch], alpha: float, k: int) -> Array:
     """Where the mean direction over the tasks (A, c) is zero: θ* = (Σ W)⁻¹ Σ W c."""
-    weights = [weight(method, A, alpha, k) for A, _ in pairs]
-    return solve(sum(weights), sum(W @ c for W, (_, c) in zip(weights, pairs, strict=True)))
+    total = sum(weight(method, A, alpha, k) @ c for A, c in pairs)
+    return solve(mean_weight(method, pairs, alpha, k), total / len(pairs))
 
 
 def descent(method: str, pairs: Sequence[Batch], alpha: float, k: int, start: Array) -> Array:
-    """The points of gradient descent along the method's mean direction, to 13 digits of the end, shape (steps + 1, 2).
+    """The points of gradient descent along the method's mean direction W̄ (θ − θ*), shape (steps + 1, 2).
 
-    ValueError: the inner steps do not converge, or the descent does not.
+    Its rate is 1/(4 c), c the greatest curvature of W̄. To 13 digits of the end; or, where W̄ has a negative curvature
+    and so the fixed point repels, as many times as far away. ValueError: bad tasks; the inner steps do not converge;
+    W̄ has no inverse, or nearly none.
     """
-    limit = 2 / max(eigvalsh(A)[-1] for A, _ in pairs)
+    if {(np.shape(A), np.shape(c), np.shape(start)) for A, c in pairs} != {((2, 2), (2,), (2,))}:
+        raise ValueError("tasks: expected pairs (A, c) of the shapes (2, 2) and (2,), and theta of the shape (2,)")
+    limit, given = 2 / max(eigvalsh(A)[-1] for A, _ in pairs), f"alpha {alpha:g}"
     if not SMALLEST <= alpha < limit:
         most = f"{limit:.4g}, where the inner steps begin to diverge"
-        raise ValueError(f"alpha {alpha:g}: expected at least {SMALLEST:g}, and less than {most}")
-    low, high = eigvalsh(sum(weight(method, A, alpha, k) for A, _ in pairs) / len(pairs))
+        raise ValueError(f"{given}: expected at least {SMALLEST:g}, and less than {most}")
+    low, high = sorted(abs(eigvalsh(mean_weight(method, pairs, alpha, k))))
     if low < max(FLATTEST, high / 1000):
-        given, other = f"alpha {alpha:g}, inner steps {k - 1}", "another alpha or fewer inner steps"
-        why, wanted = ("diverges", "a smaller alpha") if low < 0 else ("hardly moves", other)
-        raise ValueError(f"{given}: descent along {method} {why} (curvature {low:.2g}); expected {wanted}")
+        why = f"hardly moves (curvature {low:.2g}); expected another alpha or fewer inner steps"
+        raise ValueError(f"{given}, inner steps {k - 1}: descent along {method} {why}")
     path, draws, replay = [start], [[pair] * k for pair in pairs], recorded(direction)
     for _ in range(int(13 * np.log(10) * 4 * high / low)):  # each leaves at most 1 − low/(4 high) of the way
         path.append(path[-1] - replay(method, quadratic, path[-1], draws, alpha) / (4 * high))
@@ -120,37 +127,45 @@ def halves(A: Array, c: Array) -> list[Batch]:
     return [(A + s * E, solve(A + s * E, A @ c + s * e)) for s in (1, -1)]
 
 
-def computed(alpha: float, k: int) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Each method's direction, fixed point and end of descent, with the leading coefficients; then the descents.
+def computed(alpha: float, k: int) -> dict[str, Any]:
+    """Each method's direction, fixed point and end of descent, with the leading coefficients.
 
-    ValueError: see `descent`.
+    A descent that runs away arrives nowhere: None. ValueError: see `descent`.
     """
-    paths = {method: descent(method, TASKS, alpha, k, START) for method in reversed(METHODS)}  # MAML: refused soonest
-    points = {method: fixed_point(method, TASKS, alpha, k) for method in METHODS}
     minibatches = [halves(*task) for task in TASKS]
-    result = {
+    return {
         "experiment": "geometry",
         "alpha": alpha,
         "inner_steps": k - 1,
         "tasks": [{"A": A.tolist(), "c": c.tolist()} for A, c in TASKS],
         "theta": START.tolist(),
-        "methods": [
-            {
-                "method": method,
-                "direction": direction(method, quadratic, START, [[TASKS[0]] * k], alpha).tolist(),
-                "fixed_point": point.tolist(),
-                "arrived": paths[method][-1].tolist(),
-                "apart": float(norm(paths[method][-1] - point)),
-                "steps": len(paths[method]) - 1,
-            }
-            for method, point in points.items()
-        ],
+        "methods": [_end(method, alpha, k) for method in METHODS],
         "coefficients": [
             {"k": n, "method": m, **measured(m, quadratic, START, minibatches, n), "formula": formula(m, n)}
             for n, m in product(COUNTS, METHODS)
         ],
     }
-    return result, paths
+
+
+def _end(method: str, alpha: float, k: int) -> dict[str, Any]:
+    """`apart`: from where the closed form has the descent's last point, each step a factor I − W̄/(4 c) of θ − θ*."""
+    path, point = descent(method, TASKS, alpha, k, START), fixed_point(method, TASKS, alpha, k)
+    W = mean_weight(method, TASKS, alpha, k)
+    factor = np.eye(2) - W / (4 * max(abs(eigvalsh(W))))
+    end = point + matrix_power(factor, len(path) - 1) @ (START - point)
+    return {
+        "method": method,
+        "direction": direction(method, quadratic, START, [[TASKS[0]] * k], alpha).tolist(),
+        "fixed_point": point.tolist(),
+        "arrived": path[-1].tolist() if arrives(path) else None,
+        "apart": float(norm(path[-1] - end)) / max(1.0, float(norm(end))),
+        "steps": len(path) - 1,
+    }
+
+
+def arrives(path: Array) -> bool:
+    """Whether a descent ends in its fixed point, or runs away."""
+    return bool(norm(path[-1] - path[-2]) < 1)
 
 
 def labels(k: int) -> dict[str, tuple[str, str]]:

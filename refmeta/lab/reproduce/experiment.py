@@ -149,10 +149,8 @@ def text(result: Result) -> str:
     """The tables as Markdown: for each row ours, and below it the paper's; then the trainings, and what differs."""
     paper = PAPERS[result["paper"]]
     many = len(result["seeds"])
-    interval = (
-        f"the mean of {many} seeds ± its 95 % interval" if many > 1 else "one seed, ± the 95 % interval of its tasks"
-    )
-    parts = [f"\n{paper.title}: {paper.link}", f"Here: {interval}."]
+    here = f"the mean of {many} seeds ± its 95 % interval" if many > 1 else "one seed, ± the 95 % interval of its tasks"
+    parts = [f"\n{paper.title}: {paper.link}", f"Here: {here}."]
     for table in result["tables"]:
         parts += [f"{table['title']}, after", markdown(_lines(paper, table, result["quick"]))]
     parts += ["Trainings:", markdown(_trainings(result))]
@@ -203,7 +201,7 @@ def _experiment(paper: Paper) -> Experiment:
 
 
 def add_reproduce(commands: Any) -> None:
-    """Declare `refmeta reproduce PAPER` on argparse's subparsers."""
+    """Add `reproduce PAPER` to argparse's subparsers."""
     parser = commands.add_parser("reproduce", help="repeat a paper's experiment", description=str(__doc__))
     names = parser.add_subparsers(dest="paper", required=True)
     for paper in PAPERS.values():

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from refmeta.lab.display import COLOURS, FAINT, INK, plain_axis, plural
+from refmeta.lab.display import FAINT, INK, plain_axis, plural
 from refmeta.lab.files import save_figure
+from refmeta.lab.plots import logarithmic
 from refmeta.lab.reproduce.experiment import number
 from refmeta.lab.reproduce.papers import PAPERS
 from refmeta.lab.runs import Result, Run
-
-OURS, THEIRS = COLOURS["maml"], COLOURS["joint"]
 
 
 def draw(folder: Path, result: Result, runs: list[Run]) -> None:
@@ -35,16 +34,12 @@ Point = tuple[str, Any, tuple[float, float] | None]  # label; ours, a row of the
 
 def _points(steps: tuple[int, ...], table: Result) -> list[Point]:
     return [
-        (f"{row['label']}, {plural(each['steps'], 'step')}", each, _known(row, each["steps"]))
+        (f"{row['label']}, {plural(each['steps'], 'step')}", each, known and number(known))
         for row in table["rows"]
         for each in row["here"]
+        for known in [row["published"].get(each["steps"])]
         if each["steps"] in steps and (each["steps"] or len(row["here"]) == 1)  # unadapted, it is at chance
     ]
-
-
-def _known(row: Any, steps: int) -> tuple[float, float] | None:
-    published = row["published"].get(steps)
-    return number(published) if published else None
 
 
 LABELS = {"mse": "mean squared error", "accuracy": "accuracy (%)", "cca": "similarity", "ratio": "ratio"}
@@ -54,19 +49,12 @@ def _panel(axis: Any, points: list[Point], score: str) -> None:
     factor = 100 if score == "accuracy" else 1
     places = np.arange(len(points))
     mean, ci95 = ([factor * here[key] for _, here, _ in points] for key in (score, "ci95"))
-    axis.errorbar(mean, places, xerr=ci95, fmt="o", color=OURS, ms=5, capsize=3, label="here, with its 95 % interval")
-    known = [(place, *paper) for place, (_, _, paper) in zip(places, points, strict=True) if paper]
-    axis.errorbar(*_columns(known), fmt="D", color=THEIRS, mfc="none", ms=7, capsize=3, label="the paper")
+    axis.errorbar(mean, places, xerr=ci95, fmt="o", color=INK, ms=5, capsize=3, label="here, with its 95 % interval")
+    known = np.array([(place, *paper) for place, (*_, paper) in enumerate(points) if paper]).reshape(-1, 3).T
+    axis.errorbar(known[1], known[0], None, known[2], "D", color=FAINT, mfc="none", ms=7, capsize=3, label="the paper")
     axis.set_yticks(places, [label for label, *_ in points])
-    axis.set_ylim(len(points) - 0.5, -0.5)
     axis.grid(axis="y", color=FAINT, alpha=0.3)
-    axis.set_xlabel(LABELS[score])
+    axis.set(xlabel=LABELS[score], ylim=(len(points) - 0.5, -0.5))
     if score == "mse":
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
+        logarithmic(axis, "x")
     plain_axis(axis)
-
-
-def _columns(known: list[tuple[Any, float, float]]) -> tuple[list[float], list[float], None, list[float]]:
-    """errorbar's x, y, yerr, xerr."""
-    return [mean for _, mean, _ in known], [place for place, *_ in known], None, [ci95 for *_, ci95 in known]

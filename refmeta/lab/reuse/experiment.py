@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from refmeta.lab import fewshot, runs
 from refmeta.lab.checkpoint import Keep
-from refmeta.lab.display import Row, cell, plural, table
+from refmeta.lab.display import Row, bar, cell, plural, table
 from refmeta.lab.fewshot import experiment as characters
 from refmeta.lab.fewshot.images import Images
 from refmeta.lab.reuse import measurements as measure
-from refmeta.lab.runs import Experiment, Job, Options, Plan, Result, Run, progress, whole
+from refmeta.lab.runs import Experiment, Job, Options, Plan, Result, Run, whole
 from refmeta.lab.sine import experiment as waves
 from refmeta.lab.training import Report, optimiser
 from refmeta.models import accuracy
@@ -155,7 +155,7 @@ def plan(args: Namespace) -> Plan:
 
 def _measure(study: Study, seed: int, trained: dict[str, Run]) -> dict[str, Any]:
     tasks, theta, alpha = study.tasks(seed), trained["maml"].theta, study.configs["maml"].alpha
-    with progress(4, f"measuring, seed {seed}") as move:
+    with bar(4, f"measuring, seed {seed}") as move:
         rows: dict[str, Any] = {"frozen": measure.frozen(study.loss, theta, tasks, alpha, study.score)}
         move(1, "similarity")
         rows["similarity"] = measure.similarity(study.layers, study.loss, theta, tasks[:ALIKE], alpha)

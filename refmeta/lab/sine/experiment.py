@@ -72,9 +72,11 @@ OWN: dict[str | None, dict[str, dict[str, Any]]] = {
     "nichol2018": {"reptile": {"outer": "sgd:0.1:linear"}, "joint": {"outer": "sgd:0.01:linear"}},
 }
 
+ANIMATION = "adaptation.gif"
 options: runs.Options = {
     "preset": {"choices": list(PRESETS), "help": "a paper's settings; other options override them"},
     "quick": runs.QUICK,
+    "animate": {"action": "store_true", "help": f"leave {ANIMATION} too: the first unseen task, step by step"},
     **runs.options_of(Config),
 }
 
@@ -156,7 +158,8 @@ def plan(args: argparse.Namespace) -> Plan:
     if all(config.method != "joint" for config in configs):
         configs.append(beside(configs[0], args.preset))
     main = "all" if args.method == "all" else configs[0].method
-    return runs.compared("sine", main, "mse", args, configs, network, run)
+    compared = runs.compared("sine", main, "mse", args, configs, network, run)
+    return compared._replace(draw=runs.drawing("sine", True), more=[ANIMATION]) if args.animate else compared
 
 
 def text(result: Result) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 
 from refmeta.lab import display, runs
 from refmeta.lab.files import RECORD, locked, plain, regular, save_csv, save_result, save_theta, versions, writable
-from refmeta.lab.runs import DIGITS, Options, Result, Run, add_command, drawing, progress, seed_range, show, whole
+from refmeta.lab.runs import DIGITS, Options, Result, Run, add_command, drawing, seed_range, show, whole
 from refmeta.lab.sine import experiment as sine
 from refmeta.lab.sine.experiment import Config
 from refmeta.lab.training import METHODS, Diverged, over_seeds
@@ -294,7 +294,7 @@ options: Options = {
 
 
 def add_sweep(commands: Any) -> None:
-    """Declare the command on argparse's subparsers."""
+    """Add `sweep` to argparse's subparsers."""
     title = "run the sine experiment for every combination of settings and seeds"
     add_command(commands, "sweep", title, str(run.__doc__), options, run)
 
@@ -310,7 +310,7 @@ def run(args: argparse.Namespace) -> int:
     jobs, folder, code = grid(seeds, args.preset, args.quick, **given), Path(args.out), 0
     try:
         draw = drawing("sweep")
-        with progress(len(jobs), "runs") as move:
+        with display.bar(len(jobs), "runs") as move:
             rows = sweep(jobs, folder, workers=args.workers, report=lambda finished, total: move(finished, ""))
     except KeyboardInterrupt as error:
         kept = f"{folder} keeps {sum((folder / f'{name_of(job)}.json').exists() for job in jobs)} of {len(jobs)} runs"
@@ -334,10 +334,10 @@ def text(rows: list[display.Row]) -> str:
         seeds = f"{every - lost} of {every}" if lost else str(every)
         means = [_mean(curve[k]) if k < len(curve) else "" for k in steps]
         lines.append([*(str(curve[0][name]) for name in settings), seeds, *means])
-    title = "mean squared error on unseen tasks (± 95 % interval over the seeds; of one seed, over its tasks), after"
+    top = "mean squared error on unseen tasks (± 95 % interval over the seeds; of one seed, over its tasks), after"
     note = "The means leave out the runs and test tasks that diverged; table.csv counts them."
     lost = any(row["diverged_seeds"] or row["diverged_tasks"] for row in rows)
-    return "\n".join(["", title, display.table(lines, gap="  "), *[note] * lost])
+    return "\n".join(["", top, display.table(lines, gap="  "), *[note] * lost])
 
 
 def _mean(row: display.Row) -> str:

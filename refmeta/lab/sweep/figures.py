@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from refmeta.lab.display import COLOURS, INK, Row, column, plain_axis
+from refmeta.lab.display import COLOURS, FAINT, INK, Row, column, plain_axis
 from refmeta.lab.files import save_figure
+from refmeta.lab.plots import logarithmic
 from refmeta.lab.sine.figures import baselines
 from refmeta.lab.sine.waves import ZERO_MSE
 from refmeta.lab.sweep.experiment import varying
@@ -33,7 +34,9 @@ def draw(path: Path, rows: list[Row]) -> None:
             line = sorted((row for row in shown if row["method"] == method), key=lambda row: row[along])
             places = np.array([values.index(row[along]) for row in line]) + 0.07 * (number - (len(methods) - 1) / 2)
             _line(axis, places, line, method, 0.97 - 0.04 * number)
-        baselines(axis, shown[0]["law"])
+        logarithmic(axis)
+        for (name, mse), dash in zip(baselines(shown[0]["law"]).items(), ("--", ":"), strict=False):
+            axis.axhline(mse, color=FAINT, ls=dash, lw=1.2, label=name)
         plain_axis(axis)
         axis.tick_params(labelbottom=True)
     for unused in axes[len(panels) :]:
