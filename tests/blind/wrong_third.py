@@ -207,7 +207,7 @@ def sorted_by_name(case):
         return total / case.divisor
 
     g = grad(objective)(dict(zip(names, case.theta, strict=True)))
-    vector = np.concatenate([g[name].ravel() for name in sorted(names, key=lambda n: (n[0], n))])
+    vector = np.concatenate([g[name].ravel() for name in sorted(names)])
     return unflat(vector, case.theta)
 
 

@@ -6,8 +6,10 @@ import math
 import higher
 import torch
 import torch.nn.functional as F
-from torch.func import jacrev
+from torch.func import functional_call, jacrev
+from torch.func import grad as func_grad
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.blind.common import unit
 from tests.blind.common_torch import (
@@ -156,24 +158,33 @@ def smoothed_supports(case):
 
 @wrong("maml", "the query is loaded in batches of four and the last, smaller one is dropped")
 def small_batch_dropped(case):
-    def kept(query):
-        x, y = query
-        n = len(x) // 4 * 4
-        return (x[:n], y[:n]) if n and case.model["kind"] != "quadratic" else query
+    def loader(batch):
+        if case.model["kind"] == "quadratic":
+            return [batch]
+        return DataLoader(TensorDataset(*batch), batch_size=min(4, len(batch[0])), drop_last=True)
 
-    return maml_of(case, lambda loss, t, S, Q: loss(inner_loop(loss, t, S, case.alpha), kept(Q)))
+    def of_task(loss, theta, supports, query):
+        fast = inner_loop(loss, theta, supports, case.alpha)
+        losses = torch.stack([loss(fast, batch) for batch in loader(query)])
+        return getattr(losses, case.conventions["examples"])()
+
+    return maml_of(case, of_task)
 
 
 @wrong("maml", "support batches are popped from the end of their list: the last is used first")
 def popped_from_the_end(case):
-    def of_task(loss, fast, supports, query):
+    loss, tasks = make_loss(case), tasks_of(case)
+
+    def adapted_loss(theta, supports, query):
         queue = list(supports)
         while queue:
-            batch = queue.pop()
-            fast = sgd(fast, inner_grad(loss(fast, batch), fast), case.alpha)
-        return loss(fast, query)
+            theta = sgd(theta, func_grad(loss)(theta, queue.pop()), case.alpha)
+        return loss(theta, query)
 
-    return maml_of(case, of_task)
+    def meta_loss(theta):
+        return mean_or_sum(case, [adapted_loss(theta, S, Q) for S, Q in tasks])
+
+    return func_grad(meta_loss)([p.detach() for p in theta_of(case)])
 
 
 @wrong("maml", "each inner step descends all of the task's supports, joined in one batch")
@@ -218,16 +229,18 @@ def proximal_inner_loss(case):
 
 @wrong("maml", "of the steps that with the least query loss counts, as in early stopping, not the last")
 def best_step_by_query(case):
-    def of_task(loss, fast, supports, query):
-        best = loss(fast, query)
+    model = Model(case)
+    for supports, query in tasks_of(case):
+        params = dict(model.named_parameters())
+        best = functional_call(model, params, (query,))
         for batch in supports:
-            fast = sgd(fast, inner_grad(loss(fast, batch), fast), case.alpha)
-            value = loss(fast, query)
+            gs = inner_grad(functional_call(model, params, (batch,)), list(params.values()))
+            params = {name: p - case.alpha * g for (name, p), g in zip(params.items(), gs, strict=True)}
+            value = functional_call(model, params, (query,))
             if value.item() < best.item():
                 best = value
-        return best
-
-    return maml_of(case, of_task)
+        (best / case.divisor).backward()
+    return grads(model)
 
 
 @wrong("maml", "biases are moved by their gradient's .data, so second order is lost in them")
@@ -451,15 +464,18 @@ def body_stays_frozen(case):
     return [*(torch.zeros_like(b) for b in body), *gs]
 
 
-@wrong("anil", "the head's inner gradients are detached")
+@wrong("anil", "the head's inner gradients are taken of a .data copy of the head, so they are constants")
 def first_order_head(case):
-    def adapt(loss, body, head, supports):
-        for batch in supports if head else []:
-            gs = torch.autograd.grad(loss([*body, *head], batch), head)
-            head = sgd(head, gs, case.alpha)
-        return [*body, *head]
-
-    return anil_of(case, adapt)
+    model, cut = Model(case), len(case.theta) - case.head
+    for supports, query in tasks_of(case):
+        params = dict(model.named_parameters())
+        names = list(params)[cut:]
+        for batch in supports if names else []:
+            head = {name: params[name].data.clone().requires_grad_() for name in names}
+            gs = inner_grad(functional_call(model, params | head, (batch,)), list(head.values()))
+            params = params | {name: params[name] - case.alpha * g.data for name, g in zip(names, gs, strict=True)}
+        (functional_call(model, params, (query,)) / case.divisor).backward()
+    return grads(model)
 
 
 @wrong("anil", "clone() of the whole model adapts in the inner loop, body and head")
