@@ -11,7 +11,7 @@ refused by the first answer, which is the cheapest to compute.
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations, product
 from operator import is_
 from time import monotonic
@@ -21,7 +21,7 @@ import numpy as np
 
 from refmeta.conformance.cases import CONVENTIONS, Case, Vector
 from refmeta.conformance.mistakes import MISTAKES
-from refmeta.conformance.programs import EVERY, EXAMPLES, FAMILIES, OTHERS, known, with_mistakes
+from refmeta.conformance.programs import ALONE, EVERY, EXAMPLES, FAMILIES, OTHERS, RECENT, known, with_mistakes
 from refmeta.conformance.rules import Derivatives, Setting, finished, flat, gradients
 from refmeta.trees import Theta
 
@@ -31,7 +31,8 @@ HEAVIEST = 1e3  # weight of a task: it counts a few times, or not at all
 NEAR = 1e-3  # of an answer: nothing farther off explains it
 FAR = 20  # times the usual numbers
 STEPS, SOON = 12, 5  # of Gauss–Newton, and those after which it must be near
-BEAM = 8  # programs that another mistake is added to
+BEAM, FEW = 32, 8  # programs that another mistake is added to, and those where that is dear
+FIRST = 3  # answers by which they are chosen
 
 
 class Factor(NamedTuple):
@@ -153,6 +154,15 @@ def every_factor(case: Case) -> dict[Factor, float]:
     return odd_factors(T, case.alpha, K) | factors(T, case.alpha, K, case.algorithm) | conventions(case)
 
 
+def multiplied(got: np.ndarray, per_task: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of every pattern its weights, the square of the sum, the best multiple of it for `got`, and what is left then."""
+    weights = np.array(list(patterns(len(per_task)).values()))
+    sums = weights @ per_task
+    squares = np.einsum("ij,ij->i", sums, sums)
+    best = (sums @ got) / np.where(squares > 0, squares, 1)
+    return weights, squares, best, np.linalg.norm(got - best[:, None] * sums, axis=1)
+
+
 def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], limit: float) -> set[Fit]:
     """The (tasks, factor) for which c · Σ w_i · per_task_i is `got` to within `limit`, by least squares.
 
@@ -162,11 +172,7 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
     found: set[Fit] = set()
     if not np.isfinite(per_task).all():
         return found
-    names, weights = list(patterns(len(per_task))), np.array(list(patterns(len(per_task)).values()))
-    sums = weights @ per_task
-    squares = np.einsum("ij,ij->i", sums, sums)
-    best = (sums @ got) / np.where(squares > 0, squares, 1)
-    rest = np.linalg.norm(got - best[:, None] * sums, axis=1)
+    names, (weights, squares, best, rest) = list(patterns(len(per_task))), multiplied(got, per_task)
     for i in np.flatnonzero(rest <= limit):  # no other factor is nearer than the best
         c, length = float(best[i]), float(np.sqrt(squares[i]))
         wide = np.sqrt(limit**2 - rest[i] ** 2) / length if length else np.inf  # how far a factor may be from the best
@@ -237,17 +243,20 @@ def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
     stored[()] = right
     derivatives, settings = case.derivatives, case.settings
 
+    @lru_cache(RECENT)
+    def made(program: Program) -> list[Setting]:
+        return with_mistakes(program[-1:], made(program[:-1])) if program else settings
+
     @cache
     def under(program: Program) -> np.ndarray:
         if program in stored:
             return divided(case, stored[program])
-        changed, shown = settings, list[str]()
-        for name in program:  # most pairs have one that a case does not show, so they are the other alone
-            before, changed = changed, with_mistakes([name], changed)
-            shown += [] if all(map(is_, changed, before)) else [name]
+        # Most pairs have one that a case does not show, so they are the other alone.
+        until = [made(program[:i]) for i in range(len(program) + 1)]
+        shown = [name for i, name in enumerate(program) if not all(map(is_, until[i], until[i + 1]))]
         if len(shown) < len(program):
             return under(tuple(shown))
-        return of_settings(case, derivatives, changed)
+        return of_settings(case, derivatives, until[-1])
 
     small, limit = case.model["kind"] == "quadratic", 10 * rounding(vector, got, dtype)
     return Answered(flat(got), under, every_factor(case), limit, settings=settings, small=small)
@@ -355,25 +364,49 @@ def fit(a: Answered, program: Program, family: str) -> float | None:
     return best if np.linalg.norm(off(best)) <= max(10 * a.limit, 1e-5 * float(np.linalg.norm(a.got))) else None
 
 
+def far(answers: Iterable[Answered], program: Program) -> float:
+    """How much of the answers is left, at best, without the tasks' gradients by a program."""
+    rest = [multiplied(a.got, a.under(program))[3].min() / np.linalg.norm(a.got) for a in answers]
+    return float(np.nan_to_num(sum(rest), nan=np.inf))
+
+
+def near(answers: Sequence[Answered], programs: Iterable[Program], most: int) -> list[Program]:
+    """The programs that leave least of the first wrong answers: another mistake may explain the rest."""
+    wrong = sorted((a for a in answers if a.wrong() and a.got.any()), key=lambda a: not a.small)[:FIRST]
+    return sorted(programs, key=lambda program: far(wrong, program))[:most]
+
+
+def quick(answers: Iterable[Answered]) -> bool:
+    """Whether a program can be refused at little cost: by a quadratic."""
+    return any(a.small and a.wrong() for a in answers)
+
+
 def pairs(answers: Sequence[Answered], names: Sequence[str] = tuple(EVERY)) -> Iterator[Explanation]:
-    """Two mistakes at once; in both orders only where they change the same choice."""
-    touched = {name: touches(name, answers) for name in possible(answers, names)}
-    # What takes its time is tried beside the listed mistakes alone: an optimiser's derivative; all, if it is a network.
-    dear = not any(a.small and a.wrong() for a in answers)
-    late = {name for name, fields in touched.items() if dear or "update" in fields}
-    both = [(a, b) for a, b in combinations(touched, 2) if a in MISTAKES or not {a, b} & late]
+    """Two mistakes at once, of which one alone comes near; in both orders only where they change the same choice."""
+    names = possible(answers, [*names, *(usual() if quick(answers) else [])])
+    touched, place = {name: touches(name, answers) for name in names}, {name: i for i, name in enumerate(names)}
+    close = [name for (name,) in near(answers, [(name,) for name in names], BEAM if quick(answers) else FEW)]
+    # What takes its time is tried beside the nearest alone: an optimiser's derivative.
+    some = [(a, b) for i, a in enumerate(close) for b in names if a != b and (i < FEW or "update" not in touched[b])]
+    both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some}
     turned = [(b, a) for a, b in both if touched[a] & touched[b] or {a, b} <= {*MISTAKES}]
     return trying(answers, [*both, *turned], "pairs of mistakes")
 
 
+def of_some_arrays(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """A mistake in some arrays alone."""
+    return trying(answers, list(product(ALONE, [*EVERY, *usual()])), "mistakes in some arrays")
+
+
 def listed_pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """Two mistakes that the vectors list."""
-    return pairs(answers, tuple(MISTAKES))
+    both = combinations(possible(answers, MISTAKES), 2)
+    return trying(answers, [order for pair in both for order in (pair, pair[::-1])], "pairs of mistakes")
 
 
 def with_a_number(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """A listed mistake, and another with a number in it."""
-    return beside(answers, [(name,) for name in possible(answers, MISTAKES)])
+    """A mistake that comes near, and another with a number in it."""
+    return beside(answers, near(answers, [(name,) for name in possible(answers, EVERY)], FEW))
 
 
 def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
@@ -396,10 +429,8 @@ def possible(answers: Sequence[Answered], names: Iterable[str]) -> list[str]:
 def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """Three listed mistakes, or two of them that come near and any other."""
     names = possible(answers, MISTAKES)
-    yield from trying(answers, combinations(names, 3), "triples of mistakes")
-    wrong = next(a for a in answers if a.wrong())
-    near = sorted(combinations(names, 2), key=lambda pair: float(np.linalg.norm(wrong.off(pair))))[:BEAM]
-    more = product(near, possible(answers, [*OTHERS, *usual()]))
+    yield from trying(answers, list(combinations(names, 3)), "triples of mistakes")
+    more = product(near(answers, combinations(names, 2), FEW), possible(answers, [*OTHERS, *usual()]))
     yield from trying(answers, [(*pair, name) for pair, name in more], "triples of mistakes")
 
 
@@ -423,7 +454,7 @@ def intersection(sets: Iterable[set[Any]]) -> set[Any]:
     return common
 
 
-SEARCHES: tuple[Search, ...] = (listed, others, fitted, listed_pairs, with_a_number, pairs, triples)
+SEARCHES: tuple[Search, ...] = (listed, others, fitted, listed_pairs, of_some_arrays, pairs, with_a_number, triples)
 
 
 @np.errstate(all="ignore")  # a wrong program may overflow, or divide by the norm of nothing

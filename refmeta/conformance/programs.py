@@ -23,12 +23,13 @@ from refmeta.conformance.mistakes import (
     times,
     weights,
 )
-from refmeta.conformance.rules import Derivatives, Outer, Setting, Term, at_the_end, at_theta, kept
+from refmeta.conformance.rules import ADAPTIVE, Derivatives, Outer, Setting, Term, at_the_end, at_theta, kept, unflat
 from refmeta.trees import Batch, Theta, axpy, dot
 
 Fields = dict[str, Any]
 Group = Callable[[Setting, Any], dict[str, Fields]]
 Arrays = Callable[[Setting], Sequence[Any]]  # the share of each array
+RECENT = 1 << 8  # settings whose choices are remembered
 DEAREST = 200  # parameters: a Hessian's diagonal takes as many products
 
 
@@ -57,6 +58,7 @@ def choice(over: dict[str, tuple[str, Any]] = {"": ("", None)}) -> Callable[[Gro
     """
 
     def register(group: Group) -> Group:
+        group = lru_cache(RECENT)(group)  # it is asked for each of its ids
         for paragraph in (group.__doc__ or "").split("\n\n")[1:]:
             lines = re.split(r"\n(?=    \S+(?: [\d. ]+)?: )", "\n" + paragraph.strip("\n"))[1:]
             said = dict(re.split(r":\s+", " ".join(line.split()), maxsplit=1) for line in lines)
@@ -85,7 +87,7 @@ def replaced(fields: Callable[[Setting, Any], Fields | None], value: Any) -> Cha
 def known(id: str) -> Mistake:
     """A mistake by its id; that of a family is "family=number"."""
     if "=" not in id:
-        return MISTAKES.get(id) or OTHERS[id]
+        return MISTAKES.get(id) or OTHERS.get(id) or ALONE[id]
     name, value = id.split("=")
     family, number = FAMILIES[name], float(value)
     return Mistake(id, family.title.format(f"{number:.6g}"), family.cause, UNSEEN, "", replaced(family.fields, number))
@@ -108,6 +110,17 @@ def joined(s: Setting, batches: list[Batch]) -> Batch:
     return (np.concatenate(xs), np.concatenate(ys)) if network(s) else (sum(xs) / len(xs), sum(ys) / len(ys))
 
 
+def half(batch: Batch) -> Batch:
+    x, y = batch
+    return x[: max(len(x) // 2, 1)], y[: max(len(y) // 2, 1)]
+
+
+def at_each_step(s: Setting, batch: Batch) -> list[Batch]:
+    """The support batches of all tasks for the same step."""
+    k = next((k for k, own in enumerate(s.supports) if own is batch), 0)
+    return [supports[k] for supports, _ in s.tasks if k < len(supports)] or [batch]
+
+
 @choice()
 def supports(s: Setting, _: None) -> dict[str, Fields]:
     """The batches of the inner steps.
@@ -124,11 +137,17 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
     first_twice: the first support batch is taken twice
     first_again: one inner step too many, on the first batch
     steps_twice: all inner steps are taken twice
+    adapted_before: all inner steps are taken twice, and only the second time they are differentiated
     Cause: an off-by-one in the inner loop, or a batch that is drawn in another place
 
     first_example: only the first example of every support batch counts
     last_example_missing: the last example of every support batch is left out
+    first_half: only the first half of every support batch counts
     Cause: an index, a slice, or drop_last
+
+    first_x: all support batches have the inputs of the first one
+    first_y: all support batches have the labels of the first one
+    Cause: something is computed once and kept: by its shape, or its place
 
     all_together: every inner step takes all support batches together
     query_among_them: the query data are in every support batch
@@ -136,9 +155,10 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
 
     first_supports: every task adapts to the first task's support data
     last_supports: every task adapts to the last task's support data
+    tasks_together: every inner step descends the mean of all tasks' support losses
     Cause: the tasks' data are indexed by another counter
     """
-    S, Q = s.supports, s.query
+    S, Q, many = s.supports, s.query, len(s.supports) > 1
     further: dict[str, Fields] = {"step_on_query": {"supports": [*S, Q]}} if Q and s.outer is not at_theta else {}
     if not s.adapts:
         return further
@@ -152,16 +172,21 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
         "first_twice": [*S[:1], *S],
         "first_again": [*S, *S[:1]],
         "steps_twice": S * 2,
+        "adapted_before": S * 2,
         "all_together": [joined(s, S)] * len(S),
         "query_among_them": [joined(s, [b, Q]) for b in S] if Q else None,
         "first_supports": s.tasks[0][0] if s.tasks else None,
         "last_supports": s.tasks[-1][0] if s.tasks else None,
+        "first_x": [(next(a for a, _ in S if a.shape == x.shape), y) for x, y in S] if many else None,
+        "first_y": [(x, next(b for _, b in S if b.shape == y.shape)) for x, y in S] if many else None,
+        "first_half": [half(batch) for batch in S] if network(s) else None,
         "first_example": [(x[:1], y[:1]) for x, y in S] if network(s) else None,
         "last_example_missing": [(x[: len(x) - 1], y[: len(y) - 1]) for x, y in S] if network(s) else None,
     }
-    many = len(S) > 1
     usable = {id: found for id, found in lists.items() if found is not None and (many or "batch" not in id)}
-    return further | {id: {"supports": found} for id, found in usable.items()}
+    usable |= {"tasks_together": S} if s.tasks else {}
+    apart = {"tasks_together": {"pieces": at_each_step}, "adapted_before": {"through": lambda k, steps: k >= len(S)}}
+    return further | {id: {"supports": found, **apart.get(id, {})} for id, found in usable.items()}
 
 
 @choice()
@@ -185,7 +210,11 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     Cause: the tasks' data are put into one batch
 
     first_support_as_query: the outer loss is taken on the first support batch
+    supports_as_query: the outer loss is taken on all support data together
     Cause: the same x, y are used inside and outside
+
+    half_query: only the first half of the query counts
+    Cause: a slice, or a part that is kept apart
     """
     if s.displaced:
         return {}
@@ -197,7 +226,9 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     found |= {"first_support_as_query": {"query": s.supports[0]}} if len(s.supports) > 1 else {}
     if s.supports and s.query:
         found |= {"support_in_query": {"query": joined(s, [*s.supports, s.query])}}
+        found |= {"supports_as_query": {"query": joined(s, s.supports)}} if len(s.supports) > 1 else {}
         found |= {"last_support_in_query": {"query": joined(s, [s.supports[-1], s.query])}}
+    found |= {"half_query": {"query": half(s.query)}} if s.query and network(s) else {}
     if s.tasks and s.query and network(s):
         share = len(s.query[0]) / sum(len(q[0]) for _, q in s.tasks)
         found |= {"tasks_merged": scaled(s, lambda s, batch: share, 1)[1]}
@@ -239,30 +270,43 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     support_at_theta_added: the support loss at θ is added to the query loss
     Cause: the meta-loss has more in it than the query's loss after adaptation
 
+    inner_gradients_added: the inner gradients are added as they are
+    last_gradient_added: the last inner gradient is added as it is
+    support_gradient_added: the support gradient after adaptation is added as it is
+    Cause: backward passes add to the .grad that is returned
+
+    middle_of_tasks: the query losses are taken at the mean of all tasks' φ_K
+    Cause: the adapted parameters are averaged before the queries
+
     supports_added: the losses of all inner steps are added to the query loss
     last_inner_gradient_added: the loss of the last inner step is added to the query loss
     supports_and_every_step: the losses of all inner steps, and of the query after every step, are added up
     Cause: what the inner loop left in .grad is not cleared before the outer loss: zero_grad is missing
     """
-    K, first, last = len(s.supports), s.supports[:1], s.supports[-1:]
+    first, last = s.supports[:1], s.supports[-1:]
     if not s.adapts or s.displaced:
         return {}
 
     def and_also(k: int, batches: list[Batch], weight: int = 1) -> Fields:
         return {"outer": lambda s: [*at_the_end(s), *((k, b, weight) for b in batches)]}
 
+    everywhere = [(-1, query, 1 / len(s.tasks)) for _, query in s.tasks]
     return {
+        "inner_gradients_added": {"plain": inner_gradients},
+        "last_gradient_added": {"plain": lambda s: [(-2, last[0], 1)]},
+        "support_gradient_added": {"plain": lambda s: [(-1, last[0], 1)]},
+        "middle_of_tasks": {"outer": lambda s: everywhere, "elsewhere": True} if s.tasks else {},
         "from_theta": {"outer": from_theta},
-        "before_every_step": {"outer": lambda s: [(k, s.query, 1) for k in range(K)]},
+        "before_every_step": {"outer": lambda s: [(k, s.query, 1) for k in range(len(s.supports))]},
         "every_step_averaged": {"outer": averaged(after_every_step)},
         "from_theta_averaged": {"outer": averaged(from_theta)},
         "theta_added": and_also(0, [s.query]),
         "improvement": and_also(0, [s.query], -1),
-        "support_added": and_also(K, last),
-        "first_support_added": and_also(K, first),
+        "support_added": and_also(-1, last),
+        "first_support_added": and_also(-1, first),
         "support_at_theta_added": and_also(0, first),
         "supports_added": {"outer": and_supports(at_the_end)},
-        "last_inner_gradient_added": and_also(K - 1, last),
+        "last_inner_gradient_added": and_also(-2, last),
         "supports_and_every_step": {"outer": and_supports(after_every_step)},
     }
 
@@ -295,7 +339,7 @@ def other_outer(s: Setting, _: None) -> dict[str, Fields]:
             "supports_at_theta": {"outer": lambda s: all_at_theta(s)[1:]},
         }
     plain: Fields = {"displaced": False, "curvature": None}
-    more = averaged(lambda s: [*inner_gradients(s), *((len(s.supports), b, 1) for b in s.supports[-1:])])
+    more = averaged(lambda s: [*inner_gradients(s), *((-1, b, 1) for b in s.supports[-1:])])
     return {
         "towards_the_mean": {"towards": 1},
         "towards_the_mean_from_theta": {"towards": 0},
@@ -429,6 +473,7 @@ ARRAYS: dict[str, tuple[str, Arrays]] = {
     "upper": ("the layers after the first", but(first_layer)),
     "ends": ("the first and the last layer", lambda s: tuple(map(max, first_layer(s), last_layer(s)))),
     "last_array": ("the last array", lambda s: tuple(i == len(s.theta) - 1 for i in range(len(s.theta)))),
+    "others": ("the arrays before the last", lambda s: tuple(i < len(s.theta) - 1 for i in range(len(s.theta)))),
     "first_array": ("the first array", lambda s: tuple(i == 0 for i in range(len(s.theta)))),
 }
 
@@ -464,6 +509,12 @@ def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
     _adapt: in the inner loop only {} can move
     Cause: the inner loop goes over these parameters only; or allow_unused=True hides a missing connection
 
+    _head: {}: they are taken for the head
+    Cause: the head and the body are told apart in another way
+
+    _fresh: of the adapted parameters the query pass takes those of {} alone, and θ for the others
+    Cause: some modules are called with their own parameters
+
     _kept: the outer gradient is that of {} alone
     Cause: the outer gradient is taken, or kept, of these alone
 
@@ -474,9 +525,22 @@ def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
     shares = arrays(s)
     found: dict[str, Fields] = {"_kept": only(s, shares)}
     found |= {"_adapt": {"rates": times(s.rates, shares)}} if s.adapts else {}
+    found |= {"_head": {"rates": shares}} if s.adapts and s.split and any(shares) else {}
+    found |= {"_fresh": {"mixed": shares}} if s.adapts and not s.displaced and not all(shares) else {}
     reached = {"curvature": lambda d, phi, batch, v, s: kept(d.hvp(phi, batch, v), shares)}
     differentiated = {"curvature": lambda d, phi, batch, v, s: d.hvp(phi, batch, kept(v, shares))}
     return found | ({"_reached": reached, "_differentiated": differentiated} if s.differentiates else {})
+
+
+def alone(arrays: Arrays) -> Change:
+    """All further mistakes are made in some arrays alone."""
+    return lambda s: None if all(shares := arrays(s)) else s._replace(spared=(s, shares))
+
+
+ALONE = {
+    id: Mistake(id, f"so far as {name} are concerned", "these arrays go another way", UNSEEN, "", alone(arrays))
+    for id, (name, arrays) in ARRAYS.items()
+}
 
 
 # --- The inner update ---
@@ -502,6 +566,7 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
 
     gradients_at_theta: all inner gradients are taken at θ
     gradients_late: every inner gradient is taken at the φ of the step before
+    after_outer_steps: a task starts after an outer step of α on the tasks before it
     Cause: the inner gradient is not taken at the φ that it is subtracted from
 
     head_in_front: the head is taken at the other end of θ
@@ -516,6 +581,7 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
 
     added_up: each inner step takes the sum of all gradients until then
     averaged_up: each inner step takes the mean of all gradients until then
+    never_cleared: each inner step takes the sum of all gradients until then, those of earlier tasks too
     Cause: the inner gradients are not cleared between steps: zero_grad is missing
 
     sign: the inner loop takes the sign of the gradient
@@ -524,20 +590,22 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     adam: the inner loop is Adam's
     rmsprop: the inner loop is RMSprop's
     adagrad: the inner loop is Adagrad's
+    adam_on: the inner loop is Adam's, whose memory goes on from task to task
     adam_inside: the inner loop is Adam's, with a number under the root
     rmsprop_inside: the inner loop is RMSprop's, with a number under the root
     adagrad_inside: the inner loop is Adagrad's, with a number under the root
     Cause: the inner optimiser is another than plain gradient descent
     """
+    outside: dict[str, Fields] = {"after_outer_steps": {"descends": s.alpha}}
     if not s.adapts:
-        return {}
+        return outside
     body = [not rate for rate in s.rates] if s.split else but(last_layer)(s)
     zero_head: Fields = {"start": kept(s.theta, body)} if s.split or len(s.theta) > 2 else {}
-    ways, adaptive = ("sign", "unit", "unit_arrays", "adam", "rmsprop", "adagrad"), ("adam", "rmsprop", "adagrad")
-    kinds = {kind: {"update": s.update._replace(kind=kind)} for kind in ways}
-    kinds |= {f"{kind}_inside": {"update": s.update._replace(kind=kind, inside=1e-10)} for kind in adaptive}
+    kinds = {kind: {"update": s.update._replace(kind=kind)} for kind in ("sign", *ADAPTIVE)}
+    kinds |= {f"{kind}_inside": {"update": s.update._replace(kind=kind, inside=1e-10)} for kind in ADAPTIVE}
     many = len(s.supports) > 1
-    return kinds | {
+    return {id: {**fields, "remembers": True} for id, fields in (("adam_on", kinds["adam"]),)} | kinds | outside | {
+        "never_cleared": {"update": s.update._replace(momentum=1), "remembers": True},
         "one_chain": {"together": True} if s.differentiates else {},
         "restarted": {"restarts": True} if many else {},
         "gradients_at_theta": {"lag": len(s.supports)} if many else {},
@@ -548,6 +616,8 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
         "one_layer_more": {"rates": tuple(map(max, s.rates, (*s.rates[2:], True, True)))} if s.split else {},
         "head_of_zeros": zero_head,
         "head_of_zeros_constant": zero_head and zero_head | only(s, body),
+        "unit": {"update": s.update._replace(norm=1, unit=True)},
+        "unit_arrays": {"update": s.update._replace(norm=1, unit=True, apart=True)},
         "added_up": {"update": s.update._replace(momentum=1)},
         "averaged_up": {"update": s.update._replace(kind="mean", momentum=1)},
     }
@@ -565,6 +635,7 @@ def rates(s: Setting, _: None) -> dict[str, Fields]:
     falling: the inner step size falls to zero, by the same amount at every step
     cosine: the inner step size falls to zero as a cosine
     over_layer: the inner step size of a layer is divided by its number
+    squared: the inner step size is multiplied by itself
     Cause: a loss is summed or averaged over steps or tasks before the inner gradient is taken, or a schedule
     """
     if not s.adapts:
@@ -575,6 +646,7 @@ def rates(s: Setting, _: None) -> dict[str, Fields]:
         "times_steps": paced(s, lambda s, k: K),
         "over_tasks": paced(s, lambda s, k: 1 / T),
         "times_tasks": paced(s, lambda s, k: T),
+        "squared": paced(s, lambda s, k: s.alpha),
         "over_step": paced(s, lambda s, k: 1 / (k + 1)),
         "falling": paced(s, lambda s, k: 1 - k / K),
         "cosine": paced(s, lambda s, k: (1 + np.cos(np.pi * k / K)) / 2),
@@ -715,6 +787,15 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
     unit_tasks: the gradient of every task is divided by its norm
     Cause: gradients are scaled so that no task counts more than another
 
+    columns: the result is cut column by column
+    rows: the result is flattened column by column
+    weights_first: the result is flattened with the weights in front
+    arrays_reversed: the result is flattened with the last array in front
+    Cause: parameters are flattened in one order, and cut in another
+
+    from_first_step: the displacement is taken from φ_1, not from θ
+    Cause: the parameters are saved after the first inner step
+
     displacement: the displacement θ − φ_K is returned
     phi_returned: φ_K is returned
     path_added: the displacements θ − φ_1 … θ − φ_K are added up
@@ -722,7 +803,28 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
     """
     K = len(s.supports) or 1
     away: Fields = {"displaced": True, "curvature": None} if s.adapts and not s.displaced else {}
+    first = sorted(range(len(s.theta)), key=lambda i: np.ndim(s.theta[i]) == 1)
+
+    def by(order: Sequence[int]) -> Fields:
+        def flattened(g: np.ndarray, theta: np.ndarray) -> np.ndarray:
+            leaves = unflat(g, s.theta)
+            return np.concatenate([np.ravel(leaves[i]) for i in order])
+
+        return after(s, flattened)
+
+    def turned(cut: str, put: str) -> Fields:
+        def read(g: np.ndarray, theta: np.ndarray) -> np.ndarray:
+            leaves = [leaf.ravel(cut).reshape(leaf.shape, order=put) for leaf in unflat(g, s.theta)]  # type: ignore
+            return np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+        return after(s, read)
+
     return {
+        "columns": turned("C", "F"),
+        "rows": turned("F", "C"),
+        "weights_first": by(first),
+        "arrays_reversed": by(range(len(s.theta))[::-1]),
+        "from_first_step": {"origin": min(1, len(s.supports))} if s.displaced else {},
         "new_theta": after(s, lambda g, theta: theta - s.alpha * g),
         "theta_once": after(s, lambda g, theta: g + theta),
         "sign_returned": after(s, lambda g, theta: np.sign(g)),
@@ -748,6 +850,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     Cause: a step size, or a factor of it, is written by hand
 
     momentum 0.9 0.5 0.99: the inner loop has momentum {}
+    momentum_on 0.9 0.5 0.99: the inner loop has momentum {}, whose memory goes on from task to task
     nesterov 0.9 0.5 0.99: the inner loop has Nesterov's momentum, {}
     average 0.9 0.5 0.99: the inner loop takes a running average of the gradients, by {}
     pull 0.5 0.1 0.01 1: the inner loss has a proximal term, {} / 2 ‖φ − θ‖²
@@ -760,6 +863,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
 
     clamp 0.1 0.5 1 5 10 40: the inner gradients are clipped to ±{}
     norm 0.1 0.25 0.5 1 2 5 10 40: the inner gradient is clipped to norm {}
+    norm_arrays 0.1 0.25 0.5 1 2 5 10 40: every array of the inner gradient is clipped to norm {}
     norm_constant 0.1 0.25 0.5 1 2 5 10 40: the inner gradient is clipped to norm {}, which is not differentiated
     Cause: a clip meant for the outer gradients, or for reinforcement learning
 
@@ -776,6 +880,9 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     always_last 2 3 5 10: the number of inner steps is always {}, on the last batch from then on
     at_most 2 3 4 5 10: at most {} inner steps are taken
     Cause: the number of steps is written by hand
+
+    part_way 0.1 0.5: a task starts from θ after {} of the way to where the task before ended
+    Cause: θ is moved within the loop over tasks
     """
     if not s.adapts:
         return {}
@@ -788,6 +895,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
         "alpha": {"alpha": p},
         "alpha_times": {"alpha": p * s.alpha},
         "momentum": {"update": u._replace(momentum=p)},
+        "momentum_on": {"update": u._replace(momentum=p), "remembers": True},
         "nesterov": {"update": u._replace(kind="nesterov", momentum=p)},
         "average": {"update": u._replace(kind="average", momentum=p)},
         "pull": {"update": u._replace(pull=p)},
@@ -796,6 +904,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
         "first_faster_step": paced(s, lambda s, k: 1 if k else p),
         "clamp": {"update": u._replace(clamp=p)},
         "norm": {"update": u._replace(norm=p)},
+        "norm_arrays": {"update": u._replace(norm=p, apart=True)},
         "norm_constant": {"update": u._replace(norm=p, constant=True)},
         "biases_faster": faster(but(weights)(s)),
         "vectors_faster": {"rates": times(s.rates, [p if np.ndim(leaf) == 1 else True for leaf in s.theta])},
@@ -805,6 +914,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
         "always": {"supports": (S * n)[:n]},
         "always_last": {"supports": (S + S[-1:] * n)[:n]},
         "at_most": {"supports": S[:n]},
+        "part_way": {"leaks": p},
     }
 
 
@@ -817,6 +927,12 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     lasso 0.0001 0.001 0.01 0.1: {} times the sign of θ is added to the result
     lasso_tasks 0.0001 0.001 0.01 0.1: {} times the sign of θ is added to the gradient of every task
     Cause: a weight decay, or a penalty, outside
+
+    in_pieces 2 4 8 16 32: the query loss is the mean over pieces of {}, whatever their sizes
+    Cause: the query is evaluated in small batches
+
+    descended 0.1 0.01 0.001 0.5 1: a task starts after an outer step of {} on the tasks before it
+    Cause: the outer optimiser steps within the loop over tasks
 
     clip_value 0.1 0.5 1 5 10: the result is clipped to ±{}
     clip_norm 0.1 0.5 1 2 5 10: the result is clipped to norm {}
@@ -833,7 +949,15 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     step_cut 2 3 4 5 6 7 8 9 10: inner step {} is not differentiated
     Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop. JAX: stop_gradient in the carry
     """
+    n = max(int(p), 1)
+
+    def pieces(s: Setting, batch: Batch) -> list[Batch]:
+        x, y = batch
+        return [(x[i : i + n], y[i : i + n]) for i in range(0, len(x), n)]
+
     found: dict[str, Fields] = {
+        "in_pieces": {"pieces_outside": pieces} if network(s) and not s.displaced and float(p).is_integer() else {},
+        "descended": {"descends": p},
         "penalty": each(s, lambda g, theta: axpy(p, theta, g)),
         "lasso_tasks": each(s, lambda g, theta: axpy(p, [np.sign(leaf) for leaf in theta], g)),
         "clip_tasks": each(s, lambda g, theta: shortened(g, p)),
