@@ -371,9 +371,15 @@ def far(answers: Iterable[Answered], program: Program) -> float:
 
 
 def near(answers: Sequence[Answered], programs: Iterable[Program], most: int) -> list[Program]:
-    """The programs that leave least of the first wrong answers: another mistake may explain the rest."""
-    wrong = sorted((a for a in answers if a.wrong() and a.got.any()), key=lambda a: not a.small)[:FIRST]
-    return sorted(programs, key=lambda program: far(wrong, program))[:most]
+    """The programs that leave least of the first wrong answers: another mistake may explain the rest.
+
+    Of a family one.
+    """
+    wrong, best = sorted((a for a in answers if a.wrong() and a.got.any()), key=lambda a: not a.small)[:FIRST], {}
+    for program in programs:
+        left, family = far(wrong, program), tuple(name.partition("=")[0] for name in program)
+        best[family] = min(best.get(family, (np.inf, program)), (left, program))
+    return [program for _, program in sorted(best.values())[:most]]
 
 
 def quick(answers: Iterable[Answered]) -> bool:
@@ -385,9 +391,10 @@ def pairs(answers: Sequence[Answered], names: Sequence[str] = tuple(EVERY)) -> I
     """Two mistakes at once, of which one alone comes near; in both orders only where they change the same choice."""
     names = possible(answers, [*names, *(usual() if quick(answers) else [])])
     touched, place = {name: touches(name, answers) for name in names}, {name: i for i, name in enumerate(names)}
-    close = [name for (name,) in near(answers, [(name,) for name in names], BEAM if quick(answers) else FEW)]
     # What takes its time is tried beside the nearest alone: an optimiser's derivative.
-    some = [(a, b) for i, a in enumerate(close) for b in names if a != b and (i < FEW or "update" not in touched[b])]
+    close = [name for (name,) in near(answers, [(name,) for name in names], BEAM if quick(answers) else FEW)]
+    late = {name for name in names if "update" in touched[name]}
+    some = [(a, b) for i, a in enumerate(close) for b in names if a != b and (i < 2 * FEW or not late & {a, b})]
     both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some}
     turned = [(b, a) for a, b in both if touched[a] & touched[b] or {a, b} <= {*MISTAKES}]
     return trying(answers, [*both, *turned], "pairs of mistakes")

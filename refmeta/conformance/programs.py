@@ -115,10 +115,13 @@ def half(batch: Batch) -> Batch:
     return x[: max(len(x) // 2, 1)], y[: max(len(y) // 2, 1)]
 
 
-def at_each_step(s: Setting, batch: Batch) -> list[Batch]:
-    """The support batches of all tasks for the same step."""
-    k = next((k for k, own in enumerate(s.supports) if own is batch), 0)
-    return [supports[k] for supports, _ in s.tasks if k < len(supports)] or [batch]
+def at_each_step(s: Setting, k: int) -> list[Batch]:
+    """The support batches of all tasks for step k."""
+    return [supports[k] for supports, _ in s.tasks if k < len(supports)]
+
+
+def with_neighbours(s: Setting, batch: Batch) -> list[Batch]:
+    return next((at_each_step(s, k) for k, own in enumerate(s.supports) if own is batch), []) or [batch]
 
 
 @choice()
@@ -176,6 +179,7 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
         "all_together": [joined(s, S)] * len(S),
         "query_among_them": [joined(s, [b, Q]) for b in S] if Q else None,
         "first_supports": s.tasks[0][0] if s.tasks else None,
+        "tasks_together": [at_each_step(s, k)[0] for k in range(max(len(S) for S, _ in s.tasks))] if s.tasks else None,
         "last_supports": s.tasks[-1][0] if s.tasks else None,
         "first_x": [(next(a for a, _ in S if a.shape == x.shape), y) for x, y in S] if many else None,
         "first_y": [(x, next(b for _, b in S if b.shape == y.shape)) for x, y in S] if many else None,
@@ -184,8 +188,7 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
         "last_example_missing": [(x[: len(x) - 1], y[: len(y) - 1]) for x, y in S] if network(s) else None,
     }
     usable = {id: found for id, found in lists.items() if found is not None and (many or "batch" not in id)}
-    usable |= {"tasks_together": S} if s.tasks else {}
-    apart = {"tasks_together": {"pieces": at_each_step}, "adapted_before": {"through": lambda k, steps: k >= len(S)}}
+    apart = {"tasks_together": {"pieces": with_neighbours}, "adapted_before": {"through": lambda k, steps: k >= len(S)}}
     return further | {id: {"supports": found, **apart.get(id, {})} for id, found in usable.items()}
 
 
@@ -226,7 +229,7 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     found |= {"first_support_as_query": {"query": s.supports[0]}} if len(s.supports) > 1 else {}
     if s.supports and s.query:
         found |= {"support_in_query": {"query": joined(s, [*s.supports, s.query])}}
-        found |= {"supports_as_query": {"query": joined(s, s.supports)}} if len(s.supports) > 1 else {}
+        found |= {"supports_as_query": {"query": joined(s, s.supports)}}
         found |= {"last_support_in_query": {"query": joined(s, [s.supports[-1], s.query])}}
     found |= {"half_query": {"query": half(s.query)}} if s.query and network(s) else {}
     if s.tasks and s.query and network(s):
@@ -509,7 +512,7 @@ def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
     _adapt: in the inner loop only {} can move
     Cause: the inner loop goes over these parameters only; or allow_unused=True hides a missing connection
 
-    _head: {}: they are taken for the head
+    _head: the head is taken to be {}
     Cause: the head and the body are told apart in another way
 
     _fresh: of the adapted parameters the query pass takes those of {} alone, and θ for the others
@@ -539,7 +542,7 @@ def alone(arrays: Arrays) -> Change:
 
 ALONE = {
     id: Mistake(id, f"so far as {name} are concerned", "these arrays go another way", UNSEEN, "", alone(arrays))
-    for id, (name, arrays) in ARRAYS.items()
+    for id, (name, arrays) in (ARRAYS | {"moving": ("the arrays that adapt", lambda s: s.rates)}).items()
 }
 
 
@@ -566,8 +569,10 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
 
     gradients_at_theta: all inner gradients are taken at θ
     gradients_late: every inner gradient is taken at the φ of the step before
-    after_outer_steps: a task starts after an outer step of α on the tasks before it
     Cause: the inner gradient is not taken at the φ that it is subtracted from
+
+    after_outer_steps: a task starts after an outer step of α on the tasks before it
+    Cause: the outer optimiser steps within the loop over tasks
 
     head_in_front: the head is taken at the other end of θ
     body_for_head: the body adapts, and the head stays
