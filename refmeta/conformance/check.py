@@ -18,7 +18,7 @@ import numpy as np
 
 from refmeta.conformance import report as words
 from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
-from refmeta.conformance.evidence import Evidence, combination, factor, multiples, nearest, rule, wrong_arrays
+from refmeta.conformance.evidence import Evidence, combination, factor, multiples, nearest, rule, span, wrong_arrays
 from refmeta.conformance.explain import (
     SEARCHES,
     ZERO,
@@ -391,6 +391,7 @@ def proven(came: list[Judged], answers: list[Answered]) -> Evidence:
         return Evidence(wrong=len(wrong), asked=len(came), digits=worst, factor=factor(answers))
     cases, others = [j.vector.case for j in wrong], [j.vector.case for j in came if j not in wrong]
     where, (program, missing) = rule(cases, others), nearest(answers)
+    times, made = multiples(answers), combination(answers)
     return Evidence(
         where,
         len(wrong),
@@ -398,8 +399,9 @@ def proven(came: list[Judged], answers: list[Answered]) -> Evidence:
         "" if where else rule(others, cases),
         not others and any(not case.alpha for case in cases),
         wrong_arrays([(a, wrong_parts(j)) for a, j in zip(answers, came, strict=True) if j in wrong]),
-        multiples(answers),
-        combination(answers),
+        times,
+        "" if times or made else span(answers),
+        made,
         program,
         tuple(came[i].row.id for i in missing),
     )

@@ -1,15 +1,17 @@
 """What the answers prove where no program explains all of them: where they are wrong, of what, and what comes near."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
 from refmeta.conformance.cases import Case
-from refmeta.conformance.explain import Answered, Fit, Program, touches, usual
-from refmeta.conformance.programs import ARRAYS, EVERY
+from refmeta.conformance.explain import Answered, Fit, Program, cheapest_first, touches, usual
+from refmeta.conformance.mistakes import after_every_step
+from refmeta.conformance.programs import ARRAYS, EVERY, inner_gradients
+from refmeta.conformance.rules import Outer, at_the_end, at_theta, flat
 
 MOST = 3  # conditions of a rule, and pieces of a combination
 EQUATIONS = 8  # numbers in the answers for each coefficient
@@ -22,7 +24,7 @@ class Evidence(NamedTuple):
 
     unless: what the right ones, and no others, have. outside: it is wrong where the inner loop does nothing, too.
     arrays: those that alone are wrong. multiples: the least and the largest number that the right answer is multiplied
-    by. pieces: the answer, as multiples of these. nearest: the program that explains most, and the ids of the vectors
+    by. span: of what it is a sum of multiples. pieces: the answer, as multiples of these. nearest: the program that explains most, and the ids of the vectors
     that it does not explain. digits: how many are correct everywhere, where that is all that is wrong; factor: what the
     right answer is multiplied by.
     """
@@ -34,6 +36,7 @@ class Evidence(NamedTuple):
     outside: bool = False
     arrays: str = ""
     multiples: tuple[float, ...] = ()
+    span: str = ""
     pieces: dict[str, float] = {}  # noqa: RUF012 - nobody writes into it
     nearest: Program = ()
     missing: tuple[str, ...] = ()
@@ -41,38 +44,48 @@ class Evidence(NamedTuple):
     factor: float = 1
 
 
-# Of the right gradient and what is near it: a program, less another.
-PIECES: dict[str, tuple[Program, Program | None]] = {
-    "the query gradient at φ_K": (("first_order", "reptile_by_query"), None),
-    "the second-order term": ((), ("first_order",)),
-    "the displacement θ − φ_K": (("second_order",), None),
-    "the query gradient at θ": (("reptile_by_query", "no_adaptation"), None),
-    "the support gradient at θ": (("support_gradient_at_theta",), None),
-    "the sum of the inner gradients": (("inner_gradients_alone",), None),
-    "the support gradient at φ_K": (("reptile_by_query", "first_order", "support_as_query"), None),
-    "θ": (("penalty=1",), ()),
+# Of the right gradient and what is near it: losses whose gradients at φ_k are added up.
+PIECES: dict[str, Outer] = {
+    "the query gradient at φ_K": at_the_end,
+    "the query gradient at θ": at_theta,
+    "the support gradient at θ": lambda s: [(0, b, 1) for b in s.supports[:1]],
+    "the support gradient at φ_K": lambda s: [(-1, b, 1) for b in s.supports[-1:]],
+    "the last inner gradient": lambda s: [(-2, b, 1) for b in s.supports[-1:]],
+    "the sum of the inner gradients": inner_gradients,
+    "the sum of the support gradients at θ": lambda s: [(0, b, 1) for b in s.supports],
+    "the sum of the support gradients at φ_K": lambda s: [(-1, b, 1) for b in s.supports],
+    "the sum of the query gradients at φ_1 … φ_K": after_every_step,
 }
+
+
+def pieces(a: Answered) -> dict[str, np.ndarray]:
+    """What one answer may be made of."""
+    first = a.settings[0]
+    plain = {"displaced": False, "curvature": None}
+    found = {
+        name: a.rows([s._replace(**plain, outer=outer) for s in a.settings]).sum(0)
+        for name, outer in PIECES.items()
+        if first.query or "query" not in name
+    }
+    if first.query and not first.displaced:
+        found["the second-order term"] = a.under(()).sum(0) - found["the query gradient at φ_K"]
+    found |= {"the displacement θ − φ_K": a.under(()).sum(0)} if first.displaced else {}
+    return found | {"θ": flat(first.theta)}
 
 
 def combination(answers: Sequence[Answered]) -> dict[str, float]:
     """The fewest pieces of which every answer is the same combination, and their coefficients; {} if none are."""
-    pieces: dict[str, list[np.ndarray]] = {}
-    for name, (program, less) in PIECES.items():
-        rows = [a.under(program).sum(0) - (0 if less is None else a.under(less).sum(0)) for a in answers]
-        rows = [row / len(a.settings) for row, a in zip(rows, answers, strict=True)] if name == "θ" else rows
-        if name == "the displacement θ − φ_K" and not answers[0].settings[0].displaced:
-            continue
-        joined = np.concatenate(rows)
-        if joined.any() and not any(np.allclose(joined, np.concatenate(p), 1e-9) for p in pieces.values()):
-            pieces[name] = rows
-    weights, got = np.concatenate([np.full(a.got.size, 1 / a.limit) for a in answers]), [a.got for a in answers]
+    parts, weights = [pieces(a) for a in answers], np.concatenate([np.full(a.got.size, 1 / a.limit) for a in answers])
+    got, columns = np.concatenate([a.got for a in answers]), dict[str, np.ndarray]()
+    for name in parts[0]:
+        column = np.concatenate([part[name] for part in parts])
+        if column.any() and not any(np.allclose(column, other, 1e-9) for other in columns.values()):
+            columns[name] = column
     for many in range(1, MOST + 1):
-        for names in combinations(pieces, many) if len(weights) >= EQUATIONS * many else []:
-            columns = np.array([np.concatenate(pieces[name]) for name in names]).T
-            found = np.linalg.lstsq(columns * weights[:, None], np.concatenate(got) * weights, rcond=None)[0]
-            off = (
-                sum(c * pieces[name][i] for c, name in zip(found, names, strict=True)) - g for i, g in enumerate(got)
-            )
+        for names in combinations(columns, many) if len(weights) >= EQUATIONS * many else []:
+            rows = np.array([columns[name] for name in names])
+            found = np.linalg.lstsq((rows * weights).T, got * weights, rcond=None)[0]
+            off = np.split(found @ rows - got, np.cumsum([a.got.size for a in answers])[:-1])
             if all(np.linalg.norm(rest) <= a.limit for rest, a in zip(off, answers, strict=True)):
                 return {name: float(f"{c:.4g}") for name, c in zip(names, found, strict=True)}
     return {}
@@ -80,18 +93,17 @@ def combination(answers: Sequence[Answered]) -> dict[str, float]:
 
 def nearest(answers: Sequence[Answered]) -> tuple[Program, tuple[int, ...]]:
     """The program of one mistake that explains most answers, if it is enough, and the places of those it does not."""
-    allowed = int(len(answers) * (1 - SHARE))
-    best: tuple[Program, tuple[int, ...]] = (), ()
+    allowed, best = int(len(answers) * (1 - SHARE)), ((), ())
+    first = {id(a): i for i, a in enumerate(answers)}
     for program in [(name,) for name in (*EVERY, *usual()) if touches(name, answers)]:
-        fits: list[set[Fit]] = []
-        for a in answers:
-            fits.append(a.fits(program))
-            if sum(not fit for fit in fits) > allowed:
+        fits: dict[int, set[Fit]] = {}
+        for a in cheapest_first(answers):
+            fits[first[id(a)]] = a.fits(program)
+            if sum(not fit for fit in fits.values()) > allowed:
                 break
         else:
-            counts = Counter(fit for found in fits for fit in found)
-            how, many = counts.most_common(1)[0]
-            missing = tuple(i for i, found in enumerate(fits) if how not in found)
+            how, many = Counter(fit for found in fits.values() for fit in found).most_common(1)[0]
+            missing = tuple(i for i in range(len(answers)) if how not in fits[i])
             wrong = sum(a.wrong() for i, a in enumerate(answers) if i not in missing)
             if many >= len(answers) - allowed and wrong > len(missing) and (not best[0] or len(missing) < len(best[1])):
                 best, allowed = (program, missing), len(missing)
@@ -154,12 +166,32 @@ def factor(answers: Sequence[Answered]) -> float:
 
 def multiples(answers: Sequence[Answered]) -> tuple[float, ...]:
     """The least and the largest multiple of the right answer, where every answer of three numbers or more is one."""
-    long = [a for a in answers if a.got.size > 2]
-    if not long or any(np.linalg.norm(a.off(())) > a.limit for a in long):
-        return ()
-    sums = [(a.under(()).sum(0), a.got) for a in long]
-    found = sorted(float(g @ got / (g @ g)) for g, got in sums if g.any())
-    return (found[0], found[-1]) if found else ()
+    if spanned(answers, lambda a: a.under(()).sum(0)[None]):
+        sums = [(a.under(()).sum(0), a.got) for a in answers if a.got.size > 2]
+        found = sorted(float(g @ got / (g @ g)) for g, got in sums if g.any())
+        return (found[0], found[-1]) if found else ()
+    return ()
+
+
+def spanned(answers: Sequence[Answered], parts: Callable[[Answered], np.ndarray]) -> bool:
+    """Whether every answer is a sum of multiples of some rows, where it has two numbers more than these."""
+    for a in (long := [a for a in answers if a.got.size > len(parts(a)) + 1]):
+        rows = parts(a)
+        if np.linalg.norm(a.got - np.linalg.lstsq(rows.T, a.got, rcond=None)[0] @ rows) > a.limit:
+            return False
+    return any(a.wrong() for a in long)
+
+
+SPANS: dict[str, Callable[[Answered], np.ndarray]] = {
+    "the tasks' right gradients": lambda a: a.under(()),
+    "the right answer and θ": lambda a: np.stack([a.under(()).sum(0), flat(a.settings[0].theta)]),
+    "the tasks' right gradients and θ": lambda a: np.stack([*a.under(()), flat(a.settings[0].theta)]),
+}
+
+
+def span(answers: Sequence[Answered]) -> str:
+    """Of what all answers are sums of multiples, which differ from one to the next; "" if of nothing."""
+    return next((name for name, parts in SPANS.items() if spanned(answers, parts)), "")
 
 
 def wrong_arrays(parts: Sequence[tuple[Answered, Sequence[bool]]]) -> str:

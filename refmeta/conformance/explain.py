@@ -11,7 +11,7 @@ refused by the first answer, which is the cheapest to compute.
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import combinations, product
 from operator import is_
 from time import monotonic
@@ -198,7 +198,7 @@ class Answered(NamedTuple):
 
     under(program): the gradient of every task, a row each. factors: those that have a name. limit: how far from the
     answer an explanation may be. rounding(program): how far it may be where its own rounding is larger, as on a path
-    that climbs. small: whether a program costs little here.
+    that climbs. small: whether a program costs little here. rows(settings): the gradient of every task by these.
     """
 
     got: np.ndarray
@@ -208,6 +208,7 @@ class Answered(NamedTuple):
     rounding: Callable[[Program], float] = lambda _: 0.0
     settings: Sequence[Setting] = ()
     small: bool = True
+    rows: Callable[[list[Setting]], np.ndarray] = lambda _: np.zeros((0, 0))
 
     def fits(self, program: Program = ()) -> set[Fit]:
         """How the answer is made of the gradients with these mistakes."""
@@ -259,7 +260,8 @@ def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
         return of_settings(case, derivatives, until[-1])
 
     small, limit = case.model["kind"] == "quadratic", 10 * rounding(vector, got, dtype)
-    return Answered(flat(got), under, every_factor(case), limit, settings=settings, small=small)
+    of = partial(of_settings, case, derivatives)
+    return Answered(flat(got), under, every_factor(case), limit, settings=settings, small=small, rows=of)
 
 
 def of_settings(case: Case, derivatives: Derivatives, settings: list[Setting]) -> np.ndarray:
@@ -391,18 +393,36 @@ def pairs(answers: Sequence[Answered], names: Sequence[str] = tuple(EVERY)) -> I
     """Two mistakes at once, of which one alone comes near; in both orders only where they change the same choice."""
     names = possible(answers, [*names, *(usual() if quick(answers) else [])])
     touched, place = {name: touches(name, answers) for name in names}, {name: i for i, name in enumerate(names)}
-    # What takes its time is tried beside the nearest alone: an optimiser's derivative.
+    # What takes its time, and numbers, are tried beside the nearest alone: an optimiser's derivative.
     close = [name for (name,) in near(answers, [(name,) for name in names], BEAM if quick(answers) else FEW)]
     late = {name for name in names if "update" in touched[name]}
-    some = [(a, b) for i, a in enumerate(close) for b in names if a != b and (i < 2 * FEW or not late & {a, b})]
+    some = [
+        (a, b)
+        for i, a in enumerate(close)
+        for b in names
+        if a != b and (i < 2 * FEW or not ("=" in b or late & {a, b}))
+    ]
     both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some}
     turned = [(b, a) for a, b in both if touched[a] & touched[b] or {a, b} <= {*MISTAKES}]
     return trying(answers, [*both, *turned], "pairs of mistakes")
 
 
 def of_some_arrays(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """A mistake in some arrays alone."""
-    return trying(answers, list(product(ALONE, [*EVERY, *usual()])), "mistakes in some arrays")
+    """A mistake in some arrays alone, where a program is right in the others: the right one, or one that comes near."""
+    names = possible(answers, [*EVERY, *usual()])
+    for program in [(), *near(answers, [(name,) for name in names], FEW)]:
+        kinds = [kind for kind in ALONE if all(right_beside(a, program, kind) for a in answers)]
+        yield from trying(answers, [(*program, *pair) for pair in product(kinds, names)], "mistakes in some arrays")
+
+
+def right_beside(a: Answered, program: Program, kind: str) -> bool:
+    """Whether a program gives all of the answer but some arrays."""
+    s = a.settings[0]
+    changed = known(kind).change(s) or s._replace(spared=(s, (True,) * len(s.theta)))
+    spared = np.concatenate(
+        [np.full(leaf.size, not share) for leaf, share in zip(s.theta, changed.spared[1], strict=True)]
+    )
+    return bool(np.linalg.norm((a.got - a.under(program).sum(0))[spared]) <= a.limit)
 
 
 def listed_pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
@@ -434,10 +454,9 @@ def possible(answers: Sequence[Answered], names: Iterable[str]) -> list[str]:
 
 
 def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Three listed mistakes, or two of them that come near and any other."""
+    """Two listed mistakes that come near, and any other."""
     names = possible(answers, MISTAKES)
-    yield from trying(answers, list(combinations(names, 3)), "triples of mistakes")
-    more = product(near(answers, combinations(names, 2), FEW), possible(answers, [*OTHERS, *usual()]))
+    more = product(near(answers, combinations(names, 2), FEW), possible(answers, [*EVERY, *usual()]))
     yield from trying(answers, [(*pair, name) for pair, name in more], "triples of mistakes")
 
 

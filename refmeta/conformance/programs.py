@@ -541,7 +541,7 @@ def alone(arrays: Arrays) -> Change:
 
 
 ALONE = {
-    id: Mistake(id, f"so far as {name} are concerned", "these arrays go another way", UNSEEN, "", alone(arrays))
+    id: Mistake(id, f"in {name} alone", "these arrays go another way", UNSEEN, "", alone(arrays))
     for id, (name, arrays) in (ARRAYS | {"moving": ("the arrays that adapt", lambda s: s.rates)}).items()
 }
 
@@ -609,23 +609,28 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     kinds = {kind: {"update": s.update._replace(kind=kind)} for kind in ("sign", *ADAPTIVE)}
     kinds |= {f"{kind}_inside": {"update": s.update._replace(kind=kind, inside=1e-10)} for kind in ADAPTIVE}
     many = len(s.supports) > 1
-    return {id: {**fields, "remembers": True} for id, fields in (("adam_on", kinds["adam"]),)} | kinds | outside | {
-        "never_cleared": {"update": s.update._replace(momentum=1), "remembers": True},
-        "one_chain": {"together": True} if s.differentiates else {},
-        "restarted": {"restarts": True} if many else {},
-        "gradients_at_theta": {"lag": len(s.supports)} if many else {},
-        "gradients_late": {"lag": 1} if many else {},
-        "head_in_front": {"rates": s.rates[::-1]} if s.split else {},
-        "body_for_head": {"rates": tuple(body)} if s.split else {},
-        "head_without_gradient": only(s, body) if s.split else {},
-        "one_layer_more": {"rates": tuple(map(max, s.rates, (*s.rates[2:], True, True)))} if s.split else {},
-        "head_of_zeros": zero_head,
-        "head_of_zeros_constant": zero_head and zero_head | only(s, body),
-        "unit": {"update": s.update._replace(norm=1, unit=True)},
-        "unit_arrays": {"update": s.update._replace(norm=1, unit=True, apart=True)},
-        "added_up": {"update": s.update._replace(momentum=1)},
-        "averaged_up": {"update": s.update._replace(kind="mean", momentum=1)},
-    }
+    return (
+        {id: {**fields, "remembers": True} for id, fields in (("adam_on", kinds["adam"]),)}
+        | kinds
+        | outside
+        | {
+            "never_cleared": {"update": s.update._replace(momentum=1), "remembers": True},
+            "one_chain": {"together": True} if s.differentiates else {},
+            "restarted": {"restarts": True} if many else {},
+            "gradients_at_theta": {"lag": len(s.supports)} if many else {},
+            "gradients_late": {"lag": 1} if many else {},
+            "head_in_front": {"rates": s.rates[::-1]} if s.split else {},
+            "body_for_head": {"rates": tuple(body)} if s.split else {},
+            "head_without_gradient": only(s, body) if s.split else {},
+            "one_layer_more": {"rates": tuple(map(max, s.rates, (*s.rates[2:], True, True)))} if s.split else {},
+            "head_of_zeros": zero_head,
+            "head_of_zeros_constant": zero_head and zero_head | only(s, body),
+            "unit": {"update": s.update._replace(norm=1, unit=True)},
+            "unit_arrays": {"update": s.update._replace(norm=1, unit=True, apart=True)},
+            "added_up": {"update": s.update._replace(momentum=1)},
+            "averaged_up": {"update": s.update._replace(kind="mean", momentum=1)},
+        }
+    )
 
 
 @choice()

@@ -366,5 +366,7 @@ def flat(theta: Theta) -> np.ndarray:
 
 def unflat(t: np.ndarray, like: Theta) -> Theta:
     """The vector's numbers as arrays of these shapes."""
+    if len(like) == 1:
+        return [t.reshape(np.shape(like[0]))]
     ends = accumulate(leaf.size for leaf in like)
     return [t[end - leaf.size : end].reshape(leaf.shape) for end, leaf in zip(ends, like, strict=True)]
