@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,10 +23,10 @@ class Evidence(NamedTuple):
     """where: what the wrong vectors, and no others, have in common; so many of those asked are wrong.
 
     unless: what the right ones, and no others, have. outside: it is wrong where the inner loop does nothing, too.
-    arrays: those that alone are wrong. multiples: the least and the largest number that the right answer is multiplied
-    by. span: of what it is a sum of multiples. pieces: the answer, as multiples of these. nearest: the program that explains most, and the ids of the vectors
-    that it does not explain. digits: how many are correct everywhere, where that is all that is wrong; factor: what the
-    right answer is multiplied by.
+    arrays: those that alone are wrong. multiples: the least and the largest number that the right answer is
+    multiplied by. span: of what it is a sum of multiples. pieces: the answer, as multiples of these. nearest: the
+    program that explains most, and the ids of the vectors that it does not explain. digits: how many are correct
+    everywhere, where that is all that is wrong; factor: what the right answer is multiplied by.
     """
 
     where: str = ""
@@ -45,8 +45,9 @@ class Evidence(NamedTuple):
 
 
 # Of the right gradient and what is near it: losses whose gradients at φ_k are added up.
+END = "the query gradient at φ_K"
 PIECES: dict[str, Outer] = {
-    "the query gradient at φ_K": at_the_end,
+    END: at_the_end,
     "the query gradient at θ": at_theta,
     "the support gradient at θ": lambda s: [(0, b, 1) for b in s.supports[:1]],
     "the support gradient at φ_K": lambda s: [(-1, b, 1) for b in s.supports[-1:]],
@@ -61,14 +62,14 @@ PIECES: dict[str, Outer] = {
 def pieces(a: Answered) -> dict[str, np.ndarray]:
     """What one answer may be made of."""
     first = a.settings[0]
-    plain = {"displaced": False, "curvature": None}
+    plain: dict[str, Any] = {"displaced": False, "curvature": None}
     found = {
         name: a.rows([s._replace(**plain, outer=outer) for s in a.settings]).sum(0)
         for name, outer in PIECES.items()
         if first.query or "query" not in name
     }
     if first.query and not first.displaced:
-        found["the second-order term"] = a.under(()).sum(0) - found["the query gradient at φ_K"]
+        found = {"the second-order term": a.under(()).sum(0) - found[END]} | found
     found |= {"the displacement θ − φ_K": a.under(()).sum(0)} if first.displaced else {}
     return found | {"θ": flat(first.theta)}
 
@@ -93,21 +94,21 @@ def combination(answers: Sequence[Answered]) -> dict[str, float]:
 
 def nearest(answers: Sequence[Answered]) -> tuple[Program, tuple[int, ...]]:
     """The program of one mistake that explains most answers, if it is enough, and the places of those it does not."""
-    allowed, best = int(len(answers) * (1 - SHARE)), ((), ())
-    first = {id(a): i for i, a in enumerate(answers)}
+    place, wrong = {id(a): i for i, a in enumerate(answers)}, [a for a in answers if a.wrong()]
+    most, best = min(int(len(answers) * (1 - SHARE)), (len(wrong) - 1) // 2), dict[int, tuple[Program, Any]]()
+    order = [*cheapest_first(wrong), *cheapest_first(a for a in answers if not a.wrong())]
     for program in [(name,) for name in (*EVERY, *usual()) if touches(name, answers)]:
-        fits: dict[int, set[Fit]] = {}
-        for a in cheapest_first(answers):
-            fits[first[id(a)]] = a.fits(program)
-            if sum(not fit for fit in fits.values()) > allowed:
+        fits, off = dict[int, set[Fit]](), 0
+        for a in order:
+            fits[place[id(a)]] = a.fits(program)
+            off += not fits[place[id(a)]]
+            if off > most:
                 break
         else:
-            how, many = Counter(fit for found in fits.values() for fit in found).most_common(1)[0]
+            how, _ = Counter(fit for found in fits.values() for fit in found).most_common(1)[0]
             missing = tuple(i for i in range(len(answers)) if how not in fits[i])
-            wrong = sum(a.wrong() for i, a in enumerate(answers) if i not in missing)
-            if many >= len(answers) - allowed and wrong > len(missing) and (not best[0] or len(missing) < len(best[1])):
-                best, allowed = (program, missing), len(missing)
-    return best
+            best.setdefault(len(missing), (program, missing))
+    return best[min(best)] if best and min(best) <= most else ((), ())
 
 
 def conditions(case: Case) -> dict[str, bool]:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from refmeta.conformance.cases import CONVENTIONS, Case, Vector
-from refmeta.conformance.mistakes import MISTAKES
-from refmeta.conformance.programs import ALONE, EVERY, EXAMPLES, FAMILIES, OTHERS, RECENT, known, with_mistakes
+from refmeta.conformance.mistakes import FAMILIES, MISTAKES, OTHERS, RECENT
+from refmeta.conformance.programs import ALONE, EVERY, EXAMPLES, known, with_mistakes
 from refmeta.conformance.rules import Derivatives, Setting, finished, flat, gradients
 from refmeta.trees import Theta
 
@@ -377,9 +377,10 @@ def near(answers: Sequence[Answered], programs: Iterable[Program], most: int) ->
 
     Of a family one.
     """
-    wrong, best = sorted((a for a in answers if a.wrong() and a.got.any()), key=lambda a: not a.small)[:FIRST], {}
+    wrong, best = [a for a in answers if a.wrong() and a.got.any()], dict[Program, tuple[float, Program]]()
+    first = ([a for a in wrong if a.small] or wrong)[:FIRST]
     for program in programs:
-        left, family = far(wrong, program), tuple(name.partition("=")[0] for name in program)
+        left, family = far(first, program), tuple(name.partition("=")[0] for name in program)
         best[family] = min(best.get(family, (np.inf, program)), (left, program))
     return [program for _, program in sorted(best.values())[:most]]
 
@@ -418,10 +419,8 @@ def of_some_arrays(answers: Sequence[Answered]) -> Iterator[Explanation]:
 def right_beside(a: Answered, program: Program, kind: str) -> bool:
     """Whether a program gives all of the answer but some arrays."""
     s = a.settings[0]
-    changed = known(kind).change(s) or s._replace(spared=(s, (True,) * len(s.theta)))
-    spared = np.concatenate(
-        [np.full(leaf.size, not share) for leaf, share in zip(s.theta, changed.spared[1], strict=True)]
-    )
+    _, shares = (known(kind).change(s) or s).spared or (s, (True,) * len(s.theta))
+    spared = np.concatenate([np.full(leaf.size, not share) for leaf, share in zip(s.theta, shares, strict=True)])
     return bool(np.linalg.norm((a.got - a.under(program).sum(0))[spared]) <= a.limit)
 
 

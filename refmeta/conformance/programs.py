@@ -7,80 +7,31 @@ choice that makes no sense for an algorithm is not offered to it.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from refmeta.conformance.mistakes import (
+    FAMILIES,
     MISTAKES,
+    OTHERS,
     UNSEEN,
     Change,
+    Fields,
     Mistake,
     after_every_step,
     and_supports,
+    choice,
     paced,
+    replaced,
     times,
     weights,
 )
 from refmeta.conformance.rules import ADAPTIVE, Derivatives, Outer, Setting, Term, at_the_end, at_theta, kept, unflat
 from refmeta.trees import Batch, Theta, axpy, dot
 
-Fields = dict[str, Any]
-Group = Callable[[Setting, Any], dict[str, Fields]]
 Arrays = Callable[[Setting], Sequence[Any]]  # the share of each array
-RECENT = 1 << 8  # settings whose choices are remembered
 DEAREST = 200  # parameters: a Hessian's diagonal takes as many products
-
-
-class Family(NamedTuple):
-    """Mistakes that differ in a number, which stands in the title. usual: those that people write."""
-
-    title: str
-    cause: str
-    fields: Callable[[Setting, float], Fields | None]
-    usual: tuple[float, ...]
-
-    @property
-    def whole(self) -> bool:
-        """Whether the number counts something."""
-        return all(map(float.is_integer, self.usual))
-
-
-OTHERS: dict[str, Mistake] = {}
-FAMILIES: dict[str, Family] = {}
-
-
-def choice(over: dict[str, tuple[str, Any]] = {"": ("", None)}) -> Callable[[Group], Group]:  # noqa: B006
-    """Register what a function gives: the changed fields by id, for each of these; or for a number, if ids have some.
-
-    Its docstring is all that is ever said of them: paragraphs of "id: title", then "Cause: …" and the like for all.
-    """
-
-    def register(group: Group) -> Group:
-        group = lru_cache(RECENT)(group)  # it is asked for each of its ids
-        for paragraph in (group.__doc__ or "").split("\n\n")[1:]:
-            lines = re.split(r"\n(?=    \S+(?: [\d. ]+)?: )", "\n" + paragraph.strip("\n"))[1:]
-            said = dict(re.split(r":\s+", " ".join(line.split()), maxsplit=1) for line in lines)
-            cause, seen, ledger = (said.pop(key, UNSEEN * (key == "Seen")) for key in ("Cause", "Seen", "Ledger"))
-            for (id, title), (name, (phrase, value)) in product(said.items(), over.items()):
-                id, *usual = id.split()
-                if usual:
-                    FAMILIES[id] = Family(title, cause, part(group, id), tuple(map(float, usual)))
-                else:
-                    change = replaced(part(group, id), value)
-                    OTHERS[name + id] = Mistake(name + id, title.format(phrase), cause, seen, ledger, change)
-        return group
-
-    return register
-
-
-def part(group: Group, id: str) -> Callable[[Setting, Any], Fields | None]:
-    return lambda s, value: group(s, value).get(id)
-
-
-def replaced(fields: Callable[[Setting, Any], Fields | None], value: Any) -> Change:
-    return lambda s: s._replace(**found) if (found := fields(s, value)) else None
 
 
 @lru_cache(1 << 14)
@@ -108,11 +59,6 @@ def joined(s: Setting, batches: list[Batch]) -> Batch:
     """One batch of all examples; of quadratics the mean."""
     xs, ys = zip(*batches, strict=True)
     return (np.concatenate(xs), np.concatenate(ys)) if network(s) else (sum(xs) / len(xs), sum(ys) / len(ys))
-
-
-def half(batch: Batch) -> Batch:
-    x, y = batch
-    return x[: max(len(x) // 2, 1)], y[: max(len(y) // 2, 1)]
 
 
 def at_each_step(s: Setting, k: int) -> list[Batch]:
@@ -143,11 +89,6 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
     adapted_before: all inner steps are taken twice, and only the second time they are differentiated
     Cause: an off-by-one in the inner loop, or a batch that is drawn in another place
 
-    first_example: only the first example of every support batch counts
-    last_example_missing: the last example of every support batch is left out
-    first_half: only the first half of every support batch counts
-    Cause: an index, a slice, or drop_last
-
     first_x: all support batches have the inputs of the first one
     first_y: all support batches have the labels of the first one
     Cause: something is computed once and kept: by its shape, or its place
@@ -161,35 +102,51 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
     tasks_together: every inner step descends the mean of all tasks' support losses
     Cause: the tasks' data are indexed by another counter
     """
-    S, Q, many = s.supports, s.query, len(s.supports) > 1
+    S, Q, K, tasks = s.supports, s.query, len(s.supports), s.tasks
     further: dict[str, Fields] = {"step_on_query": {"supports": [*S, Q]}} if Q and s.outer is not at_theta else {}
     if not s.adapts:
         return further
-    lists = {
-        "first_batch": S[:1] * len(S),
-        "last_batch": S[-1:] * len(S),
-        "batches_reversed": S[::-1],
-        "batches_shifted": S[1:] + S[:1],
-        "first_step_missing": S[1:],
-        "last_on_query": [*S[:-1], Q] if Q else None,
-        "first_twice": [*S[:1], *S],
-        "first_again": [*S, *S[:1]],
-        "steps_twice": S * 2,
-        "adapted_before": S * 2,
-        "all_together": [joined(s, S)] * len(S),
-        "query_among_them": [joined(s, [b, Q]) for b in S] if Q else None,
-        "first_supports": s.tasks[0][0] if s.tasks else None,
-        "tasks_together": [at_each_step(s, k)[0] for k in range(max(len(S) for S, _ in s.tasks))] if s.tasks else None,
-        "last_supports": s.tasks[-1][0] if s.tasks else None,
-        "first_x": [(next(a for a, _ in S if a.shape == x.shape), y) for x, y in S] if many else None,
-        "first_y": [(x, next(b for _, b in S if b.shape == y.shape)) for x, y in S] if many else None,
-        "first_half": [half(batch) for batch in S] if network(s) else None,
-        "first_example": [(x[:1], y[:1]) for x, y in S] if network(s) else None,
-        "last_example_missing": [(x[: len(x) - 1], y[: len(y) - 1]) for x, y in S] if network(s) else None,
-    }
-    usable = {id: found for id, found in lists.items() if found is not None and (many or "batch" not in id)}
-    apart = {"tasks_together": {"pieces": with_neighbours}, "adapted_before": {"through": lambda k, steps: k >= len(S)}}
-    return further | {id: {"supports": found, **apart.get(id, {})} for id, found in usable.items()}
+    lists = {"first_step_missing": S[1:], "first_twice": [*S[:1], *S], "first_again": [*S, *S[:1]]}
+    lists |= {"steps_twice": S * 2, "adapted_before": S * 2, "all_together": [joined(s, S)] * K}
+    if K > 1:
+        lists |= {"first_batch": S[:1] * K, "last_batch": S[-1:] * K}
+        lists |= {"batches_reversed": S[::-1], "batches_shifted": S[1:] + S[:1]}
+        lists |= {"first_x": [(next(a for a, _ in S if a.shape == x.shape), y) for x, y in S]}
+        lists |= {"first_y": [(x, next(b for _, b in S if b.shape == y.shape)) for x, y in S]}
+    if Q:
+        lists |= {"last_on_query": [*S[:-1], Q], "query_among_them": [joined(s, [b, Q]) for b in S]}
+    if tasks:
+        lists |= {"first_supports": tasks[0][0], "last_supports": tasks[-1][0]}
+        lists |= {"tasks_together": [at_each_step(s, k)[0] for k in range(max(len(S) for S, _ in tasks))]}
+    apart = {"tasks_together": {"pieces": with_neighbours}, "adapted_before": {"through": lambda k, steps: k >= K}}
+    return further | {id: {"supports": found, **apart.get(id, {})} for id, found in lists.items()}
+
+
+PARTS: dict[str, tuple[str, Callable[[int], int]]] = {
+    "first_example": ("the first example", lambda n: 1),
+    "first_half": ("the first half", lambda n: max(n // 2, 1)),
+    "last_missing": ("what is before the last example", lambda n: n - 1),
+}
+
+
+@choice(PARTS)
+def parts(s: Setting, many: Callable[[int], int]) -> dict[str, Fields]:
+    """Examples that are left out.
+
+    _inside: of every support batch only {} counts
+    _outside: of the query only {} counts
+    _only: of every batch only {} counts
+    Cause: an index, a slice, drop_last, or a part that is kept apart
+    """
+
+    def of(batch: Batch) -> Batch:
+        return batch[0][: many(len(batch[0]))], batch[1][: many(len(batch[0]))]
+
+    if not network(s):
+        return {}
+    inside: Fields = {"supports": list(map(of, s.supports))} if s.adapts else {}
+    outside: Fields = {"query": of(s.query)} if s.query and not s.displaced else {}
+    return {"_inside": inside, "_outside": outside, "_only": inside | outside if inside and outside else {}}
 
 
 @choice()
@@ -215,29 +172,22 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     first_support_as_query: the outer loss is taken on the first support batch
     supports_as_query: the outer loss is taken on all support data together
     Cause: the same x, y are used inside and outside
-
-    half_query: only the first half of the query counts
-    Cause: a slice, or a part that is kept apart
     """
+    S, Q, tasks, found = s.supports, s.query, s.tasks, dict[str, Any]()
     if s.displaced:
         return {}
-    found: dict[str, Fields] = {
-        f"{w}_query": {"query": s.tasks[place % len(s.tasks)][1]}
-        for w, place in {"next": s.place + 1, "previous": s.place - 1, "first": 0, "last": -1}.items()
-        if s.tasks
-    }
-    found |= {"first_support_as_query": {"query": s.supports[0]}} if len(s.supports) > 1 else {}
-    if s.supports and s.query:
-        found |= {"support_in_query": {"query": joined(s, [*s.supports, s.query])}}
-        found |= {"supports_as_query": {"query": joined(s, s.supports)}}
-        found |= {"last_support_in_query": {"query": joined(s, [s.supports[-1], s.query])}}
-    found |= {"half_query": {"query": half(s.query)}} if s.query and network(s) else {}
-    if s.tasks and s.query and network(s):
-        share = len(s.query[0]) / sum(len(q[0]) for _, q in s.tasks)
-        found |= {"tasks_merged": scaled(s, lambda s, batch: share, 1)[1]}
-    return found | (
-        {"swapped": {"supports": [s.query] * len(s.supports), "query": s.supports[-1]}} if s.adapts and s.query else {}
-    )
+    if tasks:
+        places = {"next": s.place + 1, "previous": s.place - 1, "first": 0, "last": -1}
+        found |= {f"{which}_query": tasks[place % len(tasks)][1] for which, place in places.items()}
+    found |= {"first_support_as_query": S[0]} if len(S) > 1 else {}
+    if S and Q:
+        found |= {"support_in_query": joined(s, [*S, Q]), "last_support_in_query": joined(s, [S[-1], Q])}
+        found |= {"supports_as_query": joined(s, S)}
+    usable: dict[str, Fields] = {id: {"query": batch} for id, batch in found.items()}
+    if tasks and Q and network(s):
+        share = len(Q[0]) / sum(len(q[0]) for _, q in tasks)
+        usable |= {"tasks_merged": scaled(s, lambda s, batch: share, 1)[1]}
+    return usable | ({"swapped": {"supports": [Q] * len(S), "query": S[-1]}} if s.adapts and Q else {})
 
 
 def averaged(outer: Outer) -> Outer:
@@ -283,35 +233,27 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
 
     supports_added: the losses of all inner steps are added to the query loss
     last_inner_gradient_added: the loss of the last inner step is added to the query loss
-    supports_and_every_step: the losses of all inner steps, and of the query after every step, are added up
     Cause: what the inner loop left in .grad is not cleared before the outer loss: zero_grad is missing
     """
     first, last = s.supports[:1], s.supports[-1:]
     if not s.adapts or s.displaced:
         return {}
 
-    def and_also(k: int, batches: list[Batch], weight: int = 1) -> Fields:
-        return {"outer": lambda s: [*at_the_end(s), *((k, b, weight) for b in batches)]}
+    def added(k: int, batches: list[Batch], weight: int = 1) -> Outer:
+        return lambda s: [*at_the_end(s), *((k, b, weight) for b in batches)]
 
+    plain: dict[str, Outer] = {"inner_gradients": inner_gradients, "last_gradient": lambda s: [(-2, last[0], 1)]}
+    plain |= {"support_gradient": lambda s: [(-1, last[0], 1)]}
+    outer: dict[str, Outer] = {"from_theta": from_theta, "every_step_averaged": averaged(after_every_step)}
+    outer |= {"from_theta_averaged": averaged(from_theta), "supports_added": and_supports(s.outer)}
+    outer |= {"before_every_step": lambda s: [(k, s.query, 1) for k in range(len(s.supports))]}
+    outer |= {"theta_added": added(0, [s.query]), "improvement": added(0, [s.query], -1)}
+    outer |= {"support_added": added(-1, last), "first_support_added": added(-1, first)}
+    outer |= {"support_at_theta_added": added(0, first), "last_inner_gradient_added": added(-2, last)}
     everywhere = [(-1, query, 1 / len(s.tasks)) for _, query in s.tasks]
-    return {
-        "inner_gradients_added": {"plain": inner_gradients},
-        "last_gradient_added": {"plain": lambda s: [(-2, last[0], 1)]},
-        "support_gradient_added": {"plain": lambda s: [(-1, last[0], 1)]},
-        "middle_of_tasks": {"outer": lambda s: everywhere, "elsewhere": True} if s.tasks else {},
-        "from_theta": {"outer": from_theta},
-        "before_every_step": {"outer": lambda s: [(k, s.query, 1) for k in range(len(s.supports))]},
-        "every_step_averaged": {"outer": averaged(after_every_step)},
-        "from_theta_averaged": {"outer": averaged(from_theta)},
-        "theta_added": and_also(0, [s.query]),
-        "improvement": and_also(0, [s.query], -1),
-        "support_added": and_also(-1, last),
-        "first_support_added": and_also(-1, first),
-        "support_at_theta_added": and_also(0, first),
-        "supports_added": {"outer": and_supports(at_the_end)},
-        "last_inner_gradient_added": and_also(-2, last),
-        "supports_and_every_step": {"outer": and_supports(after_every_step)},
-    }
+    found: dict[str, Fields] = {id: {"outer": losses} for id, losses in outer.items()}
+    found |= {f"{id}_added": {"plain": losses} for id, losses in plain.items()}
+    return found | ({"middle_of_tasks": {"outer": lambda s: everywhere, "elsewhere": True}} if s.tasks else {})
 
 
 @choice()
@@ -336,11 +278,9 @@ def other_outer(s: Setting, _: None) -> dict[str, Fields]:
     Ledger: B55
     """
     if not s.adapts:
-        return {
-            "all_at_theta": {"outer": all_at_theta},
-            "all_at_theta_averaged": {"outer": averaged(all_at_theta)},
-            "supports_at_theta": {"outer": lambda s: all_at_theta(s)[1:]},
-        }
+        every = {"all_at_theta": all_at_theta, "supports_at_theta": lambda s: all_at_theta(s)[1:]}
+        every |= {"all_at_theta_averaged": averaged(all_at_theta)}
+        return {id: {"outer": outer} for id, outer in every.items()}
     plain: Fields = {"displaced": False, "curvature": None}
     more = averaged(lambda s: [*inner_gradients(s), *((-1, b, 1) for b in s.supports[-1:])])
     return {
@@ -420,19 +360,19 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
     """
     if not s.differentiates:
         return {}
-    K = len(s.supports)
-    return {
-        "diagonal": {"curvature": diagonal} if sum(map(np.size, s.theta)) < DEAREST else {},
-        "arrays_apart": {"curvature": arrays_apart} if len(s.theta) > 1 else {},
-        "gauss_newton": {"curvature": gauss_newton} if s.summed is not None else {},
-        "hessian_of_ones": {"curvature": hessian_of_ones},
-        "one_hessian": {"linear": True} if K > 1 else {},
-        "outer_product": {"curvature": outer_product},
-        "on_support_gradient": {"curvature": on_support_gradient},
-        "query_hessian": {"curved": lambda s, k: (k, s.query)},
-        "query_hessian_at_theta": {"curved": lambda s, k: (0, s.query)},
-        "query_hessian_at_the_end": {"curved": lambda s, k: (K, s.query)},
-        "hessians_at_the_end": {"curved": lambda s, k: (K, s.supports[k])},
+    found: dict[str, Fields] = {}
+    if sum(map(np.size, s.theta)) < DEAREST:
+        found |= {"diagonal": {"curvature": diagonal}}
+    if len(s.theta) > 1:
+        found |= {"arrays_apart": {"curvature": arrays_apart}}
+    found |= {f.__name__: {"curvature": f} for f in (hessian_of_ones, outer_product, on_support_gradient)}
+    found |= {"gauss_newton": {"curvature": gauss_newton}} if s.summed is not None else {}
+    places = {"": lambda s, k: k, "_at_theta": lambda s, k: 0, "_at_the_end": lambda s, k: len(s.supports)}
+    for name, place in places.items():
+        found |= {f"query_hessian{name}": {"curved": lambda s, k, place=place: (place(s, k), s.query)}}
+    return found | {
+        "one_hessian": {"linear": True} if len(s.supports) > 1 else {},
+        "hessians_at_the_end": {"curved": lambda s, k: (len(s.supports), s.supports[k])},
         "first_batch_hessian": {"curved": lambda s, k: (k, s.supports[0])},
         "last_batch_hessian": {"curved": lambda s, k: (k, s.supports[-1])},
         "odd_steps_cut": {"through": lambda k, steps: k % 2 == 0},
@@ -537,7 +477,7 @@ def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
 
 def alone(arrays: Arrays) -> Change:
     """All further mistakes are made in some arrays alone."""
-    return lambda s: None if all(shares := arrays(s)) else s._replace(spared=(s, shares))
+    return lambda s: None if all(shares := arrays(s)) else s._replace(spared=(s, tuple(shares)))
 
 
 ALONE = {
@@ -605,32 +545,26 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     if not s.adapts:
         return outside
     body = [not rate for rate in s.rates] if s.split else but(last_layer)(s)
-    zero_head: Fields = {"start": kept(s.theta, body)} if s.split or len(s.theta) > 2 else {}
-    kinds = {kind: {"update": s.update._replace(kind=kind)} for kind in ("sign", *ADAPTIVE)}
-    kinds |= {f"{kind}_inside": {"update": s.update._replace(kind=kind, inside=1e-10)} for kind in ADAPTIVE}
-    many = len(s.supports) > 1
-    return (
-        {id: {**fields, "remembers": True} for id, fields in (("adam_on", kinds["adam"]),)}
-        | kinds
-        | outside
-        | {
-            "never_cleared": {"update": s.update._replace(momentum=1), "remembers": True},
-            "one_chain": {"together": True} if s.differentiates else {},
-            "restarted": {"restarts": True} if many else {},
-            "gradients_at_theta": {"lag": len(s.supports)} if many else {},
-            "gradients_late": {"lag": 1} if many else {},
-            "head_in_front": {"rates": s.rates[::-1]} if s.split else {},
-            "body_for_head": {"rates": tuple(body)} if s.split else {},
-            "head_without_gradient": only(s, body) if s.split else {},
-            "one_layer_more": {"rates": tuple(map(max, s.rates, (*s.rates[2:], True, True)))} if s.split else {},
-            "head_of_zeros": zero_head,
-            "head_of_zeros_constant": zero_head and zero_head | only(s, body),
-            "unit": {"update": s.update._replace(norm=1, unit=True)},
-            "unit_arrays": {"update": s.update._replace(norm=1, unit=True, apart=True)},
-            "added_up": {"update": s.update._replace(momentum=1)},
-            "averaged_up": {"update": s.update._replace(kind="mean", momentum=1)},
-        }
-    )
+    kinds: dict[str, Fields] = {kind: {"kind": kind} for kind in ("sign", *ADAPTIVE)}
+    kinds |= {f"{kind}_inside": {"kind": kind, "inside": 1e-10} for kind in ADAPTIVE}
+    kinds |= {"unit": {"norm": 1, "unit": True}, "unit_arrays": {"norm": 1, "unit": True, "apart": True}}
+    kinds |= {"added_up": {"momentum": 1}, "averaged_up": {"kind": "mean", "momentum": 1}}
+    found = outside | {id: {"update": s.update._replace(**fields)} for id, fields in kinds.items()}
+    found |= {
+        "never_cleared": {**found["added_up"], "remembers": True},
+        "adam_on": {**found["adam"], "remembers": True},
+    }
+    if len(s.supports) > 1:
+        found |= {"restarted": {"restarts": True}, "gradients_at_theta": {"lag": len(s.supports)}}
+        found |= {"gradients_late": {"lag": 1}}
+    if s.split:
+        found |= {"head_in_front": {"rates": s.rates[::-1]}, "body_for_head": {"rates": tuple(body)}}
+        found |= {"one_layer_more": {"rates": tuple(map(max, s.rates, (*s.rates[2:], True, True)))}}
+        found |= {"head_without_gradient": only(s, body)}
+    if s.split or len(s.theta) > 2:
+        zeros: Fields = {"start": kept(s.theta, body)}
+        found |= {"head_of_zeros": zeros, "head_of_zeros_constant": zeros | only(s, body)}
+    return found | ({"one_chain": {"together": True}} if s.differentiates else {})
 
 
 @choice()
@@ -651,17 +585,12 @@ def rates(s: Setting, _: None) -> dict[str, Fields]:
     if not s.adapts:
         return {}
     K, T, layers = len(s.supports), len(s.tasks) or 1, tuple(1 / (1 + i // 2) for i in range(len(s.theta)))
-    return {
-        "over_steps": paced(s, lambda s, k: 1 / K),
-        "times_steps": paced(s, lambda s, k: K),
-        "over_tasks": paced(s, lambda s, k: 1 / T),
-        "times_tasks": paced(s, lambda s, k: T),
-        "squared": paced(s, lambda s, k: s.alpha),
-        "over_step": paced(s, lambda s, k: 1 / (k + 1)),
-        "falling": paced(s, lambda s, k: 1 - k / K),
-        "cosine": paced(s, lambda s, k: (1 + np.cos(np.pi * k / K)) / 2),
-        "over_layer": {"rates": times(s.rates, layers)} if network(s) else {},
-    }
+    constant = {"over_steps": 1 / K, "times_steps": K, "over_tasks": 1 / T, "times_tasks": T, "squared": s.alpha}
+    more: dict[str, Any] = {id: lambda s, k, c=c: c for id, c in constant.items()}
+    more |= {"over_step": lambda s, k: 1 / (k + 1), "falling": lambda s, k: 1 - k / K}
+    more |= {"cosine": lambda s, k: (1 + np.cos(np.pi * k / K)) / 2}
+    found = {id: paced(s, rate) for id, rate in more.items()}
+    return found | ({"over_layer": {"rates": times(s.rates, layers)}} if network(s) else {})
 
 
 COUNTS: dict[str, tuple[str, Callable[[Setting, Batch], Any]]] = {
@@ -742,14 +671,7 @@ def loss(s: Setting, where: tuple[str, ...]) -> dict[str, Fields]:
     """
     if not network(s) or s.summed is None or (len(where) == 1 and not s.adapts):
         return {}
-    return {name: dict.fromkeys(where, name) for name in LOSSES}
-
-
-LOSSES = (
-    *("relu", "tanh", "sigmoid", "linear", "no_biases", "bias_twice", "tanh_at_the_end", "softmax_twice", "squashed"),
-    *("softmax_over_examples", "squared_labels", "huber", "absolute", "smoothed", "labels_shifted"),
-    "first_output_alone",
-)
+    return {name: dict.fromkeys(where, name) for name in re.findall(r"^    ([a-z]\w*): ", loss.__doc__ or "", re.M)}
 
 
 @choice()
@@ -813,35 +735,25 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
     """
     K = len(s.supports) or 1
     away: Fields = {"displaced": True, "curvature": None} if s.adapts and not s.displaced else {}
-    first = sorted(range(len(s.theta)), key=lambda i: np.ndim(s.theta[i]) == 1)
 
-    def by(order: Sequence[int]) -> Fields:
-        def flattened(g: np.ndarray, theta: np.ndarray) -> np.ndarray:
-            leaves = unflat(g, s.theta)
-            return np.concatenate([np.ravel(leaves[i]) for i in order])
+    def order(of: Callable[[Theta], Theta]) -> Fields:
+        places = np.concatenate([leaf.ravel() for leaf in of(unflat(np.arange(sum(map(np.size, s.theta))), s.theta))])
+        return after(s, lambda g, theta: g[places])
 
-        return after(s, flattened)
-
-    def turned(cut: str, put: str) -> Fields:
-        def read(g: np.ndarray, theta: np.ndarray) -> np.ndarray:
-            leaves = [leaf.ravel(cut).reshape(leaf.shape, order=put) for leaf in unflat(g, s.theta)]  # type: ignore
-            return np.concatenate([np.ravel(leaf) for leaf in leaves])
-
-        return after(s, read)
-
+    phi = {"curvature": None, "displaced": True} | each(s, lambda g, theta: axpy(-1, g, theta))
     return {
-        "columns": turned("C", "F"),
-        "rows": turned("F", "C"),
-        "weights_first": by(first),
-        "arrays_reversed": by(range(len(s.theta))[::-1]),
-        "from_first_step": {"origin": min(1, len(s.supports))} if s.displaced else {},
+        "columns": order(lambda leaves: [leaf.ravel().reshape(leaf.shape, order="F") for leaf in leaves]),
+        "rows": order(lambda leaves: [leaf.ravel("F") for leaf in leaves]),
+        "weights_first": order(lambda leaves: sorted(leaves, key=lambda leaf: leaf.ndim == 1)),
+        "arrays_reversed": order(lambda leaves: leaves[::-1]),
+        "from_first_step": {"origin": min(1, K)} if s.displaced else {},
         "new_theta": after(s, lambda g, theta: theta - s.alpha * g),
         "theta_once": after(s, lambda g, theta: g + theta),
         "sign_returned": after(s, lambda g, theta: np.sign(g)),
         "unit_returned": after(s, lambda g, theta: g / np.linalg.norm(g)),
         "unit_tasks": each(s, lambda g, theta: shortened(g, np.inf)),
         "displacement": away,
-        "phi_returned": {"curvature": None, "displaced": True} | each(s, lambda g, theta: axpy(-1, g, theta)),
+        "phi_returned": phi,
         "over_own_steps": times_each(s, 1 / K),
         "path_added": {"towards": 1} | times_each(s, K) if s.displaced else {},
     }
@@ -901,31 +813,18 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     def faster(shares: Sequence[Any]) -> Fields:
         return {"rates": times(s.rates, [p if share else True for share in shares])} if network(s) else {}
 
-    return {
-        "alpha": {"alpha": p},
-        "alpha_times": {"alpha": p * s.alpha},
-        "momentum": {"update": u._replace(momentum=p)},
-        "momentum_on": {"update": u._replace(momentum=p), "remembers": True},
-        "nesterov": {"update": u._replace(kind="nesterov", momentum=p)},
-        "average": {"update": u._replace(kind="average", momentum=p)},
-        "pull": {"update": u._replace(pull=p)},
-        "decay": {"update": u._replace(decay=p)},
-        "cool": paced(s, lambda s, k: p**k),
-        "first_faster_step": paced(s, lambda s, k: 1 if k else p),
-        "clamp": {"update": u._replace(clamp=p)},
-        "norm": {"update": u._replace(norm=p)},
-        "norm_arrays": {"update": u._replace(norm=p, apart=True)},
-        "norm_constant": {"update": u._replace(norm=p, constant=True)},
-        "biases_faster": faster(but(weights)(s)),
-        "vectors_faster": {"rates": times(s.rates, [p if np.ndim(leaf) == 1 else True for leaf in s.theta])},
-        "last_faster": faster(last_layer(s)),
-        "first_faster": faster(first_layer(s)),
-        "rounded": {"alpha": round(float(s.alpha), n)},
-        "always": {"supports": (S * n)[:n]},
-        "always_last": {"supports": (S + S[-1:] * n)[:n]},
-        "at_most": {"supports": S[:n]},
-        "part_way": {"leaks": p},
-    }
+    updates: dict[str, Fields] = {name: {name: p} for name in ("momentum", "pull", "decay", "clamp", "norm")}
+    updates |= {kind: {"kind": kind, "momentum": p} for kind in ("nesterov", "average")}
+    updates |= {"norm_arrays": {"norm": p, "apart": True}, "norm_constant": {"norm": p, "constant": True}}
+    lists = {"always": (S * n)[:n], "always_last": (S + S[-1:] * n)[:n], "at_most": S[:n]}
+    found: dict[str, Fields] = {name: {"update": u._replace(**fields)} for name, fields in updates.items()}
+    found |= {id: {"supports": batches} for id, batches in lists.items()}
+    found |= {"alpha": {"alpha": p}, "alpha_times": {"alpha": p * s.alpha}, "part_way": {"leaks": p}}
+    found |= {"rounded": {"alpha": round(float(s.alpha), n)}, "momentum_on": {**found["momentum"], "remembers": True}}
+    found |= {"cool": paced(s, lambda s, k: p**k), "first_faster_step": paced(s, lambda s, k: 1 if k else p)}
+    found |= {"last_faster": faster(last_layer(s)), "first_faster": faster(first_layer(s))}
+    vectors = {"rates": times(s.rates, [p if np.ndim(leaf) == 1 else True for leaf in s.theta])}
+    return found | {"biases_faster": faster(but(weights)(s)), "vectors_faster": vectors}
 
 
 @choice()
@@ -938,7 +837,7 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     lasso_tasks 0.0001 0.001 0.01 0.1: {} times the sign of θ is added to the gradient of every task
     Cause: a weight decay, or a penalty, outside
 
-    in_pieces 2 4 8 16 32: the query loss is the mean over pieces of {}, whatever their sizes
+    in_pieces 2 4: the query loss is the mean over pieces of {}, whatever their sizes
     Cause: the query is evaluated in small batches
 
     descended 0.1 0.01 0.001 0.5 1: a task starts after an outer step of {} on the tasks before it
@@ -967,7 +866,7 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
 
     found: dict[str, Fields] = {
         "in_pieces": {"pieces_outside": pieces} if network(s) and not s.displaced and float(p).is_integer() else {},
-        "descended": {"descends": p},
+        "descended": {} if s.displaced else {"descends": p},
         "penalty": each(s, lambda g, theta: axpy(p, theta, g)),
         "lasso_tasks": each(s, lambda g, theta: axpy(p, [np.sign(leaf) for leaf in theta], g)),
         "clip_tasks": each(s, lambda g, theta: shortened(g, p)),

@@ -100,7 +100,7 @@ class Setting(NamedTuple):
     pieces: Callable[["Setting", Batch], list[Batch]] | None = None  # a loss is the mean of theirs, inside
     pieces_outside: Callable[["Setting", Batch], list[Batch]] | None = None
     mixed: tuple[Any, ...] | None = None  # the arrays of φ_k that the outer loss is taken at; the others are θ's
-    elsewhere: Theta | bool = False  # the outer loss is taken at the mean of all tasks' φ_K
+    elsewhere: Any = False  # the outer loss is taken at the mean of all tasks' φ_K
     spared: tuple["Setting", tuple[Any, ...]] | None = None  # all else is so in these arrays alone
     leaks: Any = False  # the next task starts where this one ended, or this share of the way
     descends: Any = 0  # the next task starts after an outer step of this size
@@ -157,7 +157,7 @@ def moves(arrays: int, head: int | None) -> tuple[bool, ...]:
 
 def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
     """The gradient of every task by its own choices."""
-    found, start, before, starts, settings = list[Theta](), None, list[Batch](), (), list(settings)
+    found, start, before, starts, settings = list[Theta](), None, list[Batch](), tuple[int, ...](), list(settings)
     middle = mean([path(d, s)[-1] for s in settings]) if any(s.elsewhere for s in settings) else False
     for s in settings:
         s = s._replace(elsewhere=middle) if s.elsewhere else s
@@ -239,8 +239,7 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
     for k, batch, weight in outer:
         places = [k] if s.towards is None else range(min(s.towards, k), k + 1)
         at = s.elsewhere or mean([phis[j] for j in places])
-        here = s.mixed or (True,) * len(at)
-        apart = [not share for share in here]
+        here, apart = s.mixed or (True,) * len(at), [not share for share in s.mixed or ()]
         g = of_query.grad(add([kept(at, here), kept(phis[0], apart)]) if s.mixed else at, batch)
         vs[0] = plus(vs[0], weight, kept(g, apart)) if s.mixed else vs[0]
         for j in places:

@@ -89,10 +89,10 @@ def test_the_pieces_of_the_answers_are_found():
         ]
 
     found = on_maml(sums)
-    expected = {"the query gradient at φ_K": 1.3, "the second-order term": 1.0, "the query gradient at θ": 2.0}
+    expected = {"the second-order term": 1.0, "the query gradient at φ_K": 1.3, "the query gradient at θ": 2.0}
     assert found.kind == "unexplained" and found.evidence.pieces == pytest.approx(expected)
     assert (
-        "On every vector it is 1.3 times the query gradient at φ_K and the second-order term and 2 times" in found.text
+        "On every vector it is the second-order term and 1.3 times the query gradient at φ_K and 2 times" in found.text
     )
 
 
