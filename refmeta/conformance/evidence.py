@@ -167,26 +167,21 @@ def factor(answers: Sequence[Answered]) -> float:
 
 def multiples(answers: Sequence[Answered]) -> tuple[float, ...]:
     """The least and the largest multiple of the right answer, where every answer of three numbers or more is one."""
-    if spanned(answers, lambda a: a.under(()).sum(0)[None]):
-        sums = [(a.under(()).sum(0), a.got) for a in answers if a.got.size > 2]
-        found = sorted(float(g @ got / (g @ g)) for g, got in sums if g.any())
-        return (found[0], found[-1]) if found else ()
-    return ()
+    sums = [(a.under(()).sum(0), a.got) for a in answers if a.got.size > 2]
+    found = sorted(float(g @ got / (g @ g)) for g, got in sums if g.any())
+    return (found[0], found[-1]) if spanned(answers, lambda a: a.under(()).sum(0)[None]) else ()
 
 
 def spanned(answers: Sequence[Answered], parts: Callable[[Answered], np.ndarray]) -> bool:
     """Whether every answer is a sum of multiples of some rows, where it has two numbers more than these."""
-    for a in (long := [a for a in answers if a.got.size > len(parts(a)) + 1]):
-        rows = parts(a)
-        if np.linalg.norm(a.got - np.linalg.lstsq(rows.T, a.got, rcond=None)[0] @ rows) > a.limit:
-            return False
-    return any(a.wrong() for a in long)
+    long = [(a, parts(a)) for a in answers if a.got.size > len(parts(a)) + 1]
+    off = (np.linalg.norm(a.got - np.linalg.lstsq(r.T, a.got, rcond=None)[0] @ r) > a.limit for a, r in long)
+    return not any(off) and any(a.wrong() for a, _ in long)
 
 
 SPANS: dict[str, Callable[[Answered], np.ndarray]] = {
     "the tasks' right gradients": lambda a: a.under(()),
     "the right answer and θ": lambda a: np.stack([a.under(()).sum(0), flat(a.settings[0].theta)]),
-    "the tasks' right gradients and θ": lambda a: np.stack([*a.under(()), flat(a.settings[0].theta)]),
 }
 
 

@@ -317,16 +317,6 @@ def others(answers: Sequence[Answered]) -> Iterator[Explanation]:
     return trying(answers, [(name,) for name in (*OTHERS, *usual())], "more mistakes")
 
 
-def fitted(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """A mistake with a number in it: fitted to one answer, and held against all."""
-    return beside(answers, [()])
-
-
-def step_sizes(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Another α, fitted."""
-    return beside(answers, [()], ["alpha"])
-
-
 def beside(
     answers: Sequence[Answered], programs: Iterable[Program], families: Iterable[str] = tuple(FAMILIES)
 ) -> Iterator[Explanation]:
@@ -339,6 +329,10 @@ def beside(
             found = [fit(tells, program, name) if tells else None]
         for number in filter(None, found):
             yield from held(answers, (*program, f"{name}={number:.6g}"))
+
+
+fitted: Search = partial(beside, programs=[()])  # a number alone, fitted to one answer and held against all
+step_sizes: Search = partial(beside, programs=[()], families=["alpha"])
 
 
 def fit(a: Answered, program: Program, family: str) -> float | None:
@@ -366,12 +360,6 @@ def fit(a: Answered, program: Program, family: str) -> float | None:
     return best if np.linalg.norm(off(best)) <= max(10 * a.limit, 1e-5 * float(np.linalg.norm(a.got))) else None
 
 
-def far(answers: Iterable[Answered], program: Program) -> float:
-    """How much of the answers is left, at best, without the tasks' gradients by a program."""
-    rest = [multiplied(a.got, a.under(program))[3].min() / np.linalg.norm(a.got) for a in answers]
-    return float(np.nan_to_num(sum(rest), nan=np.inf))
-
-
 def near(answers: Sequence[Answered], programs: Iterable[Program], most: int) -> list[Program]:
     """The programs that leave least of the first wrong answers: another mistake may explain the rest.
 
@@ -380,22 +368,19 @@ def near(answers: Sequence[Answered], programs: Iterable[Program], most: int) ->
     wrong, best = [a for a in answers if a.wrong() and a.got.any()], dict[Program, tuple[float, Program]]()
     first = ([a for a in wrong if a.small] or wrong)[:FIRST]
     for program in programs:
-        left, family = far(first, program), tuple(name.partition("=")[0] for name in program)
-        best[family] = min(best.get(family, (np.inf, program)), (left, program))
+        left = sum(multiplied(a.got, a.under(program))[3].min() / np.linalg.norm(a.got) for a in first)
+        family = tuple(name.partition("=")[0] for name in program)
+        best[family] = min(best.get(family, (np.inf, program)), (left if np.isfinite(left) else np.inf, program))
     return [program for _, program in sorted(best.values())[:most]]
-
-
-def quick(answers: Iterable[Answered]) -> bool:
-    """Whether a program can be refused at little cost: by a quadratic."""
-    return any(a.small and a.wrong() for a in answers)
 
 
 def pairs(answers: Sequence[Answered], names: Sequence[str] = tuple(EVERY)) -> Iterator[Explanation]:
     """Two mistakes at once, of which one alone comes near; in both orders only where they change the same choice."""
-    names = possible(answers, [*names, *(usual() if quick(answers) else [])])
+    quick = any(a.small and a.wrong() for a in answers)  # a quadratic refuses a program at little cost
+    names = possible(answers, [*names, *(usual() if quick else [])])
     touched, place = {name: touches(name, answers) for name in names}, {name: i for i, name in enumerate(names)}
     # What takes its time, and numbers, are tried beside the nearest alone: an optimiser's derivative.
-    close = [name for (name,) in near(answers, [(name,) for name in names], BEAM if quick(answers) else FEW)]
+    close = [name for (name,) in near(answers, [(name,) for name in names], BEAM if quick else FEW)]
     late = {name for name in names if "update" in touched[name]}
     some = [
         (a, b)

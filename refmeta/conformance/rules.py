@@ -160,8 +160,7 @@ def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
     found, start, before, starts, settings = list[Theta](), None, list[Batch](), tuple[int, ...](), list(settings)
     middle = mean([path(d, s)[-1] for s in settings]) if any(s.elsewhere for s in settings) else False
     for s in settings:
-        s = s._replace(elsewhere=middle) if s.elsewhere else s
-        s = s._replace(theta=start) if start is not None else s
+        s = s._replace(elsewhere=s.elsewhere and middle, theta=start or s.theta)
         if s.together or s.remembers:
             starts = (*starts, len(before)) if s.remembers else ()
             s = s._replace(supports=before + s.supports, starts=starts)
@@ -314,9 +313,7 @@ def sums(s: Setting, a: Any) -> Any:
 
 def shares(s: Setting, g: Any) -> Any:
     """What a clip of the norm multiplies a gradient by."""
-    if s.update.norm == np.inf:
-        return 1.0
-    found = s.update.norm / np.sqrt(sums(s, g * g))
+    found = s.update.norm / np.sqrt(sums(s, g * g)) if s.update.norm < np.inf else 1.0
     return found if s.update.unit else np.minimum(found, 1)
 
 
