@@ -374,21 +374,16 @@ def near(answers: Sequence[Answered], programs: Iterable[Program], most: int) ->
     return [program for _, program in sorted(best.values())[:most]]
 
 
-def pairs(answers: Sequence[Answered], names: Sequence[str] = tuple(EVERY)) -> Iterator[Explanation]:
+def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """Two mistakes at once, of which one alone comes near; in both orders only where they change the same choice."""
     quick = any(a.small and a.wrong() for a in answers)  # a quadratic refuses a program at little cost
-    names = possible(answers, [*names, *(usual() if quick else [])])
+    names = possible(answers, [*EVERY, *(usual() if quick else [])])
     touched, place = {name: touches(name, answers) for name in names}, {name: i for i, name in enumerate(names)}
-    # What takes its time, and numbers, are tried beside the nearest alone: an optimiser's derivative.
     close = [name for (name,) in near(answers, [(name,) for name in names], BEAM if quick else FEW)]
-    late = {name for name in names if "update" in touched[name]}
-    some = [
-        (a, b)
-        for i, a in enumerate(close)
-        for b in names
-        if a != b and (i < 2 * FEW or not ("=" in b or late & {a, b}))
-    ]
-    both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some}
+    # Numbers, and what takes its time, an optimiser's derivative, are tried beside the nearest alone.
+    rest = [name for name in names if "=" not in name and "update" not in touched[name]]
+    some = [*product(close[: 2 * FEW], names), *product([name for name in close if name in rest], rest)]
+    both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some if a != b}
     turned = [(b, a) for a, b in both if touched[a] & touched[b] or {a, b} <= {*MISTAKES}]
     return trying(answers, [*both, *turned], "pairs of mistakes")
 
@@ -397,7 +392,7 @@ def of_some_arrays(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """A mistake in some arrays alone, where a program is right in the others: the right one, or one that comes near."""
     names = possible(answers, [*EVERY, *usual()])
     for program in [(), *near(answers, [(name,) for name in names], FEW)]:
-        kinds = [kind for kind in ALONE if all(right_beside(a, program, kind) for a in answers)]
+        kinds = [k for k in ALONE if touches(k, answers) and all(right_beside(a, program, k) for a in answers)]
         yield from trying(answers, [(*program, *pair) for pair in product(kinds, names)], "mistakes in some arrays")
 
 
@@ -422,8 +417,12 @@ def with_a_number(answers: Sequence[Answered]) -> Iterator[Explanation]:
 
 def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
     """The choices that a mistake changes in any of the answers' settings."""
-    before = [s for a in answers for s in a.settings]
-    changed = [pair for pair in zip(before, with_mistakes([name], before), strict=True) if pair[0] is not pair[1]]
+    return changes(name, *(s for a in answers for s in a.settings))
+
+
+@lru_cache(1 << 10)
+def changes(name: str, *before: Setting) -> frozenset[str]:
+    changed = [pair for pair in zip(before, with_mistakes([name], [*before]), strict=True) if pair[0] is not pair[1]]
     return frozenset(f for a, b in changed for f in Setting._fields if getattr(a, f) is not getattr(b, f))
 
 
