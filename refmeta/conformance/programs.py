@@ -107,7 +107,8 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
     if not s.adapts:
         return further
     lists = {"first_step_missing": S[1:], "first_twice": [*S[:1], *S], "first_again": [*S, *S[:1]]}
-    lists |= {"steps_twice": S * 2, "adapted_before": S * 2, "all_together": [joined(s, S)] * K}
+    lists |= {"steps_twice": S * 2, "all_together": [joined(s, S)] * K}
+    lists |= {"adapted_before": S * 2} if s.differentiates else {}
     if K > 1:
         lists |= {"first_batch": S[:1] * K, "last_batch": S[-1:] * K}
         lists |= {"batches_reversed": S[::-1], "batches_shifted": S[1:] + S[:1]}
@@ -252,7 +253,7 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     outer |= {"support_at_theta_added": added(0, first), "last_inner_gradient_added": added(-2, last)}
     everywhere = [(-1, query, 1 / len(s.tasks)) for _, query in s.tasks]
     found: dict[str, Fields] = {id: {"outer": losses} for id, losses in outer.items()}
-    found |= {f"{id}_added": {"plain": losses} for id, losses in plain.items()}
+    found |= {f"{id}_added": {"plain": losses} for id, losses in plain.items() if s.differentiates}
     return found | ({"middle_of_tasks": {"outer": lambda s: everywhere, "elsewhere": True}} if s.tasks else {})
 
 
