@@ -384,7 +384,8 @@ def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
     rest = [name for name in names if "=" not in name and "update" not in touched[name]]
     some = [*product(close[: 2 * FEW], names), *product([name for name in close if name in rest], rest)]
     both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some if a != b}
-    turned = [(b, a) for a, b in both if touched[a] & touched[b] or {a, b} <= {*MISTAKES}]
+    same = {(a, b): touched[a] & touched[b] or touched[a] | touched[b] >= {"supports"} for a, b in both}
+    turned = [(b, a) for a, b in both if same[a, b] or {a, b} <= {*MISTAKES}]
     return trying(answers, [*both, *turned], "pairs of mistakes")
 
 

@@ -112,8 +112,9 @@ def after_every_step(s: Setting) -> list[Term]:
     return [(k, s.query, 1) for k in range(1, len(s.supports) + 1)]
 
 
-def and_supports(outer: Outer) -> Outer:
-    return lambda s: [*outer(s), *((k, batch, 1) for k, batch in enumerate(s.supports))]
+def and_supports(outer: Outer, whole: bool = False) -> Outer:
+    """The inner losses too; if whole, not divided by the number of tasks."""
+    return lambda s: [*outer(s), *((k, batch, s.divisor if whole else 1) for k, batch in enumerate(s.supports))]
 
 
 def block(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:

@@ -27,7 +27,18 @@ from refmeta.conformance.mistakes import (
     times,
     weights,
 )
-from refmeta.conformance.rules import ADAPTIVE, Derivatives, Outer, Setting, Term, at_the_end, at_theta, kept, unflat
+from refmeta.conformance.rules import (
+    ADAPTIVE,
+    Derivatives,
+    Outer,
+    Setting,
+    Term,
+    at_the_end,
+    at_theta,
+    flat,
+    kept,
+    unflat,
+)
 from refmeta.trees import Batch, Theta, axpy, dot
 
 Arrays = Callable[[Setting], Sequence[Any]]  # the share of each array
@@ -155,6 +166,7 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     """The batch of the outer loss.
 
     swapped: support and query are swapped
+    all_swapped: support and query are swapped, and the outer loss is the mean over the support batches
     Cause: the batches are unpacked in the other order
 
     next_query: the query is that of the next task
@@ -188,7 +200,11 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     if tasks and Q and network(s):
         share = len(Q[0]) / sum(len(q[0]) for _, q in tasks)
         usable |= {"tasks_merged": scaled(s, lambda s, batch: share, 1)[1]}
-    return usable | ({"swapped": {"supports": [Q] * len(S), "query": S[-1]}} if s.adapts and Q else {})
+    if s.adapts and Q:
+        usable |= {"swapped": {"supports": [Q] * len(S), "query": S[-1]}}
+        mean = [(-1, batch, 1 / len(S)) for batch in S]
+        usable |= {"all_swapped": {"supports": [Q] * len(S), "outer": lambda s: mean}} if len(S) > 1 else {}
+    return usable
 
 
 def averaged(outer: Outer) -> Outer:
@@ -234,6 +250,7 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
 
     supports_added: the losses of all inner steps are added to the query loss
     last_inner_gradient_added: the loss of the last inner step is added to the query loss
+    supports_added_whole: the losses of all inner steps are added, and are not divided by the number of tasks
     Cause: what the inner loop left in .grad is not cleared before the outer loss: zero_grad is missing
     """
     first, last = s.supports[:1], s.supports[-1:]
@@ -247,6 +264,7 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     plain |= {"support_gradient": lambda s: [(-1, last[0], 1)]}
     outer: dict[str, Outer] = {"from_theta": from_theta, "every_step_averaged": averaged(after_every_step)}
     outer |= {"from_theta_averaged": averaged(from_theta), "supports_added": and_supports(s.outer)}
+    outer |= {"supports_added_whole": and_supports(s.outer, whole=True)}
     outer |= {"before_every_step": lambda s: [(k, s.query, 1) for k in range(len(s.supports))]}
     outer |= {"theta_added": added(0, [s.query]), "improvement": added(0, [s.query], -1)}
     outer |= {"support_added": added(-1, last), "first_support_added": added(-1, first)}
@@ -278,13 +296,16 @@ def other_outer(s: Setting, _: None) -> dict[str, Fields]:
     Seen: ivy-llc/ivy meta.py
     Ledger: B55
     """
-    if not s.adapts:
+    found: dict[str, Fields] = {}
+    if not s.displaced:
         every = {"all_at_theta": all_at_theta, "supports_at_theta": lambda s: all_at_theta(s)[1:]}
         every |= {"all_at_theta_averaged": averaged(all_at_theta)}
-        return {id: {"outer": outer} for id, outer in every.items()}
+        found = {id: {"outer": outer, "curvature": None} for id, outer in every.items()}
+    if not s.adapts:
+        return found
     plain: Fields = {"displaced": False, "curvature": None}
     more = averaged(lambda s: [*inner_gradients(s), *((-1, b, 1) for b in s.supports[-1:])])
-    return {
+    return found | {
         "towards_the_mean": {"towards": 1},
         "towards_the_mean_from_theta": {"towards": 0},
         "inner_gradients_alone": {**plain, "outer": inner_gradients},
@@ -297,13 +318,9 @@ def other_outer(s: Setting, _: None) -> dict[str, Fields]:
 
 def diagonal(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
     """diag(∇²L) v, a column at a time."""
-    found = [np.zeros(np.shape(leaf)) for leaf in v]
-    for i, leaf in enumerate(v):
-        for place in np.ndindex(np.shape(leaf)):
-            unit = [np.zeros(np.shape(other)) for other in v]
-            unit[i][place] = 1.0
-            found[i][place] = d.hvp(phi, batch, unit)[i][place] * leaf[place]
-    return found
+    units = np.eye(sum(map(np.size, v)))
+    column = [flat(d.hvp(phi, batch, unflat(unit, v)))[i] for i, unit in enumerate(units)]
+    return unflat(np.array(column) * flat(v), v)
 
 
 def arrays_apart(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
@@ -410,6 +427,11 @@ def but(arrays: Arrays) -> Arrays:
 ARRAYS: dict[str, tuple[str, Arrays]] = {
     "weights": ("the weights", weights),
     "matrices": ("arrays without axes, or with two", lambda s: tuple(np.ndim(leaf) != 1 for leaf in s.theta)),
+    "tables": ("arrays with two axes", lambda s: tuple(np.ndim(leaf) > 1 for leaf in s.theta)),
+    "heads_first": (
+        "the first array of the head",
+        lambda s: tuple(i == [*s.rates, 1].index(True) for i in range(len(s.theta))),
+    ),
     "biases": ("the biases", lambda s: (True,) * len(s.theta) if all(weights(s)) else but(weights)(s)),
     "last_layer": ("the last layer", last_layer),
     "body": ("the body, without the last layer,", but(last_layer)),
@@ -481,9 +503,13 @@ def alone(arrays: Arrays) -> Change:
     return lambda s: None if all(shares := arrays(s)) else s._replace(spared=(s, tuple(shares)))
 
 
+MOVING: dict[str, tuple[str, Arrays]] = {
+    "moving": ("the arrays that adapt", lambda s: s.rates),
+    "still": ("the arrays that do not adapt", lambda s: tuple(not share for share in s.rates)),
+}
 ALONE = {
     id: Mistake(id, f"in {name} alone", "these arrays go another way", UNSEEN, "", alone(arrays))
-    for id, (name, arrays) in (ARRAYS | {"moving": ("the arrays that adapt", lambda s: s.rates)}).items()
+    for id, (name, arrays) in (ARRAYS | MOVING).items()
 }
 
 
@@ -537,6 +563,8 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     rmsprop: the inner loop is RMSprop's
     adagrad: the inner loop is Adagrad's
     adam_on: the inner loop is Adam's, whose memory goes on from task to task
+    adam_hat: the inner loop is Adam's, with ε beside the uncorrected root, as in TensorFlow and higher
+    adam_raw: the inner loop is Adam's without its first moment
     adam_inside: the inner loop is Adam's, with a number under the root
     rmsprop_inside: the inner loop is RMSprop's, with a number under the root
     adagrad_inside: the inner loop is Adagrad's, with a number under the root
@@ -547,7 +575,7 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
         return outside
     body = [not rate for rate in s.rates] if s.split else but(last_layer)(s)
     kinds: dict[str, Fields] = {kind: {"kind": kind} for kind in ("sign", *ADAPTIVE)}
-    kinds |= {f"{kind}_inside": {"kind": kind, "inside": 1e-10} for kind in ADAPTIVE}
+    kinds |= {f"{kind}_inside": {"kind": kind, "inside": 1e-10} for kind in ("adam", "rmsprop", "adagrad")}
     kinds |= {"unit": {"norm": 1, "unit": True}, "unit_arrays": {"norm": 1, "unit": True, "apart": True}}
     kinds |= {"added_up": {"momentum": 1}, "averaged_up": {"kind": "mean", "momentum": 1}}
     found = outside | {id: {"update": s.update._replace(**fields)} for id, fields in kinds.items()}
@@ -793,6 +821,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     biases_faster 2 0.1 0.5 10: the inner step size of the biases is multiplied by {}
     vectors_faster 2 0.1 0.5 10: the inner step size of arrays with one axis is multiplied by {}
     last_faster 10 2 0.1 0.5: the inner step size of the last layer is multiplied by {}
+    body_slowly 0.1 0.5 0.01: the body adapts too, with the inner step size times {}
     first_faster 0.1 0.5 2 10: the inner step size of the first layer is multiplied by {}
     Cause: parameter groups with rates of their own
 
@@ -824,6 +853,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     found |= {"rounded": {"alpha": round(float(s.alpha), n)}, "momentum_on": {**found["momentum"], "remembers": True}}
     found |= {"cool": paced(s, lambda s, k: p**k), "first_faster_step": paced(s, lambda s, k: 1 if k else p)}
     found |= {"last_faster": faster(last_layer(s)), "first_faster": faster(first_layer(s))}
+    found |= {"body_slowly": {"rates": tuple(rate or p for rate in s.rates)}} if s.split else {}
     vectors = {"rates": times(s.rates, [p if np.ndim(leaf) == 1 else True for leaf in s.theta])}
     return found | {"biases_faster": faster(but(weights)(s)), "vectors_faster": vectors}
 
@@ -839,6 +869,7 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     Cause: a weight decay, or a penalty, outside
 
     in_pieces 2 4: the query loss is the mean over pieces of {}, whatever their sizes
+    whole_pieces 2 4: of the query only whole pieces of {} count
     Cause: the query is evaluated in small batches
 
     descended 0.1 0.01 0.001 0.5 1: a task starts after an outer step of {} on the tasks before it
@@ -865,8 +896,12 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
         x, y = batch
         return [(x[i : i + n], y[i : i + n]) for i in range(0, len(x), n)]
 
-    found: dict[str, Fields] = {
-        "in_pieces": {"pieces_outside": pieces} if network(s) and not s.displaced and float(p).is_integer() else {},
+    found: dict[str, Fields] = {}
+    if network(s) and not s.displaced and s.query and float(p).is_integer():
+        whole = len(s.query[0]) // n * n or n
+        found |= {"in_pieces": {"pieces_outside": pieces}}
+        found |= {"whole_pieces": {"query": (s.query[0][:whole], s.query[1][:whole])}}
+    found |= {
         "descended": {} if s.displaced else {"descends": p},
         "penalty": each(s, lambda g, theta: axpy(p, theta, g)),
         "lasso_tasks": each(s, lambda g, theta: axpy(p, [np.sign(leaf) for leaf in theta], g)),

@@ -41,7 +41,13 @@ class Update(NamedTuple):
     pull: float = 0  # of a proximal term, towards θ
 
 
-ADAPTIVE = {"adam": (0.9, 0.999), "rmsprop": (0, 0.99), "adagrad": (0, 1)}  # the shares that two averages keep
+ADAPTIVE = {  # the shares that two averages keep, and what is added to the root
+    "adam": (0.9, 0.999, 1e-8),
+    "adam_hat": (0.9, 0.999, 1e-8),  # to the root before its bias is corrected
+    "adam_raw": (0, 0.999, 1e-8),
+    "rmsprop": (0, 0.99, 1e-8),
+    "adagrad": (0, 1, 1e-10),
+}
 Term = tuple[int, Batch, Any]  # (k, batch, weight): weight L(φ_k; batch); −1 is K, −2 is K − 1
 Outer = Callable[["Setting"], list[Term]]
 
@@ -72,6 +78,7 @@ class Setting(NamedTuple):
     rates: tuple[Any, ...]  # of each array, times α: 0 where the inner loop does not move it
     n: int | None = None  # examples of a support batch; None where a batch has no examples
     outputs: int | None = None  # of a network under squared error
+    divisor: Any = 1  # the tasks' sum is divided by it
     summed: bool | None = None  # the loss is a sum over the examples; None where nobody knows
     tasks: Tasks = []  # noqa: RUF012 - the settings of a task's neighbours; nobody writes into it
     place: int = 0
@@ -313,7 +320,7 @@ def sums(s: Setting, a: Any) -> Any:
 
 def shares(s: Setting, g: Any) -> Any:
     """What a clip of the norm multiplies a gradient by."""
-    found = s.update.norm / np.sqrt(sums(s, g * g)) if s.update.norm < np.inf else 1.0
+    found = s.update.norm / np.maximum(np.sqrt(sums(s, g * g)), 1e-300) if s.update.norm < np.inf else 1.0
     return found if s.update.unit else np.minimum(found, 1)
 
 
@@ -321,10 +328,10 @@ def moved(s: Setting, k: int, phi: Any, g: Any, m: Any, squares: Any, start: Any
     """φ and the memory after a step along g, number by number."""
     u = s.update
     if u.kind in ADAPTIVE:
-        first, second = ADAPTIVE[u.kind]
+        first, second, outside = ADAPTIVE[u.kind]
         m, squares = first * m + (1 - first) * g, second * squares + ((1 - second) or 1) * g * g
-        unbiased = [(1 - b ** (k + 1)) if u.kind == "adam" else 1 for b in (first, second)]
-        outside = 0 if u.inside else 1e-10 if u.kind == "adagrad" else 1e-8
+        unbiased = [(1 - b ** (k + 1)) if "adam" in u.kind else 1 for b in (first, second)]
+        outside = 0 if u.inside else outside / (unbiased[1] ** 0.5 if u.kind == "adam_hat" else 1)
         way = m / unbiased[0] / (np.sqrt(squares / unbiased[1] + u.inside) + outside)
     else:
         m = u.momentum * m + (1 - u.momentum if u.kind == "average" else 1) * g
