@@ -324,7 +324,7 @@ def beside(
     wrong = [a for a in answers if a.got.size > 2 and a.wrong()]
     for program, name in product(programs, families):
         found: Sequence[float | None] = FAMILIES[name].usual
-        if not FAMILIES[name].whole:
+        if not all(map(float.is_integer, FAMILIES[name].usual)):
             tells = next((a for a in wrong if a.tells(program, name)), None)
             found = [fit(tells, program, name) if tells else None]
         for number in filter(None, found):
@@ -384,8 +384,8 @@ def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
     rest = [name for name in names if "=" not in name and "update" not in touched[name]]
     some = [*product(close[: 2 * FEW], names), *product([name for name in close if name in rest], rest)]
     both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some if a != b}
-    same = {(a, b): touched[a] & touched[b] or touched[a] | touched[b] >= {"supports"} for a, b in both}
-    turned = [(b, a) for a, b in both if same[a, b] or {a, b} <= {*MISTAKES}]
+    reads = {name: touched[name] | {"supports"} for name in names}  # many choices are made from the support batches
+    turned = [(b, a) for a, b in both if {a, b} <= {*MISTAKES} or touched[a] & reads[b] or touched[b] & reads[a]]
     return trying(answers, [*both, *turned], "pairs of mistakes")
 
 

@@ -41,11 +41,6 @@ class Family(NamedTuple):
     fields: Callable[[Setting, float], Fields | None]
     usual: tuple[float, ...]
 
-    @property
-    def whole(self) -> bool:
-        """Whether the number counts something."""
-        return all(map(float.is_integer, self.usual))
-
 
 UNSEEN = "no public case known"
 MISTAKES: dict[str, Mistake] = {}  # those that the vectors list

@@ -203,7 +203,7 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     if s.adapts and Q:
         usable |= {"swapped": {"supports": [Q] * len(S), "query": S[-1]}}
         mean = [(-1, batch, 1 / len(S)) for batch in S]
-        usable |= {"all_swapped": {"supports": [Q] * len(S), "outer": lambda s: mean}} if len(S) > 1 else {}
+        usable |= {"all_swapped": {"supports": [Q] * len(S), "outer": lambda s: mean}}
     return usable
 
 
@@ -305,12 +305,9 @@ def other_outer(s: Setting, _: None) -> dict[str, Fields]:
         return found
     plain: Fields = {"displaced": False, "curvature": None}
     more = averaged(lambda s: [*inner_gradients(s), *((-1, b, 1) for b in s.supports[-1:])])
-    return found | {
-        "towards_the_mean": {"towards": 1},
-        "towards_the_mean_from_theta": {"towards": 0},
-        "inner_gradients_alone": {**plain, "outer": inner_gradients},
-        "mean_of_gradients": {**plain, "outer": more} if s.displaced else {},
-    }
+    found |= {"towards_the_mean": {"towards": 1}, "towards_the_mean_from_theta": {"towards": 0}}
+    found |= {"inner_gradients_alone": {**plain, "outer": inner_gradients}}
+    return found | ({"mean_of_gradients": {**plain, "outer": more}} if s.displaced else {})
 
 
 # --- The curvature ---
@@ -428,9 +425,9 @@ ARRAYS: dict[str, tuple[str, Arrays]] = {
     "weights": ("the weights", weights),
     "matrices": ("arrays without axes, or with two", lambda s: tuple(np.ndim(leaf) != 1 for leaf in s.theta)),
     "tables": ("arrays with two axes", lambda s: tuple(np.ndim(leaf) > 1 for leaf in s.theta)),
-    "heads_first": (
-        "the first array of the head",
-        lambda s: tuple(i == [*s.rates, 1].index(True) for i in range(len(s.theta))),
+    "head_first": (
+        "the head's first array",
+        lambda s: tuple(r and not any(s.rates[:i]) for i, r in enumerate(s.rates)),
     ),
     "biases": ("the biases", lambda s: (True,) * len(s.theta) if all(weights(s)) else but(weights)(s)),
     "last_layer": ("the last layer", last_layer),
@@ -503,10 +500,7 @@ def alone(arrays: Arrays) -> Change:
     return lambda s: None if all(shares := arrays(s)) else s._replace(spared=(s, tuple(shares)))
 
 
-MOVING: dict[str, tuple[str, Arrays]] = {
-    "moving": ("the arrays that adapt", lambda s: s.rates),
-    "still": ("the arrays that do not adapt", lambda s: tuple(not share for share in s.rates)),
-}
+MOVING = {"moving": ("the arrays that adapt", lambda s: s.rates), "still": ("the body", but(lambda s: s.rates))}
 ALONE = {
     id: Mistake(id, f"in {name} alone", "these arrays go another way", UNSEEN, "", alone(arrays))
     for id, (name, arrays) in (ARRAYS | MOVING).items()
@@ -657,11 +651,8 @@ def counts(s: Setting, count: Callable[[Setting, Batch], Any]) -> dict[str, Fiel
 # --- Another loss, where the network is known ---
 
 
-WHERE: dict[str, tuple[str, tuple[str, ...]]] = {
-    "": ("", ("loss", "loss_inside")),
-    "inside_": (", in the inner loop", ("loss_inside",)),
-    "outside_": (", for the query", ("loss",)),
-}
+WHERE: dict[str, tuple[str, tuple[str, ...]]] = {"": ("", ("loss", "loss_inside"))}
+WHERE |= {"inside_": (", in the inner loop", ("loss_inside",)), "outside_": (", for the query", ("loss",))}
 
 
 @choice(WHERE)
@@ -721,13 +712,9 @@ def reductions(s: Setting, _: None) -> dict[str, Fields]:
     entries = COUNTS["entries"][1]
     (over, under), (times, above) = scaled(s, entries, -1), scaled(s, entries, 1)
     half, less = scaled(s, lambda s, batch: 0.5, 1)
-    return {
-        "half_squared_error": half | less if s.outputs else {},
-        "half_inside": half if s.outputs else {},
-        "half_outside": less if s.outputs else {},
-        "examples_mean": over | under if s.summed else {},
-        "examples_sum": times | above if s.summed is False else {},
-    }
+    found = {"examples_mean": over | under} if s.summed else {"examples_sum": times | above}
+    halves = {"half_squared_error": half | less, "half_inside": half, "half_outside": less}
+    return found | (halves if s.outputs else {})
 
 
 @choice()
@@ -769,23 +756,17 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
         places = np.concatenate([leaf.ravel() for leaf in of(unflat(np.arange(sum(map(np.size, s.theta))), s.theta))])
         return after(s, lambda g, theta: g[places])
 
-    phi = {"curvature": None, "displaced": True} | each(s, lambda g, theta: axpy(-1, g, theta))
-    return {
-        "columns": order(lambda leaves: [leaf.ravel().reshape(leaf.shape, order="F") for leaf in leaves]),
-        "rows": order(lambda leaves: [leaf.ravel("F") for leaf in leaves]),
-        "weights_first": order(lambda leaves: sorted(leaves, key=lambda leaf: leaf.ndim == 1)),
-        "arrays_reversed": order(lambda leaves: leaves[::-1]),
-        "from_first_step": {"origin": min(1, K)} if s.displaced else {},
-        "new_theta": after(s, lambda g, theta: theta - s.alpha * g),
-        "theta_once": after(s, lambda g, theta: g + theta),
-        "sign_returned": after(s, lambda g, theta: np.sign(g)),
-        "unit_returned": after(s, lambda g, theta: g / np.linalg.norm(g)),
-        "unit_tasks": each(s, lambda g, theta: shortened(g, np.inf)),
-        "displacement": away,
-        "phi_returned": phi,
-        "over_own_steps": times_each(s, 1 / K),
-        "path_added": {"towards": 1} | times_each(s, K) if s.displaced else {},
-    }
+    orders: dict[str, Any] = {"arrays_reversed": lambda t: t[::-1], "rows": lambda t: [leaf.ravel("F") for leaf in t]}
+    orders |= {"columns": lambda t: [leaf.ravel().reshape(leaf.shape, order="F") for leaf in t]}
+    orders |= {"weights_first": lambda t: sorted(t, key=lambda leaf: leaf.ndim == 1)}
+    total: dict[str, Any] = {"new_theta": lambda g, t: t - s.alpha * g, "theta_once": lambda g, t: g + t}
+    total |= {"sign_returned": lambda g, t: np.sign(g), "unit_returned": lambda g, t: g / np.linalg.norm(g)}
+    found = {id: order(of) for id, of in orders.items()} | {id: after(s, change) for id, change in total.items()}
+    found |= {"unit_tasks": each(s, lambda g, t: shortened(g, np.inf)), "over_own_steps": times_each(s, 1 / K)}
+    found |= {"phi_returned": {"curvature": None, "displaced": True} | each(s, lambda g, t: axpy(-1, g, t))}
+    if s.displaced:
+        found |= {"from_first_step": {"origin": min(1, K)}, "path_added": {"towards": 1} | times_each(s, K)}
+    return found | {"displacement": away}
 
 
 # --- Numbers ---
@@ -901,26 +882,18 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
         whole = len(s.query[0]) // n * n or n
         found |= {"in_pieces": {"pieces_outside": pieces}}
         found |= {"whole_pieces": {"query": (s.query[0][:whole], s.query[1][:whole])}}
-    found |= {
-        "descended": {} if s.displaced else {"descends": p},
-        "penalty": each(s, lambda g, theta: axpy(p, theta, g)),
-        "lasso_tasks": each(s, lambda g, theta: axpy(p, [np.sign(leaf) for leaf in theta], g)),
-        "clip_tasks": each(s, lambda g, theta: shortened(g, p)),
-        "stepped": after(s, lambda g, theta: theta - p * g),
-        "penalty_once": after(s, lambda g, theta: g + p * theta),
-        "lasso": after(s, lambda g, theta: g + p * np.sign(theta)),
-        "clip_value": after(s, lambda g, theta: np.clip(g, -p, p)),
-        "clip_norm": after(s, lambda g, theta: shortened([g], p)[0]),
-    }
-    if not s.differentiates:
-        return found
-    return found | {
-        "bend": {"back": p * s.back},
-        "first_steps_cut": {"through": lambda k, steps: k >= p},
-        "last_steps_alone": {"through": lambda k, steps: k >= steps - p},
-        "first_steps_alone": {"through": lambda k, steps: k < p},
-        "step_cut": {"through": lambda k, steps: k != p - 1},
-    }
+    tasks: dict[str, Any] = {"penalty": lambda g, t: axpy(p, t, g), "clip_tasks": lambda g, t: shortened(g, p)}
+    tasks |= {"lasso_tasks": lambda g, t: axpy(p, list(map(np.sign, t)), g)}
+    total: dict[str, Any] = {"stepped": lambda g, t: t - p * g, "clip_norm": lambda g, t: shortened([g], p)[0]}
+    total |= {"clip_value": lambda g, t: np.clip(g, -p, p), "penalty_once": lambda g, t: g + p * t}
+    total |= {"lasso": lambda g, t: g + p * np.sign(t)}
+    found |= {id: each(s, change) for id, change in tasks.items()}
+    found |= {id: after(s, change) for id, change in total.items()}
+    through: dict[str, Any] = {"step_cut": lambda k, steps: k != p - 1, "first_steps_cut": lambda k, steps: k >= p}
+    through |= {"last_steps_alone": lambda k, steps: k >= steps - p, "first_steps_alone": lambda k, steps: k < p}
+    found |= {} if s.displaced else {"descended": {"descends": p}}
+    back = {id: {"through": steps} for id, steps in through.items()} | {"bend": {"back": p * s.back}}
+    return found | (back if s.differentiates else {})
 
 
 EXAMPLES = {"examples_mean": "mean", "examples_sum": "sum"}  # conventions of its own that change the inner loop too

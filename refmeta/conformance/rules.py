@@ -41,13 +41,9 @@ class Update(NamedTuple):
     pull: float = 0  # of a proximal term, towards θ
 
 
-ADAPTIVE = {  # the shares that two averages keep, and what is added to the root
-    "adam": (0.9, 0.999, 1e-8),
-    "adam_hat": (0.9, 0.999, 1e-8),  # to the root before its bias is corrected
-    "adam_raw": (0, 0.999, 1e-8),
-    "rmsprop": (0, 0.99, 1e-8),
-    "adagrad": (0, 1, 1e-10),
-}
+# The shares that two averages keep. Adam's hat: ε is added to the root before its bias is corrected.
+ADAPTIVE = {"adam": (0.9, 0.999), "adam_hat": (0.9, 0.999), "adam_raw": (0, 0.999), "rmsprop": (0, 0.99)}
+ADAPTIVE |= {"adagrad": (0, 1)}
 Term = tuple[int, Batch, Any]  # (k, batch, weight): weight L(φ_k; batch); −1 is K, −2 is K − 1
 Outer = Callable[["Setting"], list[Term]]
 
@@ -287,11 +283,6 @@ def plus(y: Theta | None, a: Any, x: Theta) -> Theta:
     return axpy(a, x, y) if y is not None else x if a == 1 else [a * leaf for leaf in x]
 
 
-def points(d: Derivatives, s: Setting) -> list[tuple[Theta, Batch]]:
-    """(φ_0, S_0) … (φ_{K−1}, S_{K−1}): where the inner gradients are taken."""
-    return list(zip(path(d, s), s.supports, strict=False))
-
-
 def kept(v: Theta, shares: Sequence[Any]) -> Theta:
     """P v: of each array its share; zero where nothing moves."""
     return [leaf if share is True or share == 1 else share * leaf for leaf, share in zip(v, shares, strict=True)]
@@ -328,10 +319,11 @@ def moved(s: Setting, k: int, phi: Any, g: Any, m: Any, squares: Any, start: Any
     """φ and the memory after a step along g, number by number."""
     u = s.update
     if u.kind in ADAPTIVE:
-        first, second, outside = ADAPTIVE[u.kind]
+        first, second = ADAPTIVE[u.kind]
         m, squares = first * m + (1 - first) * g, second * squares + ((1 - second) or 1) * g * g
         unbiased = [(1 - b ** (k + 1)) if "adam" in u.kind else 1 for b in (first, second)]
-        outside = 0 if u.inside else outside / (unbiased[1] ** 0.5 if u.kind == "adam_hat" else 1)
+        outside = 0 if u.inside else 1e-10 if u.kind == "adagrad" else 1e-8
+        outside /= unbiased[1] ** 0.5 if u.kind == "adam_hat" else 1
         way = m / unbiased[0] / (np.sqrt(squares / unbiased[1] + u.inside) + outside)
     else:
         m = u.momentum * m + (1 - u.momentum if u.kind == "average" else 1) * g
