@@ -13,7 +13,7 @@ from refmeta.conformance.mistakes import after_every_step
 from refmeta.conformance.programs import ARRAYS, EVERY, inner_gradients
 from refmeta.conformance.rules import Outer, at_the_end, at_theta, flat
 
-MOST = 3  # conditions of a rule, and pieces of a combination
+MOST = 3  # conditions of a rule, pieces of a combination, and first answers that a near program misses
 EQUATIONS = 8  # numbers in the answers for each coefficient
 NEXT = 1e-2  # a factor that is so near to 1 goes for none, on first sight
 SHARE = 0.75  # of the answers that a program explains, to be called near
@@ -102,7 +102,7 @@ def nearest(answers: Sequence[Answered]) -> tuple[Program, tuple[int, ...]]:
         for a in order:
             fits[place[id(a)]] = a.fits(program)
             off += not fits[place[id(a)]]
-            if off > most:
+            if off > most or off == len(fits) == MOST:
                 break
         else:
             how, _ = Counter(fit for found in fits.values() for fit in found).most_common(1)[0]

@@ -413,7 +413,7 @@ def listed_pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
 
 def with_a_number(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """A mistake that comes near, and another with a number in it."""
-    return beside(answers, near(answers, [(name,) for name in possible(answers, EVERY)], FEW))
+    return beside(answers, near(answers, [(name,) for name in possible(answers, EVERY)], FEW // 2))
 
 
 def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
