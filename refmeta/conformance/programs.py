@@ -367,6 +367,9 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
     Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop, or create_graph=True not at every
         step. JAX: stop_gradient in the carry
 
+    detached: first-order, but the inner optimiser's decay is differentiated
+    Cause: the inner gradient alone is a constant: create_graph=True is missing
+
     hessian_of_ones: the Hessian times a vector of ones is used in the place of its product
     Cause: elementwise_grad, or jacobians summed over the outputs
 
@@ -393,6 +396,7 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
         "odd_steps_cut": {"through": lambda k, steps: k % 2 == 0},
         "even_steps_cut": {"through": lambda k, steps: k % 2 == 1},
         "last_step_cut": {"through": lambda k, steps: k < steps - 1},
+        "detached": {"curvature": None, "detached": True},
         "query_features_detached": {"direct": s.rates} if s.split else {},
     }
 

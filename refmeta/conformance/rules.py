@@ -94,6 +94,7 @@ class Setting(NamedTuple):
     direct: tuple[Any, ...] | None = None  # of each array, the share of the outer loss's own gradient
     curvature: Callable[..., Theta] | None = hessian
     curved: Callable[["Setting", int], tuple[int, Batch]] = lambda s, k: (s.at(k), s.supports[k])
+    detached: bool = False  # without a curvature the rest of a step, as a decay, is differentiated all the same
     through: Callable[[int, int], bool] = lambda k, steps: True
     back: Any = 1  # times α in (I − αH)
     alpha_back: Any = None  # in the place of α in (I − αH)
@@ -251,7 +252,7 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
         v, base, at = vs[k + 1] or [0 * leaf for leaf in s.theta], s.base(k), s.at(k)
         factor = -(rate(s, k) if s.alpha_back is None else s.alpha_back) * s.back
         through = s.through(k, len(s.supports))
-        if s.update == Update() or not (through and s.curvature):  # first order: φ_K is taken for θ
+        if s.update == Update() or not through or not (s.curvature or s.detached):  # φ_K is taken for θ
             w = kept(vs[last] if s.linear else v, s.rates)
         else:
             v, w, memory = step_back(s, k, made[k], v, memory)
