@@ -254,19 +254,21 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     Cause: what the inner loop left in .grad is not cleared before the outer loss: zero_grad is missing
     """
     first, last = s.supports[:1], s.supports[-1:]
-    if not s.adapts or s.displaced:
+    if s.displaced or s.outer is at_theta:
         return {}
 
     def added(k: int, batches: list[Batch], weight: int = 1) -> Outer:
         return lambda s: [*at_the_end(s), *((k, b, weight) for b in batches)]
 
+    outer: dict[str, Outer] = {"theta_added": added(0, [s.query]), "improvement": added(0, [s.query], -1)}
+    if not s.supports:
+        return {id: {"outer": losses} for id, losses in outer.items()}
     plain: dict[str, Outer] = {"inner_gradients": inner_gradients, "last_gradient": lambda s: [(-2, last[0], 1)]}
     plain |= {"support_gradient": lambda s: [(-1, last[0], 1)]}
-    outer: dict[str, Outer] = {"from_theta": from_theta, "every_step_averaged": averaged(after_every_step)}
+    outer |= {"from_theta": from_theta, "every_step_averaged": averaged(after_every_step)}
     outer |= {"from_theta_averaged": averaged(from_theta), "supports_added": and_supports(s.outer)}
     outer |= {"supports_added_whole": and_supports(s.outer, whole=True)}
     outer |= {"before_every_step": lambda s: [(k, s.query, 1) for k in range(len(s.supports))]}
-    outer |= {"theta_added": added(0, [s.query]), "improvement": added(0, [s.query], -1)}
     outer |= {"support_added": added(-1, last), "first_support_added": added(-1, first)}
     outer |= {"support_at_theta_added": added(0, first), "last_inner_gradient_added": added(-2, last)}
     everywhere = [(-1, query, 1 / len(s.tasks)) for _, query in s.tasks]
@@ -335,8 +337,7 @@ def outer_product(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting
 
 
 def hessian_of_ones(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
-    sums = d.hvp(phi, batch, [np.ones(np.shape(leaf)) for leaf in v])
-    return [row * leaf for row, leaf in zip(sums, v, strict=True)]
+    return [r * leaf for r, leaf in zip(d.hvp(phi, batch, [np.ones(np.shape(t)) for t in v]), v, strict=True)]
 
 
 def on_support_gradient(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
@@ -378,11 +379,8 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
     """
     if not s.differentiates:
         return {}
-    found: dict[str, Fields] = {}
-    if sum(map(np.size, s.theta)) < DEAREST:
-        found |= {"diagonal": {"curvature": diagonal}}
-    if len(s.theta) > 1:
-        found |= {"arrays_apart": {"curvature": arrays_apart}}
+    found: dict[str, Fields] = {"arrays_apart": {"curvature": arrays_apart}} if len(s.theta) > 1 else {}
+    found |= {"diagonal": {"curvature": diagonal}} if sum(map(np.size, s.theta)) < DEAREST else {}
     found |= {f.__name__: {"curvature": f} for f in (hessian_of_ones, outer_product, on_support_gradient)}
     found |= {"gauss_newton": {"curvature": gauss_newton}} if s.summed is not None else {}
     places = {"": lambda s, k: k, "_at_theta": lambda s, k: 0, "_at_the_end": lambda s, k: len(s.supports)}
