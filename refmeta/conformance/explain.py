@@ -423,6 +423,7 @@ def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
 
 @lru_cache(1 << 10)
 def changes(name: str, *before: Setting) -> frozenset[str]:
+    """The choices that a mistake changes in any of these."""
     changed = [pair for pair in zip(before, with_mistakes([name], [*before]), strict=True) if pair[0] is not pair[1]]
     return frozenset(f for a, b in changed for f in Setting._fields if getattr(a, f) is not getattr(b, f))
 

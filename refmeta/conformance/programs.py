@@ -755,8 +755,7 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
     away: Fields = {"displaced": True, "curvature": None} if s.adapts and not s.displaced else {}
 
     def order(of: Callable[[Theta], Theta]) -> Fields:
-        places = np.concatenate([leaf.ravel() for leaf in of(unflat(np.arange(sum(map(np.size, s.theta))), s.theta))])
-        return after(s, lambda g, theta: g[places])
+        return after(s, lambda g, theta: flat(of(unflat(g, s.theta))))
 
     orders: dict[str, Any] = {"arrays_reversed": lambda t: t[::-1], "rows": lambda t: [leaf.ravel("F") for leaf in t]}
     orders |= {"columns": lambda t: [leaf.ravel().reshape(leaf.shape, order="F") for leaf in t]}
