@@ -336,7 +336,8 @@ def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verd
 
     asked = [j for j in every if j.cause != "skipped"]
     wrong = [j for j in asked if STATUS.get(j.cause) != "pass"]
-    canaries = [j for j in wrong if j.row.tier == "canary" and unwired(j)]
+    simple = all(j.row.tier == "canary" for j in wrong)
+    canaries = [j for j in wrong if j.row.tier == "canary" and unwired(j, simple)]
     if not wrong:
         return Verdict(algorithm, *(passed(asked) if asked else ("none", f"not checked: {every[0].row.message}")))
     came = of("right", "nearly", "rounded", "wrong")
@@ -423,9 +424,12 @@ def rounded_alpha(came: list[Judged]) -> bool:
     return all(STATUS.get(j.cause) == "pass" for j in again)
 
 
-def unwired(j: Judged) -> bool:
-    """Whether an answer is none that a wrong algorithm gives: an error, another form, NaN, zeros."""
-    return j.cause in ("none", "form", "not finite") or (j.cause == "wrong" and not flat(j.answer.gradient or []).any())
+def unwired(j: Judged, simple: bool) -> bool:
+    """Whether an answer is none that a wrong algorithm gives: an error, another form, NaN; or zeros.
+
+    simple: nothing but canaries is wrong. Else zeros may be the difference of two gradients.
+    """
+    return j.cause in ("none", "form", "not finite") or (simple and not flat(j.answer.gradient or []).any())
 
 
 def alone(j: Judged) -> str:
