@@ -97,6 +97,7 @@ class Case:
                 summed=self.conventions["examples"] == "sum",
                 tasks=self.tasks,
                 place=place,
+                divisor=self.divisor,
             )
             for place, s in enumerate(found)
         ]

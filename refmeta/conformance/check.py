@@ -18,7 +18,7 @@ import numpy as np
 
 from refmeta.conformance import report as words
 from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
-from refmeta.conformance.evidence import Evidence, combination, factor, multiples, nearest, rule, wrong_arrays
+from refmeta.conformance.evidence import Evidence, combination, factor, multiples, nearest, rule, span, wrong_arrays
 from refmeta.conformance.explain import (
     SEARCHES,
     ZERO,
@@ -336,7 +336,8 @@ def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verd
 
     asked = [j for j in every if j.cause != "skipped"]
     wrong = [j for j in asked if STATUS.get(j.cause) != "pass"]
-    canaries = [j for j in wrong if j.row.tier == "canary" and unwired(j)]
+    simple = all(j.row.tier == "canary" for j in wrong)
+    canaries = [j for j in wrong if j.row.tier == "canary" and unwired(j, simple)]
     if not wrong:
         return Verdict(algorithm, *(passed(asked) if asked else ("none", f"not checked: {every[0].row.message}")))
     came = of("right", "nearly", "rounded", "wrong")
@@ -391,6 +392,7 @@ def proven(came: list[Judged], answers: list[Answered]) -> Evidence:
         return Evidence(wrong=len(wrong), asked=len(came), digits=worst, factor=factor(answers))
     cases, others = [j.vector.case for j in wrong], [j.vector.case for j in came if j not in wrong]
     where, (program, missing) = rule(cases, others), nearest(answers)
+    times, made = multiples(answers), combination(answers)
     return Evidence(
         where,
         len(wrong),
@@ -398,8 +400,9 @@ def proven(came: list[Judged], answers: list[Answered]) -> Evidence:
         "" if where else rule(others, cases),
         not others and any(not case.alpha for case in cases),
         wrong_arrays([(a, wrong_parts(j)) for a, j in zip(answers, came, strict=True) if j in wrong]),
-        multiples(answers),
-        combination(answers),
+        times,
+        "" if times or made else span(answers),
+        made,
         program,
         tuple(came[i].row.id for i in missing),
     )
@@ -421,9 +424,12 @@ def rounded_alpha(came: list[Judged]) -> bool:
     return all(STATUS.get(j.cause) == "pass" for j in again)
 
 
-def unwired(j: Judged) -> bool:
-    """Whether no algorithm gives such an answer, not even a wrong one: an error, a wrong form, NaN, zeros."""
-    return j.cause in ("none", "form", "not finite") or (j.cause == "wrong" and not flat(j.answer.gradient or []).any())
+def unwired(j: Judged, simple: bool) -> bool:
+    """Whether no algorithm gives such an answer, not even a wrong one: an error, a wrong form, NaN, zeros.
+
+    simple: nothing but canaries is wrong. Else zeros may be the difference of two gradients.
+    """
+    return j.cause in ("none", "form", "not finite") or (simple and not flat(j.answer.gradient or []).any())
 
 
 def alone(j: Judged) -> str:

@@ -1,17 +1,19 @@
 """Facts about answers that no mistake explains: where they are wrong, what they are made of, what comes close."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refmeta.conformance.cases import Case
-from refmeta.conformance.explain import Answered, Fit, Program, touches, usual
-from refmeta.conformance.programs import ARRAYS, EVERY
+from refmeta.conformance.explain import Answered, Fit, Program, cheapest_first, touches, usual
+from refmeta.conformance.mistakes import after_every_step
+from refmeta.conformance.programs import ARRAYS, EVERY, inner_gradients
+from refmeta.conformance.rules import Outer, at_the_end, at_theta, flat
 
-MOST = 3  # conditions of a rule, and pieces of a combination
+MOST = 3  # conditions of a rule, pieces of a combination, and first answers that a near program misses
 EQUATIONS = 8  # numbers in the answers for each coefficient
 NEXT = 1e-2  # a factor this near to 1 is at first taken for none
 SHARE = 0.75  # share of the answers that a program explains, to be called close
@@ -21,9 +23,10 @@ class Evidence(NamedTuple):
     """where: a condition that holds for the wrong vectors only. wrong: how many of those asked.
 
     unless: a condition that holds for the right ones only. outside: wrong also where the inner loop does nothing.
-    arrays: the only wrong arrays. multiples: the smallest and largest factor of the right answer. pieces: the answer as
-    a combination of these. nearest, missing: the program that explains most, and the ids that it does not explain.
-    digits: how many are correct everywhere, if only precision is lacking. factor: of the right answer.
+    arrays: the only wrong arrays. multiples: the smallest and largest factor of the right answer. span: of what every
+    answer is a sum of multiples. pieces: the answer as a combination of these. nearest, missing: the program that
+    explains most, and the ids that it does not explain. digits: how many are correct everywhere, if only precision is
+    lacking. factor: of the right answer.
     """
 
     where: str = ""
@@ -33,6 +36,7 @@ class Evidence(NamedTuple):
     outside: bool = False
     arrays: str = ""
     multiples: tuple[float, ...] = ()
+    span: str = ""
     pieces: dict[str, float] = {}  # noqa: RUF012 - nobody writes into it
     nearest: Program = ()
     missing: tuple[str, ...] = ()
@@ -40,38 +44,49 @@ class Evidence(NamedTuple):
     factor: float = 1
 
 
-# Of the right gradient and what is near it: a program, less another.
-PIECES: dict[str, tuple[Program, Program | None]] = {
-    "the query gradient at φ_K": (("first_order", "reptile_by_query"), None),
-    "the second-order term": ((), ("first_order",)),
-    "the displacement θ − φ_K": (("second_order",), None),
-    "the query gradient at θ": (("reptile_by_query", "no_adaptation"), None),
-    "the support gradient at θ": (("support_gradient_at_theta",), None),
-    "the sum of the inner gradients": (("inner_gradients_alone",), None),
-    "the support gradient at φ_K": (("reptile_by_query", "first_order", "support_as_query"), None),
-    "θ": (("penalty=1",), ()),
+# Of the right gradient and what is near it: losses whose gradients at φ_k are added up.
+END = "the query gradient at φ_K"
+PIECES: dict[str, Outer] = {
+    END: at_the_end,
+    "the query gradient at θ": at_theta,
+    "the support gradient at θ": lambda s: [(0, b, 1) for b in s.supports[:1]],
+    "the support gradient at φ_K": lambda s: [(-1, b, 1) for b in s.supports[-1:]],
+    "the last inner gradient": lambda s: [(-2, b, 1) for b in s.supports[-1:]],
+    "the sum of the inner gradients": inner_gradients,
+    "the sum of the support gradients at θ": lambda s: [(0, b, 1) for b in s.supports],
+    "the sum of the support gradients at φ_K": lambda s: [(-1, b, 1) for b in s.supports],
+    "the sum of the query gradients at φ_1 … φ_K": after_every_step,
 }
+
+
+def pieces(a: Answered) -> dict[str, np.ndarray]:
+    """What one answer may be made of."""
+    first = a.settings[0]
+    plain: dict[str, Any] = {"displaced": False, "curvature": None}
+    found = {
+        name: a.rows([s._replace(**plain, outer=outer) for s in a.settings]).sum(0)
+        for name, outer in PIECES.items()
+        if first.query or "query" not in name
+    }
+    if first.query and not first.displaced:
+        found = {"the second-order term": a.under(()).sum(0) - found[END]} | found
+    found |= {"the displacement θ − φ_K": a.under(()).sum(0)} if first.displaced else {}
+    return found | {"θ": flat(first.theta)}
 
 
 def combination(answers: Sequence[Answered]) -> dict[str, float]:
     """The fewest pieces whose same combination every answer is, with their coefficients; {} if there are none."""
-    pieces: dict[str, list[np.ndarray]] = {}
-    for name, (program, less) in PIECES.items():
-        rows = [a.under(program).sum(0) - (0 if less is None else a.under(less).sum(0)) for a in answers]
-        rows = [row / len(a.settings) for row, a in zip(rows, answers, strict=True)] if name == "θ" else rows
-        if name == "the displacement θ − φ_K" and not answers[0].settings[0].displaced:
-            continue
-        joined = np.concatenate(rows)
-        if joined.any() and not any(np.allclose(joined, np.concatenate(p), 1e-9) for p in pieces.values()):
-            pieces[name] = rows
-    weights, got = np.concatenate([np.full(a.got.size, 1 / a.limit) for a in answers]), [a.got for a in answers]
+    parts, weights = [pieces(a) for a in answers], np.concatenate([np.full(a.got.size, 1 / a.limit) for a in answers])
+    got, columns = np.concatenate([a.got for a in answers]), dict[str, np.ndarray]()
+    for name in parts[0]:
+        column = np.concatenate([part[name] for part in parts])
+        if column.any() and not any(np.allclose(column, other, 1e-9) for other in columns.values()):
+            columns[name] = column
     for many in range(1, MOST + 1):
-        for names in combinations(pieces, many) if len(weights) >= EQUATIONS * many else []:
-            columns = np.array([np.concatenate(pieces[name]) for name in names]).T
-            found = np.linalg.lstsq(columns * weights[:, None], np.concatenate(got) * weights, rcond=None)[0]
-            off = (
-                sum(c * pieces[name][i] for c, name in zip(found, names, strict=True)) - g for i, g in enumerate(got)
-            )
+        for names in combinations(columns, many) if len(weights) >= EQUATIONS * many else []:
+            rows = np.array([columns[name] for name in names])
+            found = np.linalg.lstsq((rows * weights).T, got * weights, rcond=None)[0]
+            off = np.split(found @ rows - got, np.cumsum([a.got.size for a in answers])[:-1])
             if all(np.linalg.norm(rest) <= a.limit for rest, a in zip(off, answers, strict=True)):
                 return {name: float(f"{c:.4g}") for name, c in zip(names, found, strict=True)}
     return {}
@@ -79,22 +94,21 @@ def combination(answers: Sequence[Answered]) -> dict[str, float]:
 
 def nearest(answers: Sequence[Answered]) -> tuple[Program, tuple[int, ...]]:
     """The program of one mistake that explains most answers, if it is enough, and the places of those it does not."""
-    allowed = int(len(answers) * (1 - SHARE))
-    best: tuple[Program, tuple[int, ...]] = (), ()
+    place, wrong = {id(a): i for i, a in enumerate(answers)}, [a for a in answers if a.wrong()]
+    most, best = min(int(len(answers) * (1 - SHARE)), (len(wrong) - 1) // 2), dict[int, tuple[Program, Any]]()
+    order = [*cheapest_first(wrong), *cheapest_first(a for a in answers if not a.wrong())]
     for program in [(name,) for name in (*EVERY, *usual()) if touches(name, answers)]:
-        fits: list[set[Fit]] = []
-        for a in answers:
-            fits.append(a.fits(program))
-            if sum(not fit for fit in fits) > allowed:
+        fits, off = dict[int, set[Fit]](), 0
+        for a in order:
+            fits[place[id(a)]] = a.fits(program)
+            off += not fits[place[id(a)]]
+            if off > most or off == len(fits) == MOST:
                 break
         else:
-            counts = Counter(fit for found in fits for fit in found)
-            how, many = counts.most_common(1)[0]
-            missing = tuple(i for i, found in enumerate(fits) if how not in found)
-            wrong = sum(a.wrong() for i, a in enumerate(answers) if i not in missing)
-            if many >= len(answers) - allowed and wrong > len(missing) and (not best[0] or len(missing) < len(best[1])):
-                best, allowed = (program, missing), len(missing)
-    return best
+            how, _ = Counter(fit for found in fits.values() for fit in found).most_common(1)[0]
+            missing = tuple(i for i in range(len(answers)) if how not in fits[i])
+            best.setdefault(len(missing), (program, missing))
+    return best[min(best)] if best and min(best) <= most else ((), ())
 
 
 def conditions(case: Case) -> dict[str, bool]:
@@ -153,12 +167,27 @@ def factor(answers: Sequence[Answered]) -> float:
 
 def multiples(answers: Sequence[Answered]) -> tuple[float, ...]:
     """The smallest and largest factor of the right answer, if every answer of three numbers or more is a multiple."""
-    long = [a for a in answers if a.got.size > 2]
-    if not long or any(np.linalg.norm(a.off(())) > a.limit for a in long):
-        return ()
-    sums = [(a.under(()).sum(0), a.got) for a in long]
+    sums = [(a.under(()).sum(0), a.got) for a in answers if a.got.size > 2]
     found = sorted(float(g @ got / (g @ g)) for g, got in sums if g.any())
-    return (found[0], found[-1]) if found else ()
+    return (found[0], found[-1]) if spanned(answers, lambda a: a.under(()).sum(0)[None]) else ()
+
+
+def spanned(answers: Sequence[Answered], parts: Callable[[Answered], np.ndarray]) -> bool:
+    """Whether every answer is a sum of multiples of some rows, where it has two numbers more than these."""
+    long = [(a, parts(a)) for a in answers if a.got.size > len(parts(a)) + 1]
+    off = (np.linalg.norm(a.got - np.linalg.lstsq(r.T, a.got, rcond=None)[0] @ r) > a.limit for a, r in long)
+    return not any(off) and any(a.wrong() for a, _ in long)
+
+
+SPANS: dict[str, Callable[[Answered], np.ndarray]] = {
+    "the tasks' right gradients": lambda a: a.under(()),
+    "the right answer and θ": lambda a: np.stack([a.under(()).sum(0), flat(a.settings[0].theta)]),
+}
+
+
+def span(answers: Sequence[Answered]) -> str:
+    """Of what all answers are sums of multiples, which differ from one to the next; "" if of nothing."""
+    return next((name for name, parts in SPANS.items() if spanned(answers, parts)), "")
 
 
 def wrong_arrays(parts: Sequence[tuple[Answered, Sequence[bool]]]) -> str:

@@ -11,7 +11,7 @@ refused by the first answer, which is the cheapest to compute.
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache, partial
 from itertools import combinations, product
 from operator import is_
 from time import monotonic
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from refmeta.conformance.cases import CONVENTIONS, Case, Vector
-from refmeta.conformance.mistakes import MISTAKES
-from refmeta.conformance.programs import EVERY, EXAMPLES, FAMILIES, OTHERS, known, with_mistakes
+from refmeta.conformance.mistakes import FAMILIES, MISTAKES, OTHERS, RECENT
+from refmeta.conformance.programs import ALONE, EVERY, EXAMPLES, known, with_mistakes
 from refmeta.conformance.rules import Derivatives, Setting, finished, flat, gradients
 from refmeta.trees import Theta
 
@@ -31,7 +31,8 @@ HEAVIEST = 1e3  # largest weight of a task, which may also be lost
 NEAR = 1e-3  # of an answer: an explanation must be nearer
 FAR = 20  # times the usual numbers
 STEPS, SOON = 12, 5  # of Gauss–Newton, and those after which it must be near
-BEAM = 8  # programs that another mistake is added to
+BEAM, FEW = 32, 8  # programs that another mistake is added to, and those where that is dear
+FIRST = 3  # answers by which they are chosen
 
 
 class Factor(NamedTuple):
@@ -153,6 +154,15 @@ def every_factor(case: Case) -> dict[Factor, float]:
     return odd_factors(T, case.alpha, K) | factors(T, case.alpha, K, case.algorithm) | conventions(case)
 
 
+def multiplied(got: np.ndarray, per_task: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of every pattern its weights, the square of the sum, the best multiple of it for `got`, and what is left then."""
+    weights = np.array(list(patterns(len(per_task)).values()))
+    sums = weights @ per_task
+    squares = np.einsum("ij,ij->i", sums, sums)
+    best = (sums @ got) / np.where(squares > 0, squares, 1)
+    return weights, squares, best, np.linalg.norm(got - best[:, None] * sums, axis=1)
+
+
 def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], limit: float) -> set[Fit]:
     """The (tasks, factor) for which c · Σ w_i · per_task_i is `got` to within `limit`, by least squares.
 
@@ -162,11 +172,7 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
     found: set[Fit] = set()
     if not np.isfinite(per_task).all():
         return found
-    names, weights = list(patterns(len(per_task))), np.array(list(patterns(len(per_task)).values()))
-    sums = weights @ per_task
-    squares = np.einsum("ij,ij->i", sums, sums)
-    best = (sums @ got) / np.where(squares > 0, squares, 1)
-    rest = np.linalg.norm(got - best[:, None] * sums, axis=1)
+    names, (weights, squares, best, rest) = list(patterns(len(per_task))), multiplied(got, per_task)
     for i in np.flatnonzero(rest <= limit):  # no other factor is nearer than the best
         c, length = float(best[i]), float(np.sqrt(squares[i]))
         wide = np.sqrt(limit**2 - rest[i] ** 2) / length if length else np.inf  # how far a factor may be from the best
@@ -192,7 +198,7 @@ class Answered(NamedTuple):
 
     under(program): the gradient of every task, a row each. factors: those that have a name. limit: how far from the
     answer an explanation may be. rounding(program): how far it may be where its own rounding is larger, as on a path
-    that climbs. small: whether a program costs little here.
+    that climbs. small: whether a program costs little here. rows(settings): the gradient of every task by these.
     """
 
     got: np.ndarray
@@ -202,6 +208,7 @@ class Answered(NamedTuple):
     rounding: Callable[[Program], float] = lambda _: 0.0
     settings: Sequence[Setting] = ()
     small: bool = True
+    rows: Callable[[list[Setting]], np.ndarray] = lambda _: np.zeros((0, 0))
 
     def fits(self, program: Program = ()) -> set[Fit]:
         """The ways in which the answer is made of the gradients with these mistakes."""
@@ -237,20 +244,24 @@ def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
     stored[()] = right
     derivatives, settings = case.derivatives, case.settings
 
+    @lru_cache(RECENT)
+    def made(program: Program) -> list[Setting]:
+        return with_mistakes(program[-1:], made(program[:-1])) if program else settings
+
     @cache
     def under(program: Program) -> np.ndarray:
         if program in stored:
             return divided(case, stored[program])
-        changed, shown = settings, list[str]()
-        for name in program:  # most pairs have one that a case does not show, so they are the other alone
-            before, changed = changed, with_mistakes([name], changed)
-            shown += [] if all(map(is_, changed, before)) else [name]
+        # Most pairs have one that a case does not show, so they are the other alone.
+        until = [made(program[:i]) for i in range(len(program) + 1)]
+        shown = [name for i, name in enumerate(program) if not all(map(is_, until[i], until[i + 1]))]
         if len(shown) < len(program):
             return under(tuple(shown))
-        return of_settings(case, derivatives, changed)
+        return of_settings(case, derivatives, until[-1])
 
     small, limit = case.model["kind"] == "quadratic", 10 * rounding(vector, got, dtype)
-    return Answered(flat(got), under, every_factor(case), limit, settings=settings, small=small)
+    of = partial(of_settings, case, derivatives)
+    return Answered(flat(got), under, every_factor(case), limit, settings=settings, small=small, rows=of)
 
 
 def of_settings(case: Case, derivatives: Derivatives, settings: list[Setting]) -> np.ndarray:
@@ -306,16 +317,6 @@ def others(answers: Sequence[Answered]) -> Iterator[Explanation]:
     return trying(answers, [(name,) for name in (*OTHERS, *usual())], "more mistakes")
 
 
-def fitted(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """A mistake with a number in it, fitted to one answer and compared with all."""
-    return beside(answers, [()])
-
-
-def step_sizes(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Search: another α, fitted."""
-    return beside(answers, [()], ["alpha"])
-
-
 def beside(
     answers: Sequence[Answered], programs: Iterable[Program], families: Iterable[str] = tuple(FAMILIES)
 ) -> Iterator[Explanation]:
@@ -323,11 +324,15 @@ def beside(
     wrong = [a for a in answers if a.got.size > 2 and a.wrong()]
     for program, name in product(programs, families):
         found: Sequence[float | None] = FAMILIES[name].usual
-        if not FAMILIES[name].whole:
+        if not all(map(float.is_integer, FAMILIES[name].usual)):
             tells = next((a for a in wrong if a.tells(program, name)), None)
             found = [fit(tells, program, name) if tells else None]
         for number in filter(None, found):
             yield from held(answers, (*program, f"{name}={number:.6g}"))
+
+
+fitted: Search = partial(beside, programs=[()])  # a number alone, fitted to one answer and held against all
+step_sizes: Search = partial(beside, programs=[()], families=["alpha"])
 
 
 def fit(a: Answered, program: Program, family: str) -> float | None:
@@ -355,31 +360,71 @@ def fit(a: Answered, program: Program, family: str) -> float | None:
     return best if np.linalg.norm(off(best)) <= max(10 * a.limit, 1e-5 * float(np.linalg.norm(a.got))) else None
 
 
-def pairs(answers: Sequence[Answered], names: Sequence[str] = tuple(EVERY)) -> Iterator[Explanation]:
-    """Search: two mistakes at once; in both orders only where they change the same choice."""
-    touched = {name: touches(name, answers) for name in possible(answers, names)}
-    # Slow ones are tried with listed mistakes only: an optimiser's derivative; on a network, all.
-    dear = not any(a.small and a.wrong() for a in answers)
-    late = {name for name, fields in touched.items() if dear or "update" in fields}
-    both = [(a, b) for a, b in combinations(touched, 2) if a in MISTAKES or not {a, b} & late]
-    turned = [(b, a) for a, b in both if touched[a] & touched[b] or {a, b} <= {*MISTAKES}]
+def near(answers: Sequence[Answered], programs: Iterable[Program], most: int) -> list[Program]:
+    """The programs that leave least of the first wrong answers: another mistake may explain the rest.
+
+    Of a family one.
+    """
+    wrong, best = [a for a in answers if a.wrong() and a.got.any()], dict[Program, tuple[float, Program]]()
+    first = ([a for a in wrong if a.small] or wrong)[:FIRST]
+    for program in programs:
+        left = sum(multiplied(a.got, a.under(program))[3].min() / np.linalg.norm(a.got) for a in first)
+        family = tuple(name.partition("=")[0] for name in program)
+        best[family] = min(best.get(family, (np.inf, program)), (left if np.isfinite(left) else np.inf, program))
+    return [program for _, program in sorted(best.values())[:most]]
+
+
+def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """Search: two mistakes at once, one of which comes near; in both orders only where they change the same choice."""
+    quick = any(a.small and a.wrong() for a in answers)  # a quadratic refuses a program at little cost
+    names = possible(answers, [*EVERY, *(usual() if quick else [])])
+    touched, place = {name: touches(name, answers) for name in names}, {name: i for i, name in enumerate(names)}
+    close = [name for (name,) in near(answers, [(name,) for name in names], BEAM if quick else FEW)]
+    # Numbers, and what takes its time, an optimiser's derivative, are tried beside the nearest alone.
+    rest = [name for name in names if "=" not in name and "update" not in touched[name]]
+    some = [*product(close[: 2 * FEW], names), *product([name for name in close if name in rest], rest)]
+    both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some if a != b}
+    reads = {name: touched[name] | {"supports"} for name in names}  # many choices are made from the support batches
+    turned = [(b, a) for a, b in both if {a, b} <= {*MISTAKES} or touched[a] & reads[b] or touched[b] & reads[a]]
     return trying(answers, [*both, *turned], "pairs of mistakes")
+
+
+def of_some_arrays(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """Search: a mistake in some arrays alone, where the right program, or one that comes near, gives the others."""
+    names = possible(answers, [*EVERY, *usual()])
+    for program in [(), *near(answers, [(name,) for name in names], FEW)]:
+        kinds = [k for k in ALONE if touches(k, answers) and all(right_beside(a, program, k) for a in answers)]
+        yield from trying(answers, [(*program, *pair) for pair in product(kinds, names)], "mistakes in some arrays")
+
+
+def right_beside(a: Answered, program: Program, kind: str) -> bool:
+    """Whether a program gives all of the answer but some arrays."""
+    s = a.settings[0]
+    _, shares = (known(kind).change(s) or s).spared or (s, (True,) * len(s.theta))
+    spared = np.concatenate([np.full(leaf.size, not share) for leaf, share in zip(s.theta, shares, strict=True)])
+    return bool(np.linalg.norm((a.got - a.under(program).sum(0))[spared]) <= a.limit)
 
 
 def listed_pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """Search: two mistakes that the vectors list."""
-    return pairs(answers, tuple(MISTAKES))
+    both = combinations(possible(answers, MISTAKES), 2)
+    return trying(answers, [order for pair in both for order in (pair, pair[::-1])], "pairs of mistakes")
 
 
 def with_a_number(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Search: a listed mistake, and another with a number in it."""
-    return beside(answers, [(name,) for name in possible(answers, MISTAKES)])
+    """Search: a mistake that comes near, and another with a number in it."""
+    return beside(answers, near(answers, [(name,) for name in possible(answers, EVERY)], FEW // 2))
 
 
 def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
     """The choices that a mistake changes in any of the answers' settings."""
-    before = [s for a in answers for s in a.settings]
-    changed = [pair for pair in zip(before, with_mistakes([name], before), strict=True) if pair[0] is not pair[1]]
+    return changes(name, *(s for a in answers for s in a.settings))
+
+
+@lru_cache(1 << 10)
+def changes(name: str, *before: Setting) -> frozenset[str]:
+    """The choices that a mistake changes in any of these."""
+    changed = [pair for pair in zip(before, with_mistakes([name], [*before]), strict=True) if pair[0] is not pair[1]]
     return frozenset(f for a, b in changed for f in Setting._fields if getattr(a, f) is not getattr(b, f))
 
 
@@ -394,12 +439,9 @@ def possible(answers: Sequence[Answered], names: Iterable[str]) -> list[str]:
 
 
 def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Search: three listed mistakes, or two listed ones that come near and any other."""
+    """Search: two listed mistakes that come near, and any other."""
     names = possible(answers, MISTAKES)
-    yield from trying(answers, combinations(names, 3), "triples of mistakes")
-    wrong = next(a for a in answers if a.wrong())
-    near = sorted(combinations(names, 2), key=lambda pair: float(np.linalg.norm(wrong.off(pair))))[:BEAM]
-    more = product(near, possible(answers, [*OTHERS, *usual()]))
+    more = product(near(answers, combinations(names, 2), FEW), possible(answers, [*EVERY, *usual()]))
     yield from trying(answers, [(*pair, name) for pair, name in more], "triples of mistakes")
 
 
@@ -423,7 +465,7 @@ def intersection(sets: Iterable[set[Any]]) -> set[Any]:
     return common
 
 
-SEARCHES: tuple[Search, ...] = (listed, others, fitted, listed_pairs, with_a_number, pairs, triples)
+SEARCHES: tuple[Search, ...] = (listed, others, fitted, listed_pairs, of_some_arrays, pairs, with_a_number, triples)
 
 
 @np.errstate(all="ignore")  # a wrong program may overflow, or divide by the norm of nothing

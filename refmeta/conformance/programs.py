@@ -7,85 +7,49 @@ algorithm is not offered to it.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from refmeta.conformance.mistakes import (
+    FAMILIES,
     MISTAKES,
+    OTHERS,
     UNSEEN,
     Change,
+    Fields,
     Mistake,
     after_every_step,
     and_supports,
+    choice,
     paced,
+    replaced,
     times,
     weights,
 )
-from refmeta.conformance.rules import Derivatives, Outer, Setting, Term, at_the_end, at_theta, kept
+from refmeta.conformance.rules import (
+    ADAPTIVE,
+    Derivatives,
+    Outer,
+    Setting,
+    Term,
+    at_the_end,
+    at_theta,
+    flat,
+    kept,
+    unflat,
+)
 from refmeta.trees import Batch, Theta, axpy, dot
 
-Fields = dict[str, Any]
-Group = Callable[[Setting, Any], dict[str, Fields]]
 Arrays = Callable[[Setting], Sequence[Any]]  # the share of each array
 DEAREST = 200  # parameters: a Hessian's diagonal takes a product for each
-
-
-class Family(NamedTuple):
-    """Mistakes that differ in a number, which the title shows. usual: the numbers that people write."""
-
-    title: str
-    cause: str
-    fields: Callable[[Setting, float], Fields | None]
-    usual: tuple[float, ...]
-
-    @property
-    def whole(self) -> bool:
-        """Whether the number is a count."""
-        return all(map(float.is_integer, self.usual))
-
-
-OTHERS: dict[str, Mistake] = {}
-FAMILIES: dict[str, Family] = {}
-
-
-def choice(over: dict[str, tuple[str, Any]] = {"": ("", None)}) -> Callable[[Group], Group]:  # noqa: B006
-    """Register the mistakes of a function, which returns the changed fields by id; a family's takes a number.
-
-    Its docstring is all that reports say about them: paragraphs of "id: title", then "Cause: …" and the like for all.
-    """
-
-    def register(group: Group) -> Group:
-        for paragraph in (group.__doc__ or "").split("\n\n")[1:]:
-            lines = re.split(r"\n(?=    \S+(?: [\d. ]+)?: )", "\n" + paragraph.strip("\n"))[1:]
-            said = dict(re.split(r":\s+", " ".join(line.split()), maxsplit=1) for line in lines)
-            cause, seen, ledger = (said.pop(key, UNSEEN * (key == "Seen")) for key in ("Cause", "Seen", "Ledger"))
-            for (id, title), (name, (phrase, value)) in product(said.items(), over.items()):
-                id, *usual = id.split()
-                if usual:
-                    FAMILIES[id] = Family(title, cause, part(group, id), tuple(map(float, usual)))
-                else:
-                    change = replaced(part(group, id), value)
-                    OTHERS[name + id] = Mistake(name + id, title.format(phrase), cause, seen, ledger, change)
-        return group
-
-    return register
-
-
-def part(group: Group, id: str) -> Callable[[Setting, Any], Fields | None]:
-    return lambda s, value: group(s, value).get(id)
-
-
-def replaced(fields: Callable[[Setting, Any], Fields | None], value: Any) -> Change:
-    return lambda s: s._replace(**found) if (found := fields(s, value)) else None
 
 
 @lru_cache(1 << 14)
 def known(id: str) -> Mistake:
     """A mistake by its id; that of a family is "family=number"."""
     if "=" not in id:
-        return MISTAKES.get(id) or OTHERS[id]
+        return MISTAKES.get(id) or OTHERS.get(id) or ALONE[id]
     name, value = id.split("=")
     family, number = FAMILIES[name], float(value)
     return Mistake(id, family.title.format(f"{number:.6g}"), family.cause, UNSEEN, "", replaced(family.fields, number))
@@ -108,6 +72,15 @@ def joined(s: Setting, batches: list[Batch]) -> Batch:
     return (np.concatenate(xs), np.concatenate(ys)) if network(s) else (sum(xs) / len(xs), sum(ys) / len(ys))
 
 
+def at_each_step(s: Setting, k: int) -> list[Batch]:
+    """The support batches of all tasks for step k."""
+    return [supports[k] for supports, _ in s.tasks if k < len(supports)]
+
+
+def with_neighbours(s: Setting, batch: Batch) -> list[Batch]:
+    return next((at_each_step(s, k) for k, own in enumerate(s.supports) if own is batch), []) or [batch]
+
+
 @choice()
 def supports(s: Setting, _: None) -> dict[str, Fields]:
     """The batches of the inner steps.
@@ -124,11 +97,12 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
     first_twice: the first support batch is taken twice
     first_again: one inner step too many, on the first batch
     steps_twice: all inner steps are taken twice
+    adapted_before: all inner steps are taken twice, and only the second time they are differentiated
     Cause: an off-by-one in the inner loop, or a batch that is drawn in another place
 
-    first_example: only the first example of every support batch counts
-    last_example_missing: the last example of every support batch is left out
-    Cause: an index, a slice, or drop_last
+    first_x: all support batches have the inputs of the first one
+    first_y: all support batches have the labels of the first one
+    Cause: something is computed once and kept: by its shape, or its place
 
     all_together: every inner step takes all support batches together
     query_among_them: the query data are in every support batch
@@ -136,32 +110,55 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
 
     first_supports: every task adapts to the first task's support data
     last_supports: every task adapts to the last task's support data
+    tasks_together: every inner step descends the mean of all tasks' support losses
     Cause: the tasks' data are indexed by another counter
     """
-    S, Q = s.supports, s.query
+    S, Q, K, tasks = s.supports, s.query, len(s.supports), s.tasks
     further: dict[str, Fields] = {"step_on_query": {"supports": [*S, Q]}} if Q and s.outer is not at_theta else {}
     if not s.adapts:
         return further
-    lists = {
-        "first_batch": S[:1] * len(S),
-        "last_batch": S[-1:] * len(S),
-        "batches_reversed": S[::-1],
-        "batches_shifted": S[1:] + S[:1],
-        "first_step_missing": S[1:],
-        "last_on_query": [*S[:-1], Q] if Q else None,
-        "first_twice": [*S[:1], *S],
-        "first_again": [*S, *S[:1]],
-        "steps_twice": S * 2,
-        "all_together": [joined(s, S)] * len(S),
-        "query_among_them": [joined(s, [b, Q]) for b in S] if Q else None,
-        "first_supports": s.tasks[0][0] if s.tasks else None,
-        "last_supports": s.tasks[-1][0] if s.tasks else None,
-        "first_example": [(x[:1], y[:1]) for x, y in S] if network(s) else None,
-        "last_example_missing": [(x[: len(x) - 1], y[: len(y) - 1]) for x, y in S] if network(s) else None,
-    }
-    many = len(S) > 1
-    usable = {id: found for id, found in lists.items() if found is not None and (many or "batch" not in id)}
-    return further | {id: {"supports": found} for id, found in usable.items()}
+    lists = {"first_step_missing": S[1:], "first_twice": [*S[:1], *S], "first_again": [*S, *S[:1]]}
+    lists |= {"steps_twice": S * 2, "all_together": [joined(s, S)] * K}
+    lists |= {"adapted_before": S * 2} if s.differentiates else {}
+    if K > 1:
+        lists |= {"first_batch": S[:1] * K, "last_batch": S[-1:] * K}
+        lists |= {"batches_reversed": S[::-1], "batches_shifted": S[1:] + S[:1]}
+        lists |= {"first_x": [(next(a for a, _ in S if a.shape == x.shape), y) for x, y in S]}
+        lists |= {"first_y": [(x, next(b for _, b in S if b.shape == y.shape)) for x, y in S]}
+    if Q:
+        lists |= {"last_on_query": [*S[:-1], Q], "query_among_them": [joined(s, [b, Q]) for b in S]}
+    if tasks:
+        lists |= {"first_supports": tasks[0][0], "last_supports": tasks[-1][0]}
+        lists |= {"tasks_together": [at_each_step(s, k)[0] for k in range(max(len(S) for S, _ in tasks))]}
+    apart = {"tasks_together": {"pieces": with_neighbours}, "adapted_before": {"through": lambda k, steps: k >= K}}
+    return further | {id: {"supports": found, **apart.get(id, {})} for id, found in lists.items()}
+
+
+PARTS: dict[str, tuple[str, Callable[[int], int]]] = {
+    "first_example": ("the first example", lambda n: 1),
+    "first_half": ("the first half", lambda n: max(n // 2, 1)),
+    "last_missing": ("what is before the last example", lambda n: n - 1),
+}
+
+
+@choice(PARTS)
+def parts(s: Setting, many: Callable[[int], int]) -> dict[str, Fields]:
+    """Examples that are left out.
+
+    _inside: of every support batch only {} counts
+    _outside: of the query only {} counts
+    _only: of every batch only {} counts
+    Cause: an index, a slice, drop_last, or a part that is kept apart
+    """
+
+    def of(batch: Batch) -> Batch:
+        return batch[0][: many(len(batch[0]))], batch[1][: many(len(batch[0]))]
+
+    if not network(s):
+        return {}
+    inside: Fields = {"supports": list(map(of, s.supports))} if s.adapts else {}
+    outside: Fields = {"query": of(s.query)} if s.query and not s.displaced else {}
+    return {"_inside": inside, "_outside": outside, "_only": inside | outside if inside and outside else {}}
 
 
 @choice()
@@ -169,6 +166,7 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     """The batch of the outer loss.
 
     swapped: support and query are swapped
+    all_swapped: support and query are swapped, and the outer loss is the mean over the support batches
     Cause: the batches are unpacked in the other order
 
     next_query: the query is that of the next task
@@ -185,25 +183,28 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     Cause: the tasks' data are put into one batch
 
     first_support_as_query: the outer loss is taken on the first support batch
+    supports_as_query: the outer loss is taken on all support data together
     Cause: the same x, y are used inside and outside
     """
+    S, Q, tasks, found = s.supports, s.query, s.tasks, dict[str, Any]()
     if s.displaced:
         return {}
-    found: dict[str, Fields] = {
-        f"{w}_query": {"query": s.tasks[place % len(s.tasks)][1]}
-        for w, place in {"next": s.place + 1, "previous": s.place - 1, "first": 0, "last": -1}.items()
-        if s.tasks
-    }
-    found |= {"first_support_as_query": {"query": s.supports[0]}} if len(s.supports) > 1 else {}
-    if s.supports and s.query:
-        found |= {"support_in_query": {"query": joined(s, [*s.supports, s.query])}}
-        found |= {"last_support_in_query": {"query": joined(s, [s.supports[-1], s.query])}}
-    if s.tasks and s.query and network(s):
-        share = len(s.query[0]) / sum(len(q[0]) for _, q in s.tasks)
-        found |= {"tasks_merged": scaled(s, lambda s, batch: share, 1)[1]}
-    return found | (
-        {"swapped": {"supports": [s.query] * len(s.supports), "query": s.supports[-1]}} if s.adapts and s.query else {}
-    )
+    if tasks:
+        places = {"next": s.place + 1, "previous": s.place - 1, "first": 0, "last": -1}
+        found |= {f"{which}_query": tasks[place % len(tasks)][1] for which, place in places.items()}
+    found |= {"first_support_as_query": S[0]} if len(S) > 1 else {}
+    if S and Q:
+        found |= {"support_in_query": joined(s, [*S, Q]), "last_support_in_query": joined(s, [S[-1], Q])}
+        found |= {"supports_as_query": joined(s, S)}
+    usable: dict[str, Fields] = {id: {"query": batch} for id, batch in found.items()}
+    if tasks and Q and network(s):
+        share = len(Q[0]) / sum(len(q[0]) for _, q in tasks)
+        usable |= {"tasks_merged": scaled(s, lambda s, batch: share, 1)[1]}
+    if s.adapts and Q:
+        usable |= {"swapped": {"supports": [Q] * len(S), "query": S[-1]}}
+        mean = [(-1, batch, 1 / len(S)) for batch in S]
+        usable |= {"all_swapped": {"supports": [Q] * len(S), "outer": lambda s: mean}}
+    return usable
 
 
 def averaged(outer: Outer) -> Outer:
@@ -239,32 +240,41 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     support_at_theta_added: the support loss at θ is added to the query loss
     Cause: the meta-loss has more in it than the query's loss after adaptation
 
+    inner_gradients_added: the inner gradients are added as they are
+    last_gradient_added: the last inner gradient is added as it is
+    support_gradient_added: the support gradient after adaptation is added as it is
+    Cause: backward passes add to the .grad that is returned
+
+    middle_of_tasks: the query losses are taken at the mean of all tasks' φ_K
+    Cause: the adapted parameters are averaged before the queries
+
     supports_added: the losses of all inner steps are added to the query loss
     last_inner_gradient_added: the loss of the last inner step is added to the query loss
-    supports_and_every_step: the losses of all inner steps, and of the query after every step, are added up
+    supports_added_whole: the losses of all inner steps are added, and are not divided by the number of tasks
     Cause: what the inner loop left in .grad is not cleared before the outer loss: zero_grad is missing
     """
-    K, first, last = len(s.supports), s.supports[:1], s.supports[-1:]
-    if not s.adapts or s.displaced:
+    first, last = s.supports[:1], s.supports[-1:]
+    if s.displaced or s.outer is at_theta:
         return {}
 
-    def and_also(k: int, batches: list[Batch], weight: int = 1) -> Fields:
-        return {"outer": lambda s: [*at_the_end(s), *((k, b, weight) for b in batches)]}
+    def added(k: int, batches: list[Batch], weight: int = 1) -> Outer:
+        return lambda s: [*at_the_end(s), *((k, b, weight) for b in batches)]
 
-    return {
-        "from_theta": {"outer": from_theta},
-        "before_every_step": {"outer": lambda s: [(k, s.query, 1) for k in range(K)]},
-        "every_step_averaged": {"outer": averaged(after_every_step)},
-        "from_theta_averaged": {"outer": averaged(from_theta)},
-        "theta_added": and_also(0, [s.query]),
-        "improvement": and_also(0, [s.query], -1),
-        "support_added": and_also(K, last),
-        "first_support_added": and_also(K, first),
-        "support_at_theta_added": and_also(0, first),
-        "supports_added": {"outer": and_supports(at_the_end)},
-        "last_inner_gradient_added": and_also(K - 1, last),
-        "supports_and_every_step": {"outer": and_supports(after_every_step)},
-    }
+    outer: dict[str, Outer] = {"theta_added": added(0, [s.query]), "improvement": added(0, [s.query], -1)}
+    if not s.supports:
+        return {id: {"outer": losses} for id, losses in outer.items()}
+    plain: dict[str, Outer] = {"inner_gradients": inner_gradients, "last_gradient": lambda s: [(-2, last[0], 1)]}
+    plain |= {"support_gradient": lambda s: [(-1, last[0], 1)]}
+    outer |= {"from_theta": from_theta, "every_step_averaged": averaged(after_every_step)}
+    outer |= {"from_theta_averaged": averaged(from_theta), "supports_added": and_supports(s.outer)}
+    outer |= {"supports_added_whole": and_supports(s.outer, whole=True)}
+    outer |= {"before_every_step": lambda s: [(k, s.query, 1) for k in range(len(s.supports))]}
+    outer |= {"support_added": added(-1, last), "first_support_added": added(-1, first)}
+    outer |= {"support_at_theta_added": added(0, first), "last_inner_gradient_added": added(-2, last)}
+    everywhere = [(-1, query, 1 / len(s.tasks)) for _, query in s.tasks]
+    found: dict[str, Fields] = {id: {"outer": losses} for id, losses in outer.items()}
+    found |= {f"{id}_added": {"plain": losses} for id, losses in plain.items() if s.differentiates}
+    return found | ({"middle_of_tasks": {"outer": lambda s: everywhere, "elsewhere": True}} if s.tasks else {})
 
 
 @choice()
@@ -288,34 +298,28 @@ def other_outer(s: Setting, _: None) -> dict[str, Fields]:
     Seen: ivy-llc/ivy meta.py
     Ledger: B55
     """
+    found: dict[str, Fields] = {}
+    if not s.displaced:
+        every = {"all_at_theta": all_at_theta, "supports_at_theta": lambda s: all_at_theta(s)[1:]}
+        every |= {"all_at_theta_averaged": averaged(all_at_theta)}
+        found = {id: {"outer": outer, "curvature": None} for id, outer in every.items()}
     if not s.adapts:
-        return {
-            "all_at_theta": {"outer": all_at_theta},
-            "all_at_theta_averaged": {"outer": averaged(all_at_theta)},
-            "supports_at_theta": {"outer": lambda s: all_at_theta(s)[1:]},
-        }
+        return found
     plain: Fields = {"displaced": False, "curvature": None}
-    more = averaged(lambda s: [*inner_gradients(s), *((len(s.supports), b, 1) for b in s.supports[-1:])])
-    return {
-        "towards_the_mean": {"towards": 1},
-        "towards_the_mean_from_theta": {"towards": 0},
-        "inner_gradients_alone": {**plain, "outer": inner_gradients},
-        "mean_of_gradients": {**plain, "outer": more} if s.displaced else {},
-    }
+    more = averaged(lambda s: [*inner_gradients(s), *((-1, b, 1) for b in s.supports[-1:])])
+    found |= {"towards_the_mean": {"towards": 1}, "towards_the_mean_from_theta": {"towards": 0}}
+    found |= {"inner_gradients_alone": {**plain, "outer": inner_gradients}}
+    return found | ({"mean_of_gradients": {**plain, "outer": more}} if s.displaced else {})
 
 
 # --- The curvature ---
 
 
 def diagonal(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
-    """diag(∇²L) v, one column at a time."""
-    found = [np.zeros(np.shape(leaf)) for leaf in v]
-    for i, leaf in enumerate(v):
-        for place in np.ndindex(np.shape(leaf)):
-            unit = [np.zeros(np.shape(other)) for other in v]
-            unit[i][place] = 1.0
-            found[i][place] = d.hvp(phi, batch, unit)[i][place] * leaf[place]
-    return found
+    """diag(∇²L) v, a column at a time."""
+    units = np.eye(sum(map(np.size, v)))
+    column = [flat(d.hvp(phi, batch, unflat(unit, v)))[i] for i, unit in enumerate(units)]
+    return unflat(np.array(column) * flat(v), v)
 
 
 def arrays_apart(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
@@ -333,8 +337,7 @@ def outer_product(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting
 
 
 def hessian_of_ones(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
-    sums = d.hvp(phi, batch, [np.ones(np.shape(leaf)) for leaf in v])
-    return [row * leaf for row, leaf in zip(sums, v, strict=True)]
+    return [r * leaf for r, leaf in zip(d.hvp(phi, batch, [np.ones(np.shape(t)) for t in v]), v, strict=True)]
 
 
 def on_support_gradient(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
@@ -365,6 +368,9 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
     Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop, or create_graph=True not at every
         step. JAX: stop_gradient in the carry
 
+    detached: first-order, but the inner optimiser's decay is differentiated
+    Cause: the inner gradient alone is a constant: create_graph=True is missing
+
     hessian_of_ones: the Hessian times a vector of ones is used in the place of its product
     Cause: elementwise_grad, or jacobians summed over the outputs
 
@@ -373,24 +379,22 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
     """
     if not s.differentiates:
         return {}
-    K = len(s.supports)
-    return {
-        "diagonal": {"curvature": diagonal} if sum(map(np.size, s.theta)) < DEAREST else {},
-        "arrays_apart": {"curvature": arrays_apart} if len(s.theta) > 1 else {},
-        "gauss_newton": {"curvature": gauss_newton} if s.summed is not None else {},
-        "hessian_of_ones": {"curvature": hessian_of_ones},
-        "one_hessian": {"linear": True} if K > 1 else {},
-        "outer_product": {"curvature": outer_product},
-        "on_support_gradient": {"curvature": on_support_gradient},
-        "query_hessian": {"curved": lambda s, k: (k, s.query)},
-        "query_hessian_at_theta": {"curved": lambda s, k: (0, s.query)},
-        "query_hessian_at_the_end": {"curved": lambda s, k: (K, s.query)},
-        "hessians_at_the_end": {"curved": lambda s, k: (K, s.supports[k])},
+    found: dict[str, Fields] = {"arrays_apart": {"curvature": arrays_apart}} if len(s.theta) > 1 else {}
+    found |= {"diagonal": {"curvature": diagonal}} if sum(map(np.size, s.theta)) < DEAREST else {}
+    found |= {f.__name__: {"curvature": f} for f in (hessian_of_ones, outer_product, on_support_gradient)}
+    found |= {"gauss_newton": {"curvature": gauss_newton}} if s.summed is not None else {}
+    places = {"": lambda s, k: k, "_at_theta": lambda s, k: 0, "_at_the_end": lambda s, k: len(s.supports)}
+    for name, place in places.items():
+        found |= {f"query_hessian{name}": {"curved": lambda s, k, place=place: (place(s, k), s.query)}}
+    return found | {
+        "one_hessian": {"linear": True} if len(s.supports) > 1 else {},
+        "hessians_at_the_end": {"curved": lambda s, k: (len(s.supports), s.supports[k])},
         "first_batch_hessian": {"curved": lambda s, k: (k, s.supports[0])},
         "last_batch_hessian": {"curved": lambda s, k: (k, s.supports[-1])},
         "odd_steps_cut": {"through": lambda k, steps: k % 2 == 0},
         "even_steps_cut": {"through": lambda k, steps: k % 2 == 1},
         "last_step_cut": {"through": lambda k, steps: k < steps - 1},
+        "detached": {"curvature": None, "detached": True},
         "query_features_detached": {"direct": s.rates} if s.split else {},
     }
 
@@ -422,6 +426,11 @@ def but(arrays: Arrays) -> Arrays:
 ARRAYS: dict[str, tuple[str, Arrays]] = {
     "weights": ("the weights", weights),
     "matrices": ("arrays without axes, or with two", lambda s: tuple(np.ndim(leaf) != 1 for leaf in s.theta)),
+    "tables": ("arrays with two axes", lambda s: tuple(np.ndim(leaf) > 1 for leaf in s.theta)),
+    "head_first": (
+        "the head's first array",
+        lambda s: tuple(r and not any(s.rates[:i]) for i, r in enumerate(s.rates)),
+    ),
     "biases": ("the biases", lambda s: (True,) * len(s.theta) if all(weights(s)) else but(weights)(s)),
     "last_layer": ("the last layer", last_layer),
     "body": ("the body, without the last layer,", but(last_layer)),
@@ -429,6 +438,7 @@ ARRAYS: dict[str, tuple[str, Arrays]] = {
     "upper": ("the layers after the first", but(first_layer)),
     "ends": ("the first and the last layer", lambda s: tuple(map(max, first_layer(s), last_layer(s)))),
     "last_array": ("the last array", lambda s: tuple(i == len(s.theta) - 1 for i in range(len(s.theta)))),
+    "others": ("the arrays before the last", lambda s: tuple(i < len(s.theta) - 1 for i in range(len(s.theta)))),
     "first_array": ("the first array", lambda s: tuple(i == 0 for i in range(len(s.theta)))),
 }
 
@@ -464,6 +474,12 @@ def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
     _adapt: in the inner loop only {} can move
     Cause: the inner loop goes over these parameters only; or allow_unused=True hides a missing connection
 
+    _head: the head is taken to be {}
+    Cause: the head and the body are told apart in another way
+
+    _fresh: of the adapted parameters the query pass takes those of {} alone, and θ for the others
+    Cause: some modules are called with their own parameters
+
     _kept: the outer gradient is that of {} alone
     Cause: the outer gradient is taken, or kept, of these alone
 
@@ -474,9 +490,23 @@ def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
     shares = arrays(s)
     found: dict[str, Fields] = {"_kept": only(s, shares)}
     found |= {"_adapt": {"rates": times(s.rates, shares)}} if s.adapts else {}
+    found |= {"_head": {"rates": shares}} if s.adapts and s.split and any(shares) else {}
+    found |= {"_fresh": {"mixed": shares}} if s.adapts and not s.displaced and not all(shares) else {}
     reached = {"curvature": lambda d, phi, batch, v, s: kept(d.hvp(phi, batch, v), shares)}
     differentiated = {"curvature": lambda d, phi, batch, v, s: d.hvp(phi, batch, kept(v, shares))}
     return found | ({"_reached": reached, "_differentiated": differentiated} if s.differentiates else {})
+
+
+def alone(arrays: Arrays) -> Change:
+    """All further mistakes are made in some arrays alone."""
+    return lambda s: None if all(shares := arrays(s)) else s._replace(spared=(s, tuple(shares)))
+
+
+MOVING = {"moving": ("the arrays that adapt", lambda s: s.rates), "still": ("the body", but(lambda s: s.rates))}
+ALONE = {
+    id: Mistake(id, f"in {name} alone", "these arrays go another way", UNSEEN, "", alone(arrays))
+    for id, (name, arrays) in (ARRAYS | MOVING).items()
+}
 
 
 # --- The inner update ---
@@ -504,6 +534,9 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     gradients_late: every inner gradient is taken at the φ of the step before
     Cause: the inner gradient is not taken at the φ that it is subtracted from
 
+    after_outer_steps: a task starts after an outer step of α on the tasks before it
+    Cause: the outer optimiser steps within the loop over tasks
+
     head_in_front: the head is taken at the other end of θ
     body_for_head: the body adapts, and the head stays
     head_without_gradient: the head gets no outer gradient
@@ -516,6 +549,7 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
 
     added_up: each inner step takes the sum of all gradients until then
     averaged_up: each inner step takes the mean of all gradients until then
+    never_cleared: each inner step takes the sum of all gradients until then, those of earlier tasks too
     Cause: the inner gradients are not cleared between steps: zero_grad is missing
 
     sign: the inner loop takes the sign of the gradient
@@ -524,33 +558,38 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     adam: the inner loop is Adam's
     rmsprop: the inner loop is RMSprop's
     adagrad: the inner loop is Adagrad's
+    adam_on: the inner loop is Adam's, whose memory goes on from task to task
+    adam_hat: the inner loop is Adam's, with ε beside the uncorrected root, as in TensorFlow and higher
+    adam_raw: the inner loop is Adam's without its first moment
     adam_inside: the inner loop is Adam's, with a number under the root
     rmsprop_inside: the inner loop is RMSprop's, with a number under the root
     adagrad_inside: the inner loop is Adagrad's, with a number under the root
     Cause: the inner optimiser is another than plain gradient descent
     """
+    outside: dict[str, Fields] = {"after_outer_steps": {"descends": s.alpha}}
     if not s.adapts:
-        return {}
+        return outside
     body = [not rate for rate in s.rates] if s.split else but(last_layer)(s)
-    zero_head: Fields = {"start": kept(s.theta, body)} if s.split or len(s.theta) > 2 else {}
-    ways, adaptive = ("sign", "unit", "unit_arrays", "adam", "rmsprop", "adagrad"), ("adam", "rmsprop", "adagrad")
-    kinds = {kind: {"update": s.update._replace(kind=kind)} for kind in ways}
-    kinds |= {f"{kind}_inside": {"update": s.update._replace(kind=kind, inside=1e-10)} for kind in adaptive}
-    many = len(s.supports) > 1
-    return kinds | {
-        "one_chain": {"together": True} if s.differentiates else {},
-        "restarted": {"restarts": True} if many else {},
-        "gradients_at_theta": {"lag": len(s.supports)} if many else {},
-        "gradients_late": {"lag": 1} if many else {},
-        "head_in_front": {"rates": s.rates[::-1]} if s.split else {},
-        "body_for_head": {"rates": tuple(body)} if s.split else {},
-        "head_without_gradient": only(s, body) if s.split else {},
-        "one_layer_more": {"rates": tuple(map(max, s.rates, (*s.rates[2:], True, True)))} if s.split else {},
-        "head_of_zeros": zero_head,
-        "head_of_zeros_constant": zero_head and zero_head | only(s, body),
-        "added_up": {"update": s.update._replace(momentum=1)},
-        "averaged_up": {"update": s.update._replace(kind="mean", momentum=1)},
+    kinds: dict[str, Fields] = {kind: {"kind": kind} for kind in ("sign", *ADAPTIVE)}
+    kinds |= {f"{kind}_inside": {"kind": kind, "inside": 1e-10} for kind in ("adam", "rmsprop", "adagrad")}
+    kinds |= {"unit": {"norm": 1, "unit": True}, "unit_arrays": {"norm": 1, "unit": True, "apart": True}}
+    kinds |= {"added_up": {"momentum": 1}, "averaged_up": {"kind": "mean", "momentum": 1}}
+    found = outside | {id: {"update": s.update._replace(**fields)} for id, fields in kinds.items()}
+    found |= {
+        "never_cleared": {**found["added_up"], "remembers": True},
+        "adam_on": {**found["adam"], "remembers": True},
     }
+    if len(s.supports) > 1:
+        found |= {"restarted": {"restarts": True}, "gradients_at_theta": {"lag": len(s.supports)}}
+        found |= {"gradients_late": {"lag": 1}}
+    if s.split:
+        found |= {"head_in_front": {"rates": s.rates[::-1]}, "body_for_head": {"rates": tuple(body)}}
+        found |= {"one_layer_more": {"rates": tuple(map(max, s.rates, (*s.rates[2:], True, True)))}}
+        found |= {"head_without_gradient": only(s, body)}
+    if s.split or len(s.theta) > 2:
+        zeros: Fields = {"start": kept(s.theta, body)}
+        found |= {"head_of_zeros": zeros, "head_of_zeros_constant": zeros | only(s, body)}
+    return found | ({"one_chain": {"together": True}} if s.differentiates else {})
 
 
 @choice()
@@ -565,21 +604,18 @@ def rates(s: Setting, _: None) -> dict[str, Fields]:
     falling: the inner step size falls to zero, by the same amount at every step
     cosine: the inner step size falls to zero as a cosine
     over_layer: the inner step size of a layer is divided by its number
+    squared: the inner step size is multiplied by itself
     Cause: a loss is summed or averaged over steps or tasks before the inner gradient is taken, or a schedule
     """
     if not s.adapts:
         return {}
     K, T, layers = len(s.supports), len(s.tasks) or 1, tuple(1 / (1 + i // 2) for i in range(len(s.theta)))
-    return {
-        "over_steps": paced(s, lambda s, k: 1 / K),
-        "times_steps": paced(s, lambda s, k: K),
-        "over_tasks": paced(s, lambda s, k: 1 / T),
-        "times_tasks": paced(s, lambda s, k: T),
-        "over_step": paced(s, lambda s, k: 1 / (k + 1)),
-        "falling": paced(s, lambda s, k: 1 - k / K),
-        "cosine": paced(s, lambda s, k: (1 + np.cos(np.pi * k / K)) / 2),
-        "over_layer": {"rates": times(s.rates, layers)} if network(s) else {},
-    }
+    constant = {"over_steps": 1 / K, "times_steps": K, "over_tasks": 1 / T, "times_tasks": T, "squared": s.alpha}
+    more: dict[str, Any] = {id: lambda s, k, c=c: c for id, c in constant.items()}
+    more |= {"over_step": lambda s, k: 1 / (k + 1), "falling": lambda s, k: 1 - k / K}
+    more |= {"cosine": lambda s, k: (1 + np.cos(np.pi * k / K)) / 2}
+    found = {id: paced(s, rate) for id, rate in more.items()}
+    return found | ({"over_layer": {"rates": times(s.rates, layers)}} if network(s) else {})
 
 
 COUNTS: dict[str, tuple[str, Callable[[Setting, Batch], Any]]] = {
@@ -617,11 +653,8 @@ def counts(s: Setting, count: Callable[[Setting, Batch], Any]) -> dict[str, Fiel
 # --- Another loss, where the network is known ---
 
 
-WHERE: dict[str, tuple[str, tuple[str, ...]]] = {
-    "": ("", ("loss", "loss_inside")),
-    "inside_": (", in the inner loop", ("loss_inside",)),
-    "outside_": (", for the query", ("loss",)),
-}
+WHERE: dict[str, tuple[str, tuple[str, ...]]] = {"": ("", ("loss", "loss_inside"))}
+WHERE |= {"inside_": (", in the inner loop", ("loss_inside",)), "outside_": (", for the query", ("loss",))}
 
 
 @choice(WHERE)
@@ -660,14 +693,7 @@ def loss(s: Setting, where: tuple[str, ...]) -> dict[str, Fields]:
     """
     if not network(s) or s.summed is None or (len(where) == 1 and not s.adapts):
         return {}
-    return {name: dict.fromkeys(where, name) for name in LOSSES}
-
-
-LOSSES = (
-    *("relu", "tanh", "sigmoid", "linear", "no_biases", "bias_twice", "tanh_at_the_end", "softmax_twice", "squashed"),
-    *("softmax_over_examples", "squared_labels", "huber", "absolute", "smoothed", "labels_shifted"),
-    "first_output_alone",
-)
+    return {name: dict.fromkeys(where, name) for name in re.findall(r"^    ([a-z]\w*): ", loss.__doc__ or "", re.M)}
 
 
 @choice()
@@ -688,13 +714,9 @@ def reductions(s: Setting, _: None) -> dict[str, Fields]:
     entries = COUNTS["entries"][1]
     (over, under), (times, above) = scaled(s, entries, -1), scaled(s, entries, 1)
     half, less = scaled(s, lambda s, batch: 0.5, 1)
-    return {
-        "half_squared_error": half | less if s.outputs else {},
-        "half_inside": half if s.outputs else {},
-        "half_outside": less if s.outputs else {},
-        "examples_mean": over | under if s.summed else {},
-        "examples_sum": times | above if s.summed is False else {},
-    }
+    found = {"examples_mean": over | under} if s.summed else {"examples_sum": times | above}
+    halves = {"half_squared_error": half | less, "half_inside": half, "half_outside": less}
+    return found | (halves if s.outputs else {})
 
 
 @choice()
@@ -715,6 +737,15 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
     unit_tasks: the gradient of every task is divided by its norm
     Cause: gradients are scaled so that no task counts more than another
 
+    columns: the result is cut column by column
+    rows: the result is flattened column by column
+    weights_first: the result is flattened with the weights in front
+    arrays_reversed: the result is flattened with the last array in front
+    Cause: parameters are flattened in one order, and cut in another
+
+    from_first_step: the displacement is taken from φ_1, not from θ
+    Cause: the parameters are saved after the first inner step
+
     displacement: the displacement θ − φ_K is returned
     phi_returned: φ_K is returned
     path_added: the displacements θ − φ_1 … θ − φ_K are added up
@@ -722,17 +753,21 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
     """
     K = len(s.supports) or 1
     away: Fields = {"displaced": True, "curvature": None} if s.adapts and not s.displaced else {}
-    return {
-        "new_theta": after(s, lambda g, theta: theta - s.alpha * g),
-        "theta_once": after(s, lambda g, theta: g + theta),
-        "sign_returned": after(s, lambda g, theta: np.sign(g)),
-        "unit_returned": after(s, lambda g, theta: g / np.linalg.norm(g)),
-        "unit_tasks": each(s, lambda g, theta: shortened(g, np.inf)),
-        "displacement": away,
-        "phi_returned": {"curvature": None, "displaced": True} | each(s, lambda g, theta: axpy(-1, g, theta)),
-        "over_own_steps": times_each(s, 1 / K),
-        "path_added": {"towards": 1} | times_each(s, K) if s.displaced else {},
-    }
+
+    def order(of: Callable[[Theta], Theta]) -> Fields:
+        return after(s, lambda g, theta: flat(of(unflat(g, s.theta))))
+
+    orders: dict[str, Any] = {"arrays_reversed": lambda t: t[::-1], "rows": lambda t: [leaf.ravel("F") for leaf in t]}
+    orders |= {"columns": lambda t: [leaf.ravel().reshape(leaf.shape, order="F") for leaf in t]}
+    orders |= {"weights_first": lambda t: sorted(t, key=lambda leaf: leaf.ndim == 1)}
+    total: dict[str, Any] = {"new_theta": lambda g, t: t - s.alpha * g, "theta_once": lambda g, t: g + t}
+    total |= {"sign_returned": lambda g, t: np.sign(g), "unit_returned": lambda g, t: g / np.linalg.norm(g)}
+    found = {id: order(of) for id, of in orders.items()} | {id: after(s, change) for id, change in total.items()}
+    found |= {"unit_tasks": each(s, lambda g, t: shortened(g, np.inf)), "over_own_steps": times_each(s, 1 / K)}
+    found |= {"phi_returned": {"curvature": None, "displaced": True} | each(s, lambda g, t: axpy(-1, g, t))}
+    if s.displaced:
+        found |= {"from_first_step": {"origin": min(1, K)}, "path_added": {"towards": 1} | times_each(s, K)}
+    return found | {"displacement": away}
 
 
 # --- Numbers ---
@@ -748,6 +783,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     Cause: a step size, or a factor of it, is written by hand
 
     momentum 0.9 0.5 0.99: the inner loop has momentum {}
+    momentum_on 0.9 0.5 0.99: the inner loop has momentum {}, whose memory goes on from task to task
     nesterov 0.9 0.5 0.99: the inner loop has Nesterov's momentum, {}
     average 0.9 0.5 0.99: the inner loop takes a running average of the gradients, by {}
     pull 0.5 0.1 0.01 1: the inner loss has a proximal term, {} / 2 ‖φ − θ‖²
@@ -760,12 +796,14 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
 
     clamp 0.1 0.5 1 5 10 40: the inner gradients are clipped to ±{}
     norm 0.1 0.25 0.5 1 2 5 10 40: the inner gradient is clipped to norm {}
+    norm_arrays 0.1 0.25 0.5 1 2 5 10 40: every array of the inner gradient is clipped to norm {}
     norm_constant 0.1 0.25 0.5 1 2 5 10 40: the inner gradient is clipped to norm {}, which is not differentiated
     Cause: a clip meant for the outer gradients, or for reinforcement learning
 
     biases_faster 2 0.1 0.5 10: the inner step size of the biases is multiplied by {}
     vectors_faster 2 0.1 0.5 10: the inner step size of arrays with one axis is multiplied by {}
     last_faster 10 2 0.1 0.5: the inner step size of the last layer is multiplied by {}
+    body_slowly 0.1 0.5 0.01: the body adapts too, with the inner step size times {}
     first_faster 0.1 0.5 2 10: the inner step size of the first layer is multiplied by {}
     Cause: parameter groups with rates of their own
 
@@ -776,6 +814,9 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     always_last 2 3 5 10: the number of inner steps is always {}, on the last batch from then on
     at_most 2 3 4 5 10: at most {} inner steps are taken
     Cause: the number of steps is written by hand
+
+    part_way 0.1 0.5: a task starts from θ after {} of the way to where the task before ended
+    Cause: θ is moved within the loop over tasks
     """
     if not s.adapts:
         return {}
@@ -784,28 +825,19 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     def faster(shares: Sequence[Any]) -> Fields:
         return {"rates": times(s.rates, [p if share else True for share in shares])} if network(s) else {}
 
-    return {
-        "alpha": {"alpha": p},
-        "alpha_times": {"alpha": p * s.alpha},
-        "momentum": {"update": u._replace(momentum=p)},
-        "nesterov": {"update": u._replace(kind="nesterov", momentum=p)},
-        "average": {"update": u._replace(kind="average", momentum=p)},
-        "pull": {"update": u._replace(pull=p)},
-        "decay": {"update": u._replace(decay=p)},
-        "cool": paced(s, lambda s, k: p**k),
-        "first_faster_step": paced(s, lambda s, k: 1 if k else p),
-        "clamp": {"update": u._replace(clamp=p)},
-        "norm": {"update": u._replace(norm=p)},
-        "norm_constant": {"update": u._replace(norm=p, constant=True)},
-        "biases_faster": faster(but(weights)(s)),
-        "vectors_faster": {"rates": times(s.rates, [p if np.ndim(leaf) == 1 else True for leaf in s.theta])},
-        "last_faster": faster(last_layer(s)),
-        "first_faster": faster(first_layer(s)),
-        "rounded": {"alpha": round(float(s.alpha), n)},
-        "always": {"supports": (S * n)[:n]},
-        "always_last": {"supports": (S + S[-1:] * n)[:n]},
-        "at_most": {"supports": S[:n]},
-    }
+    updates: dict[str, Fields] = {name: {name: p} for name in ("momentum", "pull", "decay", "clamp", "norm")}
+    updates |= {kind: {"kind": kind, "momentum": p} for kind in ("nesterov", "average")}
+    updates |= {"norm_arrays": {"norm": p, "apart": True}, "norm_constant": {"norm": p, "constant": True}}
+    lists = {"always": (S * n)[:n], "always_last": (S + S[-1:] * n)[:n], "at_most": S[:n]}
+    found: dict[str, Fields] = {name: {"update": u._replace(**fields)} for name, fields in updates.items()}
+    found |= {id: {"supports": batches} for id, batches in lists.items()}
+    found |= {"alpha": {"alpha": p}, "alpha_times": {"alpha": p * s.alpha}, "part_way": {"leaks": p}}
+    found |= {"rounded": {"alpha": round(float(s.alpha), n)}, "momentum_on": {**found["momentum"], "remembers": True}}
+    found |= {"cool": paced(s, lambda s, k: p**k), "first_faster_step": paced(s, lambda s, k: 1 if k else p)}
+    found |= {"last_faster": faster(last_layer(s)), "first_faster": faster(first_layer(s))}
+    found |= {"body_slowly": {"rates": tuple(rate or p for rate in s.rates)}} if s.split else {}
+    vectors = {"rates": times(s.rates, [p if np.ndim(leaf) == 1 else True for leaf in s.theta])}
+    return found | {"biases_faster": faster(but(weights)(s)), "vectors_faster": vectors}
 
 
 @choice()
@@ -817,6 +849,13 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     lasso 0.0001 0.001 0.01 0.1: {} times the sign of θ is added to the result
     lasso_tasks 0.0001 0.001 0.01 0.1: {} times the sign of θ is added to the gradient of every task
     Cause: a weight decay, or a penalty, outside
+
+    in_pieces 2 4: the query loss is the mean over pieces of {}, whatever their sizes
+    whole_pieces 2 4: of the query only whole pieces of {} count
+    Cause: the query is evaluated in small batches
+
+    descended 0.1 0.01 0.001 0.5 1: a task starts after an outer step of {} on the tasks before it
+    Cause: the outer optimiser steps within the loop over tasks
 
     clip_value 0.1 0.5 1 5 10: the result is clipped to ±{}
     clip_norm 0.1 0.5 1 2 5 10: the result is clipped to norm {}
@@ -833,25 +872,29 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     step_cut 2 3 4 5 6 7 8 9 10: inner step {} is not differentiated
     Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop. JAX: stop_gradient in the carry
     """
-    found: dict[str, Fields] = {
-        "penalty": each(s, lambda g, theta: axpy(p, theta, g)),
-        "lasso_tasks": each(s, lambda g, theta: axpy(p, [np.sign(leaf) for leaf in theta], g)),
-        "clip_tasks": each(s, lambda g, theta: shortened(g, p)),
-        "stepped": after(s, lambda g, theta: theta - p * g),
-        "penalty_once": after(s, lambda g, theta: g + p * theta),
-        "lasso": after(s, lambda g, theta: g + p * np.sign(theta)),
-        "clip_value": after(s, lambda g, theta: np.clip(g, -p, p)),
-        "clip_norm": after(s, lambda g, theta: shortened([g], p)[0]),
-    }
-    if not s.differentiates:
-        return found
-    return found | {
-        "bend": {"back": p * s.back},
-        "first_steps_cut": {"through": lambda k, steps: k >= p},
-        "last_steps_alone": {"through": lambda k, steps: k >= steps - p},
-        "first_steps_alone": {"through": lambda k, steps: k < p},
-        "step_cut": {"through": lambda k, steps: k != p - 1},
-    }
+    n = max(int(p), 1)
+
+    def pieces(s: Setting, batch: Batch) -> list[Batch]:
+        x, y = batch
+        return [(x[i : i + n], y[i : i + n]) for i in range(0, len(x), n)]
+
+    found: dict[str, Fields] = {}
+    if network(s) and not s.displaced and s.query and float(p).is_integer():
+        whole = len(s.query[0]) // n * n or n
+        found |= {"in_pieces": {"pieces_outside": pieces}}
+        found |= {"whole_pieces": {"query": (s.query[0][:whole], s.query[1][:whole])}}
+    tasks: dict[str, Any] = {"penalty": lambda g, t: axpy(p, t, g), "clip_tasks": lambda g, t: shortened(g, p)}
+    tasks |= {"lasso_tasks": lambda g, t: axpy(p, list(map(np.sign, t)), g)}
+    total: dict[str, Any] = {"stepped": lambda g, t: t - p * g, "clip_norm": lambda g, t: shortened([g], p)[0]}
+    total |= {"clip_value": lambda g, t: np.clip(g, -p, p), "penalty_once": lambda g, t: g + p * t}
+    total |= {"lasso": lambda g, t: g + p * np.sign(t)}
+    found |= {id: each(s, change) for id, change in tasks.items()}
+    found |= {id: after(s, change) for id, change in total.items()}
+    through: dict[str, Any] = {"step_cut": lambda k, steps: k != p - 1, "first_steps_cut": lambda k, steps: k >= p}
+    through |= {"last_steps_alone": lambda k, steps: k >= steps - p, "first_steps_alone": lambda k, steps: k < p}
+    found |= {} if s.displaced else {"descended": {"descends": p}}
+    back = {id: {"through": steps} for id, steps in through.items()} | {"bend": {"back": p * s.back}}
+    return found | (back if s.differentiates else {})
 
 
 EXAMPLES = {"examples_mean": "mean", "examples_sum": "sum"}  # own conventions that also change the inner loop

@@ -161,6 +161,7 @@ UNLESS = "\nIt is right exactly on the vectors with {}: on {} of {}."
 OUTSIDE = "\nIt is wrong on all vectors, also where α = 0: look outside the inner loop."
 ARRAYS = "\nOf several arrays only these are wrong: {}."
 MULTIPLES = "\nIt is always a multiple of the right answer, but not always the same one: from {:.4g} to {:.4g}."
+SPAN = "\nOn every vector it is a sum of multiples of {}, but not everywhere the same multiples."
 TWICE = "asked twice, {} got two answers: it draws random numbers or keeps state between calls."
 PIECES = "\nOn every vector it is {}."
 NEAREST = "\nClosest: {}. That explains {} of {}, but not {}."
@@ -246,6 +247,7 @@ def evidence(proof: Evidence) -> str:
     lines += [OUTSIDE] if proof.outside else []
     lines += [ARRAYS.format(proof.arrays) * bool(proof.arrays), PIECES.format(pieces) * bool(pieces)]
     lines += [MULTIPLES.format(*proof.multiples)] if proof.multiples else []
+    lines += [SPAN.format(proof.span)] if proof.span else []
     return "".join([*lines, NEAREST.format(near, many, proof.asked, ", ".join(proof.missing)) * bool(near)])
 
 

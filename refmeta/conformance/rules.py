@@ -9,10 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-import autograd.numpy as anp
 import numpy as np
-from autograd import make_vjp
-from autograd.tracer import getval
 
 from refmeta.trees import Batch, Supports, Tasks, Theta, add, axpy
 
@@ -32,22 +29,27 @@ class Derivatives(NamedTuple):
 class Update(NamedTuple):
     """How a gradient becomes an inner step: plain SGD, unless a mistake changes it. The names are PyTorch's."""
 
-    kind: str = "sgd"  # a key of KINDS
+    kind: str = "sgd"  # or nesterov, average, mean, sign, or one of ADAPTIVE
     momentum: float = 0
     decay: float = 0
     clamp: float = float("inf")
     norm: float = float("inf")
+    unit: bool = False  # a shorter gradient gets that norm too
+    apart: bool = False  # of every array, not of all
     constant: bool = False  # a norm is not differentiated
     inside: float = 0  # added under the root
     pull: float = 0  # of a proximal term, towards θ
 
 
-Term = tuple[int, Batch, Any]  # (k, batch, weight): weight L(φ_k; batch)
+# The shares that two averages keep. Adam's hat: ε is added to the root before its bias is corrected.
+ADAPTIVE = {"adam": (0.9, 0.999), "adam_hat": (0.9, 0.999), "adam_raw": (0, 0.999), "rmsprop": (0, 0.99)}
+ADAPTIVE |= {"adagrad": (0, 1)}
+Term = tuple[int, Batch, Any]  # (k, batch, weight): weight L(φ_k; batch); −1 is K, −2 is K − 1
 Outer = Callable[["Setting"], list[Term]]
 
 
 def at_the_end(s: "Setting") -> list[Term]:
-    return [(len(s.supports), s.query, 1)]
+    return [(-1, s.query, 1)]
 
 
 def at_theta(s: "Setting") -> list[Term]:
@@ -72,6 +74,7 @@ class Setting(NamedTuple):
     rates: tuple[Any, ...]  # of each array, times α: 0 where the inner loop does not move it
     n: int | None = None  # examples of a support batch; None where a batch has no examples
     outputs: int | None = None  # of a network under squared error
+    divisor: Any = 1  # the tasks' sum is divided by it
     summed: bool | None = None  # whether the loss is a sum over the examples; None: unknown
     tasks: Tasks = []  # noqa: RUF012 - the settings of a task's neighbours; nobody writes into it
     place: int = 0
@@ -82,6 +85,7 @@ class Setting(NamedTuple):
     update: Update = Update()
     pace: Callable[["Setting", int], Any] | None = None  # of step k, times α
     restarts: bool = False  # a step subtracts from θ, not from φ_k
+    starts: tuple[int, ...] = ()  # steps that begin at θ: those of a task after another whose memory goes on
     lag: int = 0  # a step's gradient is taken at φ_{k − lag}
     displaced: bool = False
     origin: int = 0
@@ -89,15 +93,38 @@ class Setting(NamedTuple):
     outer: Outer = at_the_end
     direct: tuple[Any, ...] | None = None  # of each array, the share of the outer loss's own gradient
     curvature: Callable[..., Theta] | None = hessian
-    curved: Callable[["Setting", int], tuple[int, Batch]] = lambda s, k: (max(k - s.lag, 0), s.supports[k])
+    curved: Callable[["Setting", int], tuple[int, Batch]] = lambda s, k: (s.at(k), s.supports[k])
+    detached: bool = False  # without a curvature the rest of a step, as a decay, is differentiated all the same
     through: Callable[[int, int], bool] = lambda k, steps: True
     back: Any = 1  # times α in (I − αH)
     alpha_back: Any = None  # in the place of α in (I − αH)
     linear: bool = False  # every step's curvature meets v_K, not v_{k+1}
     each: tuple[Callable[[Theta, Theta], Theta], ...] = ()  # (gradient of one task, θ) -> gradient
-    leaks: bool = False  # the next task starts where this one ended
+    plain: Outer | None = None  # losses whose gradients at φ_k are added as they are
+    pieces: Callable[["Setting", Batch], list[Batch]] | None = None  # a loss is the mean of theirs, inside
+    pieces_outside: Callable[["Setting", Batch], list[Batch]] | None = None
+    mixed: tuple[Any, ...] | None = None  # the arrays of φ_k that the outer loss is taken at; the others are θ's
+    elsewhere: Any = False  # the outer loss is taken at the mean of all tasks' φ_K
+    spared: tuple["Setting", tuple[Any, ...]] | None = None  # all else is so in these arrays alone
+    leaks: Any = False  # the next task starts where this one ended, or this share of the way
+    descends: Any = 0  # the next task starts after an outer step of this size
     together: bool = False  # the next task takes its steps after this one's, and all are differentiated
+    remembers: bool = False  # the next task goes on with the optimiser's memory
     after: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = ()  # (result, θ) -> result, flat
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def base(self, k: int) -> int:
+        """Of which φ step k subtracts."""
+        return 0 if self.restarts or k in self.starts else k
+
+    def at(self, k: int) -> int:
+        """At which φ step k takes its gradient."""
+        return 0 if k in self.starts else max(k - self.lag, 0)
 
     @property
     def adapts(self) -> bool:
@@ -132,14 +159,18 @@ def moves(arrays: int, head: int | None) -> tuple[bool, ...]:
 
 def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
     """The gradient of every task by its own choices."""
-    found, start, before = [], None, list[Batch]()
+    found, start, before, starts, settings = list[Theta](), None, list[Batch](), tuple[int, ...](), list(settings)
+    middle = mean([path(d, s)[-1] for s in settings]) if any(s.elsewhere for s in settings) else False
     for s in settings:
-        if s.leaks and start is not None:
-            s = s._replace(theta=start)
-        if s.together:
-            s = s._replace(supports=before + s.supports)
+        s = s._replace(elsewhere=s.elsewhere and middle, theta=start or s.theta)
+        if s.together or s.remembers:
+            starts = (*starts, len(before)) if s.remembers else ()
+            s = s._replace(supports=before + s.supports, starts=starts)
         found.append(gradient(d, s))
-        start, before = path(d, s)[-1] if s.leaks else None, s.supports
+        if s.leaks or s.descends:
+            end = path(d, s)[-1] if s.leaks else axpy(-s.descends, found[-1], s.theta)
+            start = end if s.leaks in (0, 1) else axpy(s.leaks, axpy(-1, s.theta, end), s.theta)
+        before = s.supports
     return found
 
 
@@ -159,8 +190,14 @@ def gradient(d: Derivatives, s: Setting) -> Theta:
         found = axpy(-1, mean(phis[s.towards :] or phis) if s.towards is not None else phis[-1], phis[s.origin])
     else:
         found = adjoints(d, s)[0]
+    for k, batch, weight in s.plain(s) if s.plain else []:
+        found = axpy(weight, d.grad(path(d, s)[k % (len(s.supports) + 1)], batch), found)
     for change in s.each:
         found = change(found, s.theta)
+    if s.spared:
+        right, shares = s.spared
+        right = right._replace(theta=s.theta, elsewhere=right.elsewhere and s.elsewhere)
+        found = add([kept(found, shares), kept(gradient(d, right), [1 - share for share in shares])])
     return found
 
 
@@ -171,11 +208,11 @@ def path(d: Derivatives, s: Setting) -> list[Theta]:
 
 def walk(d: Derivatives, s: Setting, steps: int) -> tuple[list[Theta], list[Any]]:
     """φ_0, φ_1, …, and the parts of each step: φ, the gradient, and the optimiser's memory."""
-    d = with_loss(d, s.loss_inside)
+    d = with_loss(d, s, s.loss_inside, s.pieces)
     phis, made = [s.start or s.theta], list[Any]()
     memory = np.array([0, 0, 1])[:, None] * flat(phis[0]) if s.update != Update() else None
     for k, support in enumerate(s.supports[:steps]):
-        base, g = phis[0 if s.restarts else k], d.grad(phis[max(k - s.lag, 0)], support)
+        base, g = phis[s.base(k)], d.grad(phis[s.at(k)], support)
         made.append((base, g, memory))
         if s.update == Update():
             phis.append(axpy(-rate(s, k), kept(g, s.rates), base))
@@ -195,22 +232,25 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
 
     v_k = v_{k+1} − α ∇²L(φ_k; S_k) P v_{k+1} + Σ ∇L(φ_k; B)
     """
-    outer = s.outer(s)
+    outer = [(k % (len(s.supports) + 1), batch, weight) for k, batch, weight in s.outer(s)]
     last = max((k for k, *_ in outer), default=0)
     phis, made = walk(d, s, last)
-    d, of_query = with_loss(d, s.loss_inside), with_loss(d, s.loss)
+    d, of_query = with_loss(d, s, s.loss_inside, s.pieces), with_loss(d, s, s.loss, s.pieces_outside)
     vs: list[Any] = [None] * (last + 1)
     for k, batch, weight in outer:
         places = [k] if s.towards is None else range(min(s.towards, k), k + 1)
-        g = of_query.grad(mean([phis[j] for j in places]), batch)
+        at = s.elsewhere or mean([phis[j] for j in places])
+        here, apart = s.mixed or (True,) * len(at), [not share for share in s.mixed or ()]
+        g = of_query.grad(add([kept(at, here), kept(phis[0], apart)]) if s.mixed else at, batch)
+        vs[0] = plus(vs[0], weight, kept(g, apart)) if s.mixed else vs[0]
         for j in places:
-            vs[j] = plus(vs[j], weight / len(places), kept(g, s.direct) if s.direct else g)
+            vs[j] = plus(vs[j], weight / len(places), kept(kept(g, here), s.direct or here))
     memory = np.zeros((3, sum(map(np.size, s.theta))))
     for k in reversed(range(last)):
-        v, base, at = vs[k + 1] or [0 * leaf for leaf in s.theta], 0 if s.restarts else k, max(k - s.lag, 0)
+        v, base, at = vs[k + 1] or [0 * leaf for leaf in s.theta], s.base(k), s.at(k)
         factor = -(rate(s, k) if s.alpha_back is None else s.alpha_back) * s.back
         through = s.through(k, len(s.supports))
-        if s.update == Update() or not (through and s.curvature):  # first order: φ_K is taken for θ
+        if s.update == Update() or not through or not (s.curvature or s.detached):  # φ_K is taken for θ
             w = kept(vs[last] if s.linear else v, s.rates)
         else:
             v, w, memory = step_back(s, k, made[k], v, memory)
@@ -223,8 +263,14 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
     return [v or [0 * leaf for leaf in s.theta] for v in vs]
 
 
-def with_loss(d: Derivatives, name: str) -> Derivatives:
-    return d.of(name) if name and d.of else d
+def with_loss(d: Derivatives, s: Setting, name: str, pieces: Any) -> Derivatives:
+    """The derivatives of another loss, if it has a name and the network is known; or of the mean over some batches."""
+    d = d.of(name) if name and d.of else d
+
+    def of(function: Any) -> Any:
+        return lambda phi, batch, *v: mean([function(phi, piece, *v) for piece in pieces(s, batch)])
+
+    return Derivatives(of(d.grad), of(d.hvp), d.gauss and of(d.gauss)) if pieces else d
 
 
 def mean(thetas: list[Theta]) -> Theta:
@@ -236,11 +282,6 @@ def plus(y: Theta | None, a: Any, x: Theta) -> Theta:
     return axpy(a, x, y) if y is not None else x if a == 1 else [a * leaf for leaf in x]
 
 
-def points(d: Derivatives, s: Setting) -> list[tuple[Theta, Batch]]:
-    """(φ_0, S_0) … (φ_{K−1}, S_{K−1}): where the inner gradients are taken."""
-    return list(zip(path(d, s), s.supports, strict=False))
-
-
 def kept(v: Theta, shares: Sequence[Any]) -> Theta:
     """P v: each array times its share; zero where nothing moves."""
     return [leaf if share is True or share == 1 else share * leaf for leaf, share in zip(v, shares, strict=True)]
@@ -250,47 +291,64 @@ def kept(v: Theta, shares: Sequence[Any]) -> Theta:
 
 
 def step(s: Setting, k: int, phi: Any, g: Any, memory: Any) -> tuple[Any, Any]:
-    """φ and the memory after step k, as in torch.optim. The memory: of gradients, of their squares, and φ_0."""
-    u, (m, squares, start) = s.update, memory
+    """φ and the memory after step k, as torch.optim makes them. The memory: of gradients, of their squares, and φ_0."""
+    g = regular(s.update, phi, g, memory[2])
+    phi, *memory = moved(s, k, phi, g * shares(s, g), *memory)
+    return phi, np.stack(memory)
+
+
+def regular(u: Update, phi: Any, g: Any, start: Any) -> Any:
+    """The gradient with what pulls φ to 0 or to φ_0, and its numbers clipped."""
     g = g + u.decay * phi + u.pull * (phi - start)
-    g = anp.clip(g, -u.clamp, u.clamp) if u.clamp < np.inf else g
-    size = length(getval(g) if u.constant else g)
-    g = g * (u.norm / size) if u.norm < size else g
-    if u.kind in ("adam", "rmsprop", "adagrad"):
-        first, second = {"adam": (0.9, 0.999), "rmsprop": (0, 0.99), "adagrad": (0, 1)}[u.kind]
+    return np.where(abs(g.real) >= u.clamp, u.clamp * np.sign(g.real), g) if u.clamp < np.inf else g
+
+
+def sums(s: Setting, a: Any) -> Any:
+    """The sum of a flat array, or of each of its parts, in the place of every number."""
+    return np.concatenate([np.full(part.size, part.sum()) for part in (unflat(a, s.theta) if s.update.apart else [a])])
+
+
+def shares(s: Setting, g: Any) -> Any:
+    """What a clip of the norm multiplies a gradient by."""
+    found = s.update.norm / np.maximum(np.sqrt(sums(s, g * g)), 1e-300) if s.update.norm < np.inf else 1.0
+    return found if s.update.unit else np.minimum(found, 1)
+
+
+def moved(s: Setting, k: int, phi: Any, g: Any, m: Any, squares: Any, start: Any) -> tuple[Any, ...]:
+    """φ and the memory after a step along g, number by number."""
+    u = s.update
+    if u.kind in ADAPTIVE:
+        first, second = ADAPTIVE[u.kind]
         m, squares = first * m + (1 - first) * g, second * squares + ((1 - second) or 1) * g * g
-        unbiased = [(1 - b ** (k + 1)) if u.kind == "adam" else 1 for b in (first, second)]
+        unbiased = [(1 - b ** (k + 1)) if "adam" in u.kind else 1 for b in (first, second)]
         outside = 0 if u.inside else 1e-10 if u.kind == "adagrad" else 1e-8
-        moved = m / unbiased[0] / (anp.sqrt(squares / unbiased[1] + u.inside) + outside)
+        outside /= unbiased[1] ** 0.5 if u.kind == "adam_hat" else 1
+        way = m / unbiased[0] / (np.sqrt(squares / unbiased[1] + u.inside) + outside)
     else:
         m = u.momentum * m + (1 - u.momentum if u.kind == "average" else 1) * g
-        ways: dict[str, Callable[[], Any]] = {
-            "nesterov": lambda: g + u.momentum * m,
-            "mean": lambda: m / (k + 1),
-            "sign": lambda: anp.sign(g),
-            "unit": lambda: g / size,
-            "unit_arrays": lambda: anp.concatenate([anp.ravel(part) / length(part) for part in unflat(g, s.theta)]),
-        }
-        moved = ways.get(u.kind, lambda: m)()
+        ways = {"nesterov": g + u.momentum * m, "mean": m / (k + 1), "sign": np.sign(g.real)}
+        way = ways.get(u.kind, m)
     rates = np.concatenate([np.full(leaf.size, share, float) for leaf, share in zip(s.theta, s.rates, strict=True)])
-    return phi - rate(s, k) * rates * moved, anp.stack([m + 0 * phi, squares + 0 * phi, start + 0 * phi])
+    return phi - rate(s, k) * rates * way, m, squares, start
 
 
-def length(g: Any) -> Any:
-    return anp.sqrt(anp.sum(g**2))
+def pulled(function: Callable[..., Any], at: Sequence[Any], v: Any) -> Any:
+    """v pulled back through a function that works number by number, by a complex step in each argument."""
+    rows = np.stack(at) + 1e-30j * np.eye(len(at))[:, :, None]
+    return (v[:, None] * np.stack(np.broadcast_arrays(*function(*rows.swapaxes(0, 1)))).imag / 1e-30).sum(0)
 
 
 def step_back(s: Setting, k: int, made: Any, v: Theta, memory: Any) -> tuple[Theta, Theta, Any]:
     """The adjoints of φ, of the gradient and of the memory before step k, from those after it."""
     base, g, before = made
-
-    def packed(t: Any) -> Any:
-        phi, after = step(s, k, t[0], t[1], t[2:])
-        return anp.concatenate([phi[None], after])
-
-    vjp, _ = make_vjp(packed)(np.stack([flat(base), flat(g), *before]))
-    back = vjp(np.stack([flat(v), *memory]))
-    return unflat(back[0], base), unflat(back[1], base), back[2:]
+    first = flat(base), flat(g), before[2]
+    g = regular(s.update, *first)
+    share = shares(s, g)
+    phi, w, *before = pulled(lambda *t: moved(s, k, *t), [first[0], g * share, *before], np.stack([flat(v), *memory]))
+    if s.update.norm < np.inf and not s.update.constant:
+        w = w - (s.update.unit or share != 1) * g * sums(s, g * w) / np.maximum(sums(s, g * g), 1e-300)
+    more, w, start = pulled(lambda *t: [regular(s.update, *t)], first, (share * w)[None])
+    return unflat(phi + more, base), unflat(w, base), np.stack([*before[:2], before[2] + start])
 
 
 def flat(theta: Theta) -> np.ndarray:
@@ -302,5 +360,7 @@ def flat(theta: Theta) -> np.ndarray:
 
 def unflat(t: np.ndarray, like: Theta) -> Theta:
     """The vector's numbers as arrays of these shapes."""
+    if len(like) == 1:
+        return [t.reshape(np.shape(like[0]))]
     ends = accumulate(leaf.size for leaf in like)
     return [t[end - leaf.size : end].reshape(leaf.shape) for end, leaf in zip(ends, like, strict=True)]

