@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import StringIO
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ LABELS = {
     "untrained": "untrained, adapted alike",
     "nearest neighbour": "nearest neighbour, pixels",
 }
+LOST = "all diverged"
 
 
 # --- Text -------------------------------------------------------------------------------------------
@@ -72,11 +74,12 @@ def over(result: Row) -> str:
     return f"mean over {many} seeds ± 95 % interval" if many > 1 else "mean ± 95 % interval"
 
 
-def by_steps(curves: dict[str, Curve], steps: Sequence[int], width: int, word: Callable[[Row], str]) -> str:
-    """A line for each curve, a column for each number of steps, word(row) in it; a curve may end early."""
+def by_steps(curves: dict[str, Curve], steps: Sequence[int], width: int, score: str) -> str:
+    """A line for each curve, a column for each number of steps, the score in it; a curve may end early."""
     lines = [["", *(plural(k, "step") for k in steps)]]
     for name, curve in curves.items():
-        lines.append([LABELS.get(name, name), *map(word, curve), *[""] * (len(steps) - len(curve))])
+        means = [cell(row[score], row["ci95"], score == "accuracy") if row[score] < inf else LOST for row in curve]
+        lines.append([LABELS.get(name, name), *means, *[""] * (len(steps) - len(curve))])
     return table(lines, 26, width)
 
 

@@ -4,23 +4,21 @@ labels. Then test it on classes that it has not seen.
 
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain, islice
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from refmeta.fast import recorded, stacked
-from refmeta.lab import Checkpoint, runs
-from refmeta.lab.checkpoint import Keep, resumable
-from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over, plural
+from refmeta.fast import recorded
+from refmeta.lab import runs
+from refmeta.lab.display import Curve, Row, by_method, by_steps, over, plural
 from refmeta.lab.fewshot.drawings import SOURCE, SPLITS, omniglot
 from refmeta.lab.fewshot.images import Images, Task, episode, glyphs, minibatches, nearest_neighbour
 from refmeta.lab.fewshot.photographs import LAYOUT, folder
-from refmeta.lab.runs import Plan, Result, Run, option, whole
-from refmeta.lab.training import INNER, METHODS, Report, Step, adapted, method_of, optimiser, over_seeds, summary, train
+from refmeta.lab.runs import Keep, Plan, Result, Run, option, whole
+from refmeta.lab.training import INNER, METHODS, Report, adapted, method_of, over_seeds, summary
 from refmeta.models import MLP, NORMS, ConvNet, cross_entropy
 from refmeta.trees import Array, Loss, Tasks, Theta
 
@@ -169,27 +167,19 @@ def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | 
     Diverged: see `train`. ValueError: see `checkpoint.load` and `check_images`.
     """
     check_images(config, images)
-    began, outer = perf_counter(), optimiser(config.outer, config.iterations)
-    method, (_, loss), start = method_of(config), network(config), initial(config, seed)
-    draw, shots = (minibatches, config.batch) if method.displacement else (episode, config.shots)
+    displaces, (_, loss), start = METHODS[config.method].displacement, network(config), initial(config, seed)
+    draw, shots = (minibatches, config.batch) if displaces else (episode, config.shots)
     shape = config.ways, shots, config.queries, config.inner_steps
 
     def sample(rng: np.random.Generator) -> Tasks:
         return [draw(rng, images.train, *shape) for _ in range(config.tasks)]
 
-    algorithm, adapt = recorded(stacked(method.algorithm)), recorded(method.trajectory)
-    kept = resumable_on(images, keep, "fewshot", config, seed)(start, outer)
-    trained = train(algorithm, loss, start, sample, config.alpha, config.iterations, outer, seed, report, adapt, kept)
-    curve = accuracies(config, trained[0], test_episodes(config, images, seed))
-    return Run(config, seed, *trained, curve, perf_counter() - began, "fewshot")
+    def test(theta: Theta) -> Curve:
+        return accuracies(config, theta, test_episodes(config, images, seed))
 
-
-def resumable_on(
-    images: Images, keep: Keep | None, experiment: str, config: Config, seed: int
-) -> Callable[[Theta, Step], Checkpoint]:
-    """`resumable` for a training on these images: a checkpoint made with others is refused."""
-    settings = {"experiment": experiment, "seed": seed, **asdict(config)}
-    return partial(resumable, keep, {**settings, "images": images.fingerprint()} if keep else settings)
+    seen = {"images": images.fingerprint()} if keep else {}  # a checkpoint made with others is refused
+    training = runs.Training(loss, start, sample, test)
+    return runs.trained("fewshot", config, seed, training, report, keep, **seen)
 
 
 def test_episodes(config: Config, images: Images, seed: int) -> Iterator[Task]:
@@ -271,8 +261,8 @@ def plan(args: Namespace) -> Plan:
     beside = cache(partial(baselines, configs[0], images))
     compared = runs.compared("fewshot", args.method, "accuracy", args, configs, network, partial(run, images))
 
-    def summary_of(runs: list[Run]) -> Result:
-        result = compared.summary(runs)
+    def summary_of(trained: dict[str, list[Run]]) -> Result:
+        result = compared.summary(trained)
         curves, seconds = [beside(seed) for seed in result["seeds"]], result.pop("seconds")
         known = {name: over_seeds([each[name] for each in curves], "accuracy") for name in curves[0]}
         return {**result, "baselines": known, "seconds": seconds}
@@ -295,15 +285,11 @@ def text(result: Result) -> str:
         [
             f"\naccuracy (%) on unseen classes, {ways}-way {shots}-shot, {config['test_tasks']} episodes "
             f"({over(result)}), after",
-            by_steps(curves, config["test_steps"], 14, _mean),
+            by_steps(curves, config["test_steps"], 14, "accuracy"),
             f"{'chance':>26}{100 / ways:>14.1f}  (exact)",
             *notes,
         ]
     )
-
-
-def _mean(row: Row) -> str:
-    return cell(row["accuracy"], row["ci95"], percent=True) if row["accuracy"] <= 1 else "all diverged"
 
 
 HELP = "meta-train on images, and classify unseen classes from a few examples"

@@ -4,6 +4,7 @@ from argparse import Namespace
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from os.path import isfile
 from pathlib import Path
 from time import perf_counter
@@ -80,9 +81,7 @@ def plan(paper: Paper, args: Namespace) -> Plan:
         configs[name] = shortened(lab, name, config, args.minutes, kept)
         jobs += [_job(lab, name, configs[name], seed, place) for seed, place in places.items()]
 
-    def summary(done: list[Run]) -> Result:
-        each = iter(done)
-        trained = {name: [next(each) for _ in seeds] for name in configs}  # in the jobs' order
+    def summary(trained: dict[str, list[Run]]) -> Result:
         return {
             "experiment": "reproduce",
             "paper": paper.name,
@@ -90,8 +89,8 @@ def plan(paper: Paper, args: Namespace) -> Plan:
             "quick": args.quick,
             "resumed": bool(args.resume),
             "trainings": {name: _told(published[name].iterations, runs) for name, runs in trained.items()},
-            "tables": [_table(lab, table, trained) for table in paper.tables],
-            "seconds": sum(run.seconds for run in done),
+            "tables": [_table(lab, title, rows, trained) for title, rows in paper.tables.items()],
+            "seconds": sum(run.seconds for run in chain(*trained.values())),
         }
 
     return Plan(f"runs/{paper.name}-{args.seeds}", jobs, summary, runs.drawing("reproduce"))
@@ -109,20 +108,18 @@ def _told(published: int, trained: list[Run]) -> dict[str, Any]:
 # --- The tables --------------------------------------------------------------------------------------
 
 
-def _table(lab: Lab, table: papers.Table, trained: dict[str, list[Run]]) -> Result:
+SCORES = {"mse", "accuracy", "cca", "ratio"}
+
+
+def _table(lab: Lab, title: str, rows: list[papers.Row], trained: dict[str, list[Run]]) -> Result:
     """{title, score, rows}: of each row {label, training, …, published, bar, here: a curve over the seeds}."""
-    read = {row.label: [lab.read(row, run) for run in trained[row.training]] for row in table.rows}
-    here = {label: over_seeds(curves, table.score) for label, curves in read.items()}
-    unit = 100 if table.score == "accuracy" else 1  # as it is published
-    means = {label: {each["steps"]: unit * each[table.score] for each in curve} for label, curve in here.items()}
-    return {
-        "title": table.title,
-        "score": table.score,
-        "rows": [
-            {**row._asdict(), "bar": row.bar and _judged(row.bar, row, means), "here": here[row.label]}
-            for row in table.rows
-        ],
-    }
+    read = {row.label: [lab.read(row, run) for run in trained[row.training]] for row in rows}
+    (score,) = SCORES & read[rows[0].label][0][0].keys()
+    here = {label: over_seeds(curves, score) for label, curves in read.items()}
+    unit = 100 if score == "accuracy" else 1  # as it is published
+    means = {label: {each["steps"]: unit * each[score] for each in curve} for label, curve in here.items()}
+    told = [row._asdict() | {"bar": row.bar and _judged(row.bar, row, means), "here": here[row.label]} for row in rows]
+    return {"title": title, "score": score, "rows": told}
 
 
 def _judged(bar: Bar, row: papers.Row, means: dict[str, dict[int, float]]) -> Result:

@@ -14,14 +14,13 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from refmeta.lab import fewshot, runs
-from refmeta.lab.checkpoint import Keep
 from refmeta.lab.display import Row, bar, cell, plural, table
 from refmeta.lab.fewshot import experiment as characters
 from refmeta.lab.fewshot.images import Images
 from refmeta.lab.reuse import measurements as measure
-from refmeta.lab.runs import Experiment, Job, Options, Plan, Result, Run, whole
+from refmeta.lab.runs import Experiment, Job, Keep, Options, Plan, Result, Run, whole
 from refmeta.lab.sine import experiment as waves
-from refmeta.lab.training import Report, optimiser
+from refmeta.lab.training import NEVER, Report, optimiser
 from refmeta.models import accuracy
 from refmeta.trees import Array, Loss, Tasks, Theta
 
@@ -116,7 +115,8 @@ def classified(images: Images, config: Any, seed: int, report: Report, keep: Kee
     """The training of an ordinary classifier, on as many images as the config's tasks have."""
     (net, _), seen = characters.network(config), config.tasks * config.ways * (config.shots + config.queries)
     outer, (_, start) = optimiser(config.outer, config.iterations), measure.for_all(net, images.train, seed)
-    kept, began = characters.resumable_on(images, keep, "multiclass", config, seed)(start, outer), perf_counter()
+    began, known = perf_counter(), {"experiment": "multiclass", "seed": seed, **asdict(config)}
+    kept = keep({**known, "images": images.fingerprint()}, start, outer) if keep else NEVER
     more = {"report": report, "checkpoint": kept}
     _, theta = measure.multiclass(net, images.train, seen, config.iterations, outer, seed, **more)
     return Run(config, seed, theta, [], [], perf_counter() - began, "multiclass")
@@ -134,15 +134,14 @@ def plan(args: Namespace) -> Plan:
         for name, train in study.trainings.items()
     ]
 
-    def summary(runs: list[Run]) -> Result:
-        every = iter(runs)
-        trained = {seed: {name: next(every) for name in study.trainings} for seed in seeds}  # in the jobs' order
+    def summary(runs: dict[str, list[Run]]) -> Result:
+        trained = {seed: {name: runs[name][i] for name in runs} for i, seed in enumerate(seeds)}
         return {
             "experiment": "reuse",
             "data": args.data,
             "seeds": seeds,
             "config": {name: asdict(each) for name, each in study.configs.items()},
-            **_pooled([_measure(study, seed, runs) for seed, runs in trained.items()]),
+            **_pooled([_measure(study, seed, own) for seed, own in trained.items()]),
             "between": _between(study, trained),
             "seconds": perf_counter() - start,
         }
