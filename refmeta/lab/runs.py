@@ -152,7 +152,8 @@ def command(experiment: Experiment, args: Namespace) -> int:
                 with bar(job.iterations, f"{job.name}, seed {job.seed}") as move:
                     run = job.run(lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep)
             except Stopped as error:
-                return stopped(f"{experiment.name}: {_called(job, plan.jobs)}", folder, place, job.names, error)
+                which = f", seed {job.seed}" * (len(plan.jobs) > len(trained))  # there are several
+                return stopped(f"{experiment.name}: {job.name}{which}", folder, place, job.names, error)
             save_run(place, job.names, run.theta, plan.record(run))
             trained[job.name].append(run)
         result = plan.summary(trained)
@@ -174,10 +175,6 @@ def failed(what: str, diverged: list[bool]) -> int:
     if code := int(bool(diverged) and all(diverged)):
         print(f"refmeta {what}: every test task diverged: try a smaller rate or alpha", file=sys.stderr)
     return code
-
-
-def _called(job: Job, jobs: list[Job]) -> str:
-    return job.name if len({each.seed for each in jobs}) == 1 else f"{job.name}, seed {job.seed}"
 
 
 def save_run(place: Path, names: list[str], theta: Theta, record: Result | None) -> None:
@@ -275,11 +272,13 @@ def trained(name: str, config: Any, seed: int, it: Training, report: Report, kee
     return Run(config, seed, theta, history, it.test(theta), perf_counter() - began, name)
 
 
-def compared(
-    experiment: str, main: str, score: str, args: Namespace, configs: list[Any], network: Any, run: Any
-) -> Plan:
-    """Every config with every seed, by run(config, seed, report, keep). With one seed `main` gets the folder itself."""
+def compared(experiment: str, score: str, args: Namespace, configs: list[Any], network: Any, run: Any) -> Plan:
+    """Every config with every seed, by run(config, seed, report, keep).
+
+    With one seed the method that was asked for, the first config's, gets the folder itself.
+    """
     seeds = [args.seed] if args.seeds is None else seed_range(args.seeds)
+    main = "all" if args.method == "all" else configs[0].method
 
     def job(config: Any, seed: int) -> Job:
         place = "" if config.method == main and len(seeds) == 1 else f"{config.method}-{seed}"
@@ -398,8 +397,5 @@ RESUME = (
     f"go on with the stopped run in this folder; repeat its other options (checkpoints: every {RESUMED} iterations)"
 )
 SAME = " (default: as in training)"
-EVERY = {
-    "type": whole(1),
-    "metavar": "N",
-    "help": "save a checkpoint every N iterations and on Ctrl-C, for --resume (default: never)",
-}
+EVERY_HELP = "save a checkpoint every N iterations and on Ctrl-C, for --resume (default: never)"
+EVERY = {"type": whole(1), "metavar": "N", "help": EVERY_HELP}

@@ -218,17 +218,16 @@ def accuracies(config: Config, theta: Theta, tasks: Iterable[Task]) -> Curve:
     return [_row(k, column, **name) for name, rows in read for k, column in zip(config.test_steps, rows, strict=True)]
 
 
-Ask = Callable[[Any, Theta, Array, Array], Array]
+Ask = Callable[[MLP | ConvNet, Theta, Array, Array], Array]
 TRANSDUCTIVE = ", queries together"
 
 
-def _together(net: Any, phi: Theta, support: Array, x: Array) -> Array:
+def _together(net: MLP | ConvNet, phi: Theta, support: Array, x: Array) -> Array:
     """The logits of all queries in one batch."""
-    logits: Array = net(phi, x)
-    return logits
+    return net(phi, x)
 
 
-def _one_by_one(net: Any, phi: Theta, support: Array, x: Array) -> Array:
+def _one_by_one(net: MLP | ConvNet, phi: Theta, support: Array, x: Array) -> Array:
     """The logits of each query in a batch of its own, with the support images (Nichol et al. 2018, §6.1)."""
     batches = (np.concatenate([support, x[..., i : i + 1, :, :, :]], -4) for i in range(x.shape[-4]))
     return np.concatenate([net(phi, batch)[..., -1:, :] for batch in batches], -2)
@@ -259,7 +258,7 @@ def plan(args: Namespace) -> Plan:
     images = load(configs[0], args.root)
     configs = [fitted(config, images) for config in configs]
     beside = cache(partial(baselines, configs[0], images))
-    compared = runs.compared("fewshot", args.method, "accuracy", args, configs, network, partial(run, images))
+    compared = runs.compared("fewshot", "accuracy", args, configs, network, partial(run, images))
 
     def summary_of(trained: dict[str, list[Run]]) -> Result:
         result = compared.summary(trained)

@@ -66,17 +66,16 @@ class Study(NamedTuple):
 
     configs: dict[str, Any]  # of each regime that is meta-trained
     trainings: Mapping[str, Training]  # by regime
-    net: measure.Net
+    net: Any
     layers: measure.Layers  # those of the net; of classifiers, the logits centred
     loss: Loss
     score: measure.Score
     tasks: Callable[[int], Tasks]  # of a seed, unseen
-    nets: dict[str, measure.Net] = {}  # by regime, to ask NIL for labels; waves have none
-    untrained: Callable[[int], Theta] = lambda seed: []  # the random features of a seed
+    untrained: Callable[[int], Theta] | None = None  # the random features of a seed; waves have no NIL
 
     def logits(self, theta: Theta, x: Array) -> list[Array]:
         """The head alone, as it is."""
-        return self.net.layers(theta, x)[-1:]
+        return [*self.net.layers(theta, x)[-1:]]
 
 
 def of_waves(args: Namespace) -> Study:
@@ -101,14 +100,13 @@ def of_images(args: Namespace) -> Study:
     config = configs["maml"]
     net, loss = characters.network(config)
     trained: dict[str, Training] = {name: partial(characters.run, images, each) for name, each in configs.items()}
+    trained["multiclass"] = partial(classified, images, config)
     untrained = partial(characters.initial, config)
 
     def tasks(seed: int) -> Tasks:
         return list(characters.test_episodes(config, images, seed))
 
-    nets = {**dict.fromkeys(REGIMES, net), "multiclass": replace(net, classes=len(images.train))}
-    trained["multiclass"] = partial(classified, images, config)
-    return Study(configs, trained, net, measure.centred(net), loss, accuracy(net), tasks, nets, untrained)
+    return Study(configs, trained, net, measure.centred(net), loss, accuracy(net), tasks, untrained)
 
 
 def classified(images: Images, config: Any, seed: int, report: Report, keep: Keep | None = None) -> Run:
@@ -161,10 +159,11 @@ def _measure(study: Study, seed: int, trained: dict[str, Run]) -> dict[str, Any]
         move(2, "distances")
         rows["moved"] = measure.moved(study.loss, theta, tasks, alpha)
         move(3, "NIL")
-        if study.nets:
+        if study.untrained:
             rows["raw_logits"] = measure.similarity(study.logits, study.loss, theta, tasks[:ALIKE], alpha)
             thetas = {**{name: run.theta for name, run in trained.items()}, "random features": study.untrained(seed)}
-            rows["regimes"] = measure.regimes({name: (net, thetas[name]) for name, net in study.nets.items()}, tasks)
+            nets = {name: replace(study.net, classes=theta[-1].size) for name, theta in thetas.items()}  # all heads fit
+            rows["regimes"] = measure.regimes({name: (nets[name], thetas[name]) for name in REGIMES}, tasks)
         move(4, "")
     return {**rows, "own": {name: _own(trained[name].curve[-1]) for name in ("maml", "anil")}}
 

@@ -151,8 +151,7 @@ def plan(args: argparse.Namespace) -> Plan:
     configs = [configure(name, args.preset, args.quick, runs.given(args, Config)) for name in runs.asked(args)]
     if all(config.method != "joint" for config in configs):
         configs.append(beside(configs[0], args.preset))
-    main = "all" if args.method == "all" else configs[0].method
-    compared = runs.compared("sine", main, "mse", args, configs, network, run)
+    compared = runs.compared("sine", "mse", args, configs, network, run)
     return compared._replace(draw=runs.drawing("sine", True), more=[ANIMATION]) if args.animate else compared
 
 
