@@ -47,14 +47,10 @@ def cell(mean: float, ci95: float, percent: bool = False) -> str:
     return f"{100 * mean:.1f} ± {100 * ci95:.1f}" if percent else f"{mean:.3f} ± {ci95:.3f}"
 
 
-def table(lines: Sequence[Sequence[str]], *least: int, gap: str = "") -> str:
-    """Lines of cells as text, each column to the right; a column without a cell below its head is left out.
-
-    `least` are the columns' smallest widths, the last of them that of all further columns.
-    """
+def table(lines: Sequence[Sequence[str]], gap: str = "") -> str:
+    """Lines of cells as text, each column to the right; a column without a cell below its head is left out."""
     columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
-    wide = [*least, *least[-1:] * len(columns)] or [0] * len(columns)
-    widths = [max(low, *map(len, column)) for low, column in zip(wide, columns, strict=False)]
+    widths = [max(map(len, column)) for column in columns]
     return "\n".join(
         gap.join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in zip(*columns, strict=True)
@@ -76,11 +72,11 @@ def over(result: Row) -> str:
 
 def by_steps(curves: dict[str, Curve], steps: Sequence[int], width: int, score: str) -> str:
     """A line for each curve, a column for each number of steps, the score in it; a curve may end early."""
-    lines = [["", *(plural(k, "step") for k in steps)]]
+    lines = [[" " * 26, *(plural(k, "step").rjust(width) for k in steps)]]
     for name, curve in curves.items():
         means = [cell(row[score], row["ci95"], score == "accuracy") if row[score] < inf else LOST for row in curve]
         lines.append([LABELS.get(name, name), *means, *[""] * (len(steps) - len(curve))])
-    return table(lines, 26, width)
+    return table(lines)
 
 
 # --- Progress ---------------------------------------------------------------------------------------

@@ -225,9 +225,9 @@ def options_of(config: Any) -> Options:
 
 
 def given(args: Namespace, config: Any) -> dict[str, Any]:
-    """The options that were given and are fields of Config, without the method."""
-    names = {field.name for field in fields(config)} - {"method"}
-    return {name: value for name, value in vars(args).items() if name in names and value is not None}
+    """The options that were given and are fields of Config."""
+    values = {field.name: getattr(args, field.name, None) for field in fields(config)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def asked(args: Namespace) -> list[Any]:

@@ -3,7 +3,7 @@ labels. Then test it on classes that it has not seen.
 """
 
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain, islice
@@ -204,7 +204,7 @@ def accuracies(config: Config, theta: Theta, tasks: Iterable[Task]) -> Curve:
     together, as the papers do, in further rows, whose "method" says so (see `TRANSDUCTIVE`).
     """
     (net, loss), trajectory = network(config), recorded(method_of(config).trajectory)
-    ways: list[Ask] = [_one_by_one, _together] if config.norm == "batch" else [_together]
+    ways = [_one_by_one, _together] if config.norm == "batch" else [_together]
     scores, alpha, left = [], runs.test_alpha(config), iter(tasks)  # scores: (ways, steps, tasks)
     some = (adapted(loss, theta, part, alpha, trajectory) for part in iter(lambda: list(islice(left, TOGETHER)), []))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -218,7 +218,6 @@ def accuracies(config: Config, theta: Theta, tasks: Iterable[Task]) -> Curve:
     return [_row(k, column, **name) for name, rows in read for k, column in zip(config.test_steps, rows, strict=True)]
 
 
-Ask = Callable[[MLP | ConvNet, Theta, Array, Array], Array]
 TRANSDUCTIVE = ", queries together"
 
 

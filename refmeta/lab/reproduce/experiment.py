@@ -72,14 +72,13 @@ def plan(paper: Paper, args: Namespace) -> Plan:
     seeds, lab = runs.seed_range(args.seeds), LABS[paper.data](args)
     published = {name: lab.configure(False, settings) for name, settings in paper.trainings.items()}
     jobs: list[Job] = []
-    configs: dict[str, Any] = {}
     for name, settings in paper.trainings.items():
         places = {seed: f"{name.replace(' ', '-')}-{seed}" for seed in seeds}
         kept = Path(args.resume) / places[seeds[0]] / CHECKPOINT if args.resume else None
         quick = {key: value for key, value in settings.items() if key != "iterations"}  # --quick has its own
         config = lab.configure(True, quick) if args.quick else published[name]
-        configs[name] = shortened(lab, name, config, args.minutes, kept)
-        jobs += [_job(lab, name, configs[name], seed, place) for seed, place in places.items()]
+        config = shortened(lab, name, config, args.minutes, kept)
+        jobs += [_job(lab, name, config, seed, place) for seed, place in places.items()]
 
     def summary(trained: dict[str, list[Run]]) -> Result:
         return {
@@ -108,13 +107,14 @@ def _told(published: int, trained: list[Run]) -> dict[str, Any]:
 # --- The tables --------------------------------------------------------------------------------------
 
 
-SCORES = {"mse", "accuracy", "cca", "ratio"}
+# What a curve may have, and its name on an axis.
+SCORES = {"mse": "mean squared error", "accuracy": "accuracy (%)", "cca": "similarity", "ratio": "ratio"}
 
 
 def _table(lab: Lab, title: str, rows: list[papers.Row], trained: dict[str, list[Run]]) -> Result:
     """{title, score, rows}: of each row {label, training, …, published, bar, here: a curve over the seeds}."""
     read = {row.label: [lab.read(row, run) for run in trained[row.training]] for row in rows}
-    (score,) = SCORES & read[rows[0].label][0][0].keys()
+    (score,) = SCORES.keys() & read[rows[0].label][0][0].keys()
     here = {label: over_seeds(curves, score) for label, curves in read.items()}
     unit = 100 if score == "accuracy" else 1  # as it is published
     means = {label: {each["steps"]: unit * each[score] for each in curve} for label, curve in here.items()}

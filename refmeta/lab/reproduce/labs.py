@@ -36,8 +36,7 @@ class Lab(NamedTuple):
 
 def of_waves(args: Namespace) -> Lab:
     def configure(quick: bool, settings: dict[str, Any]) -> waves.Config:
-        own = {name: value for name, value in settings.items() if name != "preset"}
-        return waves.configure(own["method"], settings["preset"], quick, own)
+        return waves.configure(settings["method"], args.paper, quick, settings)
 
     def run(name: str, *given: Any) -> Run:
         return waves.run(*given)

@@ -303,7 +303,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the sine experiment for every combination of the given values and seeds. The options are those of refmeta
     sine, each with one value or several. The folder keeps every finished run: the same command goes on where it was
     stopped, and a command with other values adds its runs."""
-    given = {name: getattr(args, name) for name in ALONG if getattr(args, name) is not None}
+    given = runs.given(args, Config)
     if given.get("method") == ["all"]:
         given["method"] = list(METHODS)
     seeds = [seed for part in args.seeds.split(",") for seed in seed_range(part)]
