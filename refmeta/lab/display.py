@@ -50,11 +50,8 @@ def cell(mean: float, ci95: float, percent: bool = False) -> str:
 def table(lines: Sequence[Sequence[str]], gap: str = "") -> str:
     """Lines of cells as text, each column to the right; a column without a cell below its head is left out."""
     columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join(
-        gap.join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in zip(*columns, strict=True)
-    )
+    padded = [[cell.rjust(max(map(len, column))) for cell in column] for column in columns]
+    return "\n".join(gap.join(line).rstrip() for line in zip(*padded, strict=True))
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -260,16 +260,16 @@ class Training(NamedTuple):
     test: Callable[[Theta], Curve]
 
 
-def trained(name: str, config: Any, seed: int, it: Training, report: Report, keep: Keep | None, **seen: Any) -> Run:
+def trained(name: str, config: Any, seed: int, what: Training, report: Report, keep: Keep | None, **more: Any) -> Run:
     """Meta-train θ as the config says, from its checkpoint if there is one, and test it.
 
-    seen: what determines the training beside config and seed, for the checkpoint. Errors: see `train` and `load`.
+    more: further settings that determine the training, for the checkpoint. Errors: see `train` and `load`.
     """
     began, outer, method = perf_counter(), optimiser(config.outer, config.iterations), method_of(config)
-    kept = keep({"experiment": name, "seed": seed, **asdict(config), **seen}, it.start, outer) if keep else NEVER
+    kept = keep({"experiment": name, "seed": seed, **asdict(config), **more}, what.start, outer) if keep else NEVER
     how = config.alpha, config.iterations, outer, seed, report, recorded(method.trajectory), kept
-    theta, history = training.train(recorded(stacked(method.algorithm)), it.loss, it.start, it.sample, *how)
-    return Run(config, seed, theta, history, it.test(theta), perf_counter() - began, name)
+    theta, history = training.train(recorded(stacked(method.algorithm)), what.loss, what.start, what.sample, *how)
+    return Run(config, seed, theta, history, what.test(theta), perf_counter() - began, name)
 
 
 def compared(experiment: str, score: str, args: Namespace, configs: list[Any], network: Any, run: Any) -> Plan:

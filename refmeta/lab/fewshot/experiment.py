@@ -279,15 +279,10 @@ def text(result: Result) -> str:
     for name, curve in curves.items():
         lost = [f"{row['diverged']} after {plural(row['steps'], 'step')}" for row in curve if row["diverged"]]
         notes += [f"{name}: episodes that diverged, left out of the mean: {', '.join(lost)}"] * bool(lost)
-    return "\n".join(
-        [
-            f"\naccuracy (%) on unseen classes, {ways}-way {shots}-shot, {config['test_tasks']} episodes "
-            f"({over(result)}), after",
-            by_steps(curves, config["test_steps"], 14, "accuracy"),
-            f"{'chance':>26}{100 / ways:>14.1f}  (exact)",
-            *notes,
-        ]
-    )
+    tested = f"{config['test_tasks']} episodes ({over(result)})"
+    title = f"\naccuracy (%) on unseen classes, {ways}-way {shots}-shot, {tested}, after"
+    chance = f"{'chance':>26}{100 / ways:>14.1f}  (exact)"
+    return "\n".join([title, by_steps(curves, config["test_steps"], 14, "accuracy"), chance, *notes])
 
 
 HELP = "meta-train on images, and classify unseen classes from a few examples"

@@ -38,13 +38,10 @@ def of_waves(args: Namespace) -> Lab:
     def configure(quick: bool, settings: dict[str, Any]) -> waves.Config:
         return waves.configure(settings["method"], args.paper, quick, settings)
 
-    def run(name: str, *given: Any) -> Run:
-        return waves.run(*given)
-
     def read(row: Row, run: Run) -> Curve:
         return waves.tested(replace(run.config, **row.test), run.theta, run.seed) if row.test else run.curve
 
-    return Lab(configure, waves.network, run, read)
+    return Lab(configure, waves.network, lambda name, *given: waves.run(*given), read)
 
 
 def of_characters(args: Namespace) -> Lab:

@@ -75,7 +75,7 @@ class Study(NamedTuple):
 
     def logits(self, theta: Theta, x: Array) -> list[Array]:
         """The head alone, as it is."""
-        return [*self.net.layers(theta, x)[-1:]]
+        return [self.net.layers(theta, x)[-1]]
 
 
 def of_waves(args: Namespace) -> Study:

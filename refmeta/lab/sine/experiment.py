@@ -162,14 +162,10 @@ def text(result: Result) -> str:
     curves = {method: [curve[k] for k in steps] for method, curve in by_method(result["curve"]).items()}
     known = ("best without the task", best, formula), ("always 0", ZERO_MSE, "")
     points = f" of {plural(config['test_shots'], 'point')}" * bool(config["test_shots"])
-    return "\n".join(
-        [
-            f"\nmean squared error on {config['test_tasks']} unseen tasks{points} ({over(result)}), after",
-            by_steps(curves, steps, 16, "mse"),
-            *(f"{label:>26}{value:>11.6f}  (exact)  {note}" for label, value, note in known),
-            *(_diverged(method, rows) for method, rows in curves.items() if any(row["diverged"] for row in rows)),
-        ]
-    )
+    title = f"\nmean squared error on {config['test_tasks']} unseen tasks{points} ({over(result)}), after"
+    exact = [f"{label:>26}{value:>11.6f}  (exact)  {note}" for label, value, note in known]
+    lost = [_diverged(method, rows) for method, rows in curves.items() if any(row["diverged"] for row in rows)]
+    return "\n".join([title, by_steps(curves, steps, 16, "mse"), *exact, *lost])
 
 
 def _diverged(method: str, rows: Curve) -> str:
