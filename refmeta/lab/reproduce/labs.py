@@ -61,7 +61,7 @@ def of_characters(args: Namespace) -> Lab:
         return train(of(config), config, *given)
 
     def read(row: Row, run: Run) -> Curve:
-        if row.read in ("", TOGETHER):
+        if row.read in ("", "together"):  # all queries in one batch, see `fewshot.accuracies`
             return [each for each in run.curve if ("method" in each) == bool(row.read)]
         return READS[row.read](of(run.config), run)
 
@@ -72,8 +72,6 @@ LABS = {"sine": of_waves, "omniglot": of_characters}
 
 
 # --- What can be read from a θ trained on characters -------------------------------------------------
-
-TOGETHER = "together"  # all queries in one batch, see `fewshot.accuracies`
 
 
 def _episodes(images: Images, run: Run) -> Tasks:
