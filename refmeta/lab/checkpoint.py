@@ -9,12 +9,12 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from refmeta.lab.files import plain, regular, save_arrays, versions
-from refmeta.lab.training import NEVER, Checkpoint, State, Step
+from refmeta.lab.training import Checkpoint, State, Step
 from refmeta.trees import Array, Theta
 
 FORMAT = 2  # version 1 was a line "refmeta-checkpoint 1 SHA-256", then bytes
@@ -23,24 +23,14 @@ HUGE = 1 << 30  # bytes of a checkpoint whose settings are not known yet
 ENTRY = np.dtype([("iteration", np.int64), ("loss", np.float64)])  # of the history
 
 
-class Keep(NamedTuple):
-    """The path of a run's checkpoint, and the number of iterations between two."""
-
-    path: Path
-    every: int
-
-
-def resumable(keep: Keep | None, settings: dict[str, Any], theta: Theta, outer: Step) -> Checkpoint:
+def resumable(path: Path, every: int, settings: dict[str, Any], theta: Theta, outer: Step) -> Checkpoint:
     """The Checkpoint for `train`: it starts from the file's state, if there is a file, else from θ.
 
-    Errors: see `save` and `load`.
+    every: the number of iterations between two. Errors: see `save` and `load`.
     """
-    if keep is None:
-        return NEVER
-    keep.path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     like = State(0, theta, outer(theta, [0 * leaf for leaf in theta])[1], [])
-    start = load(keep.path, settings, like) if keep.path.exists() else None
-    return Checkpoint(keep.every, partial(save, keep.path, settings), start)
+    return Checkpoint(every, partial(save, path, settings), load(path, settings, like) if path.exists() else None)
 
 
 def save(path: Path, settings: dict[str, Any], state: State) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import StringIO
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ LABELS = {
     "untrained": "untrained, adapted alike",
     "nearest neighbour": "nearest neighbour, pixels",
 }
+LOST = "all diverged"
 
 
 # --- Text -------------------------------------------------------------------------------------------
@@ -45,18 +47,11 @@ def cell(mean: float, ci95: float, percent: bool = False) -> str:
     return f"{100 * mean:.1f} ± {100 * ci95:.1f}" if percent else f"{mean:.3f} ± {ci95:.3f}"
 
 
-def table(lines: Sequence[Sequence[str]], *least: int, gap: str = "") -> str:
-    """Lines of cells as text, each column to the right; a column without a cell below its head is left out.
-
-    `least` are the columns' smallest widths, the last of them that of all further columns.
-    """
+def table(lines: Sequence[Sequence[str]], gap: str = "") -> str:
+    """Lines of cells as text, each column to the right; a column without a cell below its head is left out."""
     columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
-    wide = [*least, *least[-1:] * len(columns)] or [0] * len(columns)
-    widths = [max(low, *map(len, column)) for low, column in zip(wide, columns, strict=False)]
-    return "\n".join(
-        gap.join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in zip(*columns, strict=True)
-    )
+    padded = [[cell.rjust(max(map(len, column))) for cell in column] for column in columns]
+    return "\n".join(gap.join(line).rstrip() for line in zip(*padded, strict=True))
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -72,12 +67,13 @@ def over(result: Row) -> str:
     return f"mean over {many} seeds ± 95 % interval" if many > 1 else "mean ± 95 % interval"
 
 
-def by_steps(curves: dict[str, Curve], steps: Sequence[int], width: int, word: Callable[[Row], str]) -> str:
-    """A line for each curve, a column for each number of steps, word(row) in it; a curve may end early."""
-    lines = [["", *(plural(k, "step") for k in steps)]]
+def by_steps(curves: dict[str, Curve], steps: Sequence[int], width: int, score: str) -> str:
+    """A line for each curve, a column for each number of steps, the score in it; a curve may end early."""
+    lines = [[" " * 26, *(plural(k, "step").rjust(width) for k in steps)]]
     for name, curve in curves.items():
-        lines.append([LABELS.get(name, name), *map(word, curve), *[""] * (len(steps) - len(curve))])
-    return table(lines, 26, width)
+        means = [cell(row[score], row["ci95"], score == "accuracy") if row[score] < inf else LOST for row in curve]
+        lines.append([LABELS.get(name, name), *means, *[""] * (len(steps) - len(curve))])
+    return table(lines)
 
 
 # --- Progress ---------------------------------------------------------------------------------------

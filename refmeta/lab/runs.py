@@ -7,7 +7,7 @@ An experiment is data. Its author writes, in refmeta/lab/NAME/,
                                   by `option` is an option of the command too
                         options   {name of the option: keywords of argparse's add_argument}, in the order of --help
                         run       run(config, seed, report, keep) -> Run: train, from the checkpoint if there is one,
-                                  and test; report(iteration, loss) and keep go to `train` (see `resumable`)
+                                  and test; report(iteration, loss) and keep go to `trained`
                         plan      plan(args) -> Plan: the runs that these options ask for (ValueError: impossible ones)
                         text      text(result) -> str: the tables, from the same dict as in result.json
                         NAME      Experiment("name", help, description, options, plan, text, figures)
@@ -28,18 +28,25 @@ from contextlib import contextmanager
 from dataclasses import asdict, field, fields
 from functools import partial
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from refmeta.checks import check_alpha
-from refmeta.lab.checkpoint import Keep
-from refmeta.lab.display import bar
+from refmeta.fast import recorded, stacked
+from refmeta.lab import training
+from refmeta.lab.checkpoint import resumable
+from refmeta.lab.display import Curve, bar
 from refmeta.lab.files import CHECKPOINT, checkpoints, locked, new_folder, replace, save_result, save_theta, writable
-from refmeta.lab.training import METHODS, Diverged, History, Report, Stopped, optimiser, over_seeds
-from refmeta.trees import Theta
+from refmeta.lab.training import METHODS, NEVER, Diverged, History, Report, Stopped, method_of, optimiser, over_seeds
+from refmeta.trees import Loss, Tasks, Theta
 
 Options = dict[str, dict[str, Any]]  # the name of an option, and its keywords of argparse's add_argument
 Result = dict[str, Any]  # as result.json has it
+Keep = Callable[[Result, Theta, training.Step], training.Checkpoint]  # of a run's settings, first θ and outer optimiser
 
 
 class Run(NamedTuple):
@@ -49,7 +56,7 @@ class Run(NamedTuple):
     seed: int
     theta: Theta
     history: History
-    curve: list[dict[str, Any]]
+    curve: Curve
     seconds: float
     experiment: str
 
@@ -82,7 +89,7 @@ class Plan(NamedTuple):
 
     folder: str  # the default of --out
     jobs: list[Job]
-    summary: Callable[[list[Run]], Result]
+    summary: Callable[[dict[str, list[Run]]], Result]  # of the runs of each name, a run for each seed
     draw: Callable[..., Any] | None  # (folder, result, the runs of the first seed); see `drawing`
     record: Callable[[Run], Result | None] = Run.result  # the result.json of a job's place; None: it has none
     more: Sequence[str] = ()  # what it draws beside the experiment's figures
@@ -136,28 +143,30 @@ def declare(parser: Any, options: Options) -> None:
 def command(experiment: Experiment, args: Namespace) -> int:
     """Do the jobs; save, print and draw the results. Returns the exit code: 1 where training or every test diverged."""
     plan, every = experiment.plan(args), args.checkpoint_every or RESUMED * bool(args.resume)
-    runs: list[Run] = []
+    trained: dict[str, list[Run]] = {job.name: [] for job in plan.jobs}
     with output_folder(args, plan.folder, [job.place for job in plan.jobs]) as folder:
         for job in plan.jobs:
             place = folder / job.place
-            keep = Keep(place / CHECKPOINT, every) if every else None
+            keep = partial(resumable, place / CHECKPOINT, every) if every else None
             try:
                 with bar(job.iterations, f"{job.name}, seed {job.seed}") as move:
                     run = job.run(lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep)
             except Stopped as error:
-                return stopped(f"{experiment.name}: {_called(job, plan.jobs)}", folder, place, job.names, error)
+                which = f", seed {job.seed}" * (len(plan.jobs) > len(trained))  # there are several
+                return stopped(f"{experiment.name}: {job.name}{which}", folder, place, job.names, error)
             save_run(place, job.names, run.theta, plan.record(run))
-            runs.append(run)
-        result = plan.summary(runs)
+            trained[job.name].append(run)
+        result = plan.summary(trained)
         if all(job.place for job in plan.jobs):  # else it is that one job's folder, and has its result
             save_result(folder / "result.json", result)
         said = experiment.text(result) + too_short(args)
         print(said)
         if experiment.report:
             replace(folder / experiment.report, lambda file: file.write(f"{said.strip()}\n".encode()))
-        first = [run for run in runs if run.seed == runs[0].seed]
+        first = [runs[0] for runs in trained.values()]
         show(folder, experiment.files, [*experiment.figures, *plan.more], plan.draw, folder, result, first)
-    lost = [row["diverged"] == run.config.test_tasks for run in runs for row in run.curve if row["steps"]]
+    done = chain(*trained.values())
+    lost = [row["diverged"] == run.config.test_tasks for run in done for row in run.curve if row["steps"]]
     return failed(experiment.name, lost)
 
 
@@ -166,10 +175,6 @@ def failed(what: str, diverged: list[bool]) -> int:
     if code := int(bool(diverged) and all(diverged)):
         print(f"refmeta {what}: every test task diverged: try a smaller rate or alpha", file=sys.stderr)
     return code
-
-
-def _called(job: Job, jobs: list[Job]) -> str:
-    return job.name if len({each.seed for each in jobs}) == 1 else f"{job.name}, seed {job.seed}"
 
 
 def save_run(place: Path, names: list[str], theta: Theta, record: Result | None) -> None:
@@ -220,9 +225,9 @@ def options_of(config: Any) -> Options:
 
 
 def given(args: Namespace, config: Any) -> dict[str, Any]:
-    """The options that were given and are fields of Config, without the method."""
-    names = {field.name for field in fields(config)} - {"method"}
-    return {name: value for name, value in vars(args).items() if name in names and value is not None}
+    """The options that were given and are fields of Config."""
+    values = {field.name: getattr(args, field.name, None) for field in fields(config)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def asked(args: Namespace) -> list[Any]:
@@ -246,19 +251,52 @@ def test_alpha(config: Any) -> float:
     return float(config.alpha if config.test_alpha is None else config.test_alpha)
 
 
-def compared(
-    experiment: str, main: str, score: str, args: Namespace, configs: list[Any], network: Any, run: Any
-) -> Plan:
-    """Every config with every seed, by run(config, seed, report, keep). With one seed `main` gets the folder itself."""
+class Training(NamedTuple):
+    """The loss, the first θ, how to draw the tasks of an iteration, and how to test the last θ."""
+
+    loss: Loss
+    start: Theta
+    sample: Callable[[np.random.Generator], Tasks]
+    test: Callable[[Theta], Curve]
+
+
+def trained(name: str, config: Any, seed: int, what: Training, report: Report, keep: Keep | None, **more: Any) -> Run:
+    """Meta-train θ as the config says, from its checkpoint if there is one, and test it.
+
+    more: further settings that determine the training, for the checkpoint. Errors: see `train` and `load`.
+    """
+    began, outer, method = perf_counter(), optimiser(config.outer, config.iterations), method_of(config)
+    kept = keep({"experiment": name, "seed": seed, **asdict(config), **more}, what.start, outer) if keep else NEVER
+    how = config.alpha, config.iterations, outer, seed, report, recorded(method.trajectory), kept
+    theta, history = training.train(recorded(stacked(method.algorithm)), what.loss, what.start, what.sample, *how)
+    return Run(config, seed, theta, history, what.test(theta), perf_counter() - began, name)
+
+
+def compared(experiment: str, score: str, args: Namespace, configs: list[Any], network: Any, run: Any) -> Plan:
+    """Every config with every seed, by run(config, seed, report, keep).
+
+    With one seed the method that was asked for, the first config's, gets the folder itself.
+    """
     seeds = [args.seed] if args.seeds is None else seed_range(args.seeds)
+    main = "all" if args.method == "all" else configs[0].method
 
     def job(config: Any, seed: int) -> Job:
         place = "" if config.method == main and len(seeds) == 1 else f"{config.method}-{seed}"
         return Job(config.method, seed, place, config.iterations, network(config)[0].names, partial(run, config, seed))
 
+    def summary(trained: dict[str, list[Run]]) -> Result:
+        curves = {method: over_seeds([run.curve for run in runs], score) for method, runs in trained.items()}
+        return {
+            "experiment": experiment,
+            "method": main,
+            "seeds": seeds,
+            "config": {config.method: asdict(config) for config in configs},
+            "curve": [{"method": method, **row} for method, curve in curves.items() for row in curve],
+            "seconds": sum(run.seconds for run in chain(*trained.values())),
+        }
+
     jobs = [job(config, seed) for seed in seeds for config in configs]
-    folder = f"runs/{experiment}-{main}-{args.seeds or args.seed}"
-    return Plan(folder, jobs, partial(summary, experiment, main, score), drawing(experiment))
+    return Plan(f"runs/{experiment}-{main}-{args.seeds or args.seed}", jobs, summary, drawing(experiment))
 
 
 def drawing(experiment: str, *more: Any) -> Callable[..., Any] | None:
@@ -273,20 +311,6 @@ def drawing(experiment: str, *more: Any) -> Callable[..., Any] | None:
     except ValueError as error:
         raise ValueError(f"matplotlib (MPLBACKEND, matplotlibrc): {error}") from error
     return lambda *made: draw(*made, *more)
-
-
-def summary(experiment: str, main: str, score: str, runs: list[Run]) -> Result:
-    """The result of all runs: each method's curve over the seeds."""
-    configs = {run.config.method: run.config for run in runs}
-    curves = {m: over_seeds([run.curve for run in runs if run.config.method == m], score) for m in configs}
-    return {
-        "experiment": experiment,
-        "method": main,
-        "seeds": list(dict.fromkeys(run.seed for run in runs)),
-        "config": {method: asdict(config) for method, config in configs.items()},
-        "curve": [{"method": method, **row} for method, curve in curves.items() for row in curve],
-        "seconds": sum(run.seconds for run in runs),
-    }
 
 
 # --- The folder -------------------------------------------------------------------------------------
@@ -373,8 +397,5 @@ RESUME = (
     f"go on with the stopped run in this folder; repeat its other options (checkpoints: every {RESUMED} iterations)"
 )
 SAME = " (default: as in training)"
-EVERY = {
-    "type": whole(1),
-    "metavar": "N",
-    "help": "save a checkpoint every N iterations and on Ctrl-C, for --resume (default: never)",
-}
+EVERY_HELP = "save a checkpoint every N iterations and on Ctrl-C, for --resume (default: never)"
+EVERY = {"type": whole(1), "metavar": "N", "help": EVERY_HELP}

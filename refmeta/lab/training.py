@@ -129,10 +129,6 @@ class Method(NamedTuple):
     # inside, and what it descends is α times a gradient.
     displacement: bool = False
 
-    def by(self, optimiser: Callable[[float], Step]) -> "Method":
-        """The same displacement with another optimiser inside."""
-        return Method(reptile_by(optimiser), trajectory_by(optimiser), True)
-
 
 METHODS = {
     "maml": Method(algorithms.maml),
@@ -145,8 +141,8 @@ METHODS = {
 
 def method_of(config: Any) -> Method:
     """The method of a Config, with its inner optimiser."""
-    method = METHODS[config.method]
-    return method if config.inner == "sgd" else method.by(INNER[config.inner])
+    inner = INNER[config.inner]
+    return METHODS[config.method] if inner is sgd else Method(reptile_by(inner), trajectory_by(inner), True)
 
 
 # --- Meta-training ----------------------------------------------------------------------------------

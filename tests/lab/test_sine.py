@@ -13,7 +13,7 @@ from refmeta.lab import adam, evaluate, reptile_by, train, trajectory_by
 from refmeta.lab.sine import experiment
 from refmeta.lab.sine.experiment import configure, network, unseen
 from refmeta.lab.sine.waves import AGNOSTIC, AGNOSTIC_MSE, GRID, LAWS, ZERO_MSE
-from refmeta.lab.training import method_of, trajectory_of_head
+from refmeta.lab.training import method_of, optimiser, trajectory_of_head
 
 # --- The laws of sine waves ---
 
@@ -130,7 +130,7 @@ def test_a_run_trains_and_tests_as_configured(method, more, algorithm, adapts):
         return law.train(rng, 4, 7, 3)
 
     start = net.init(np.random.default_rng([seed, 2**32]), "glorot")
-    outer = experiment.optimiser(config.outer, 5)
+    outer = optimiser(config.outer, 5)
     theta, history = train(algorithm, loss, start, sample, config.alpha, 5, outer, seed, trajectory=adapts)
     tests = unseen(config, seed)
     rows = evaluate(loss, theta, tests, config.alpha, trajectory=adapts, limit=20)

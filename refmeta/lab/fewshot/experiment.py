@@ -3,24 +3,22 @@ labels. Then test it on classes that it has not seen.
 """
 
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain, islice
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from refmeta.fast import recorded, stacked
-from refmeta.lab import Checkpoint, runs
-from refmeta.lab.checkpoint import Keep, resumable
-from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over, plural
+from refmeta.fast import recorded
+from refmeta.lab import runs
+from refmeta.lab.display import Curve, Row, by_method, by_steps, over, plural
 from refmeta.lab.fewshot.drawings import SOURCE, SPLITS, omniglot
 from refmeta.lab.fewshot.images import Images, Task, episode, glyphs, minibatches, nearest_neighbour
 from refmeta.lab.fewshot.photographs import LAYOUT, folder
-from refmeta.lab.runs import Plan, Result, Run, option, whole
-from refmeta.lab.training import INNER, METHODS, Report, Step, adapted, method_of, optimiser, over_seeds, summary, train
+from refmeta.lab.runs import Keep, Plan, Result, Run, option, whole
+from refmeta.lab.training import INNER, METHODS, Report, adapted, method_of, over_seeds, summary
 from refmeta.models import MLP, NORMS, ConvNet, cross_entropy
 from refmeta.trees import Array, Loss, Tasks, Theta
 
@@ -169,27 +167,19 @@ def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | 
     Diverged: see `train`. ValueError: see `checkpoint.load` and `check_images`.
     """
     check_images(config, images)
-    began, outer = perf_counter(), optimiser(config.outer, config.iterations)
-    method, (_, loss), start = method_of(config), network(config), initial(config, seed)
-    draw, shots = (minibatches, config.batch) if method.displacement else (episode, config.shots)
+    displaces, (_, loss), start = METHODS[config.method].displacement, network(config), initial(config, seed)
+    draw, shots = (minibatches, config.batch) if displaces else (episode, config.shots)
     shape = config.ways, shots, config.queries, config.inner_steps
 
     def sample(rng: np.random.Generator) -> Tasks:
         return [draw(rng, images.train, *shape) for _ in range(config.tasks)]
 
-    algorithm, adapt = recorded(stacked(method.algorithm)), recorded(method.trajectory)
-    kept = resumable_on(images, keep, "fewshot", config, seed)(start, outer)
-    trained = train(algorithm, loss, start, sample, config.alpha, config.iterations, outer, seed, report, adapt, kept)
-    curve = accuracies(config, trained[0], test_episodes(config, images, seed))
-    return Run(config, seed, *trained, curve, perf_counter() - began, "fewshot")
+    def test(theta: Theta) -> Curve:
+        return accuracies(config, theta, test_episodes(config, images, seed))
 
-
-def resumable_on(
-    images: Images, keep: Keep | None, experiment: str, config: Config, seed: int
-) -> Callable[[Theta, Step], Checkpoint]:
-    """`resumable` for a training on these images: a checkpoint made with others is refused."""
-    settings = {"experiment": experiment, "seed": seed, **asdict(config)}
-    return partial(resumable, keep, {**settings, "images": images.fingerprint()} if keep else settings)
+    seen = {"images": images.fingerprint()} if keep else {}  # a checkpoint made with others is refused
+    training = runs.Training(loss, start, sample, test)
+    return runs.trained("fewshot", config, seed, training, report, keep, **seen)
 
 
 def test_episodes(config: Config, images: Images, seed: int) -> Iterator[Task]:
@@ -214,7 +204,7 @@ def accuracies(config: Config, theta: Theta, tasks: Iterable[Task]) -> Curve:
     together, as the papers do, in further rows, whose "method" says so (see `TRANSDUCTIVE`).
     """
     (net, loss), trajectory = network(config), recorded(method_of(config).trajectory)
-    ways: list[Ask] = [_one_by_one, _together] if config.norm == "batch" else [_together]
+    ways = [_one_by_one, _together] if config.norm == "batch" else [_together]
     scores, alpha, left = [], runs.test_alpha(config), iter(tasks)  # scores: (ways, steps, tasks)
     some = (adapted(loss, theta, part, alpha, trajectory) for part in iter(lambda: list(islice(left, TOGETHER)), []))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -228,17 +218,15 @@ def accuracies(config: Config, theta: Theta, tasks: Iterable[Task]) -> Curve:
     return [_row(k, column, **name) for name, rows in read for k, column in zip(config.test_steps, rows, strict=True)]
 
 
-Ask = Callable[[Any, Theta, Array, Array], Array]
 TRANSDUCTIVE = ", queries together"
 
 
-def _together(net: Any, phi: Theta, support: Array, x: Array) -> Array:
+def _together(net: MLP | ConvNet, phi: Theta, support: Array, x: Array) -> Array:
     """The logits of all queries in one batch."""
-    logits: Array = net(phi, x)
-    return logits
+    return net(phi, x)
 
 
-def _one_by_one(net: Any, phi: Theta, support: Array, x: Array) -> Array:
+def _one_by_one(net: MLP | ConvNet, phi: Theta, support: Array, x: Array) -> Array:
     """The logits of each query in a batch of its own, with the support images (Nichol et al. 2018, §6.1)."""
     batches = (np.concatenate([support, x[..., i : i + 1, :, :, :]], -4) for i in range(x.shape[-4]))
     return np.concatenate([net(phi, batch)[..., -1:, :] for batch in batches], -2)
@@ -269,10 +257,10 @@ def plan(args: Namespace) -> Plan:
     images = load(configs[0], args.root)
     configs = [fitted(config, images) for config in configs]
     beside = cache(partial(baselines, configs[0], images))
-    compared = runs.compared("fewshot", args.method, "accuracy", args, configs, network, partial(run, images))
+    compared = runs.compared("fewshot", "accuracy", args, configs, network, partial(run, images))
 
-    def summary_of(runs: list[Run]) -> Result:
-        result = compared.summary(runs)
+    def summary_of(trained: dict[str, list[Run]]) -> Result:
+        result = compared.summary(trained)
         curves, seconds = [beside(seed) for seed in result["seeds"]], result.pop("seconds")
         known = {name: over_seeds([each[name] for each in curves], "accuracy") for name in curves[0]}
         return {**result, "baselines": known, "seconds": seconds}
@@ -291,19 +279,10 @@ def text(result: Result) -> str:
     for name, curve in curves.items():
         lost = [f"{row['diverged']} after {plural(row['steps'], 'step')}" for row in curve if row["diverged"]]
         notes += [f"{name}: episodes that diverged, left out of the mean: {', '.join(lost)}"] * bool(lost)
-    return "\n".join(
-        [
-            f"\naccuracy (%) on unseen classes, {ways}-way {shots}-shot, {config['test_tasks']} episodes "
-            f"({over(result)}), after",
-            by_steps(curves, config["test_steps"], 14, _mean),
-            f"{'chance':>26}{100 / ways:>14.1f}  (exact)",
-            *notes,
-        ]
-    )
-
-
-def _mean(row: Row) -> str:
-    return cell(row["accuracy"], row["ci95"], percent=True) if row["accuracy"] <= 1 else "all diverged"
+    tested = f"{config['test_tasks']} episodes ({over(result)})"
+    title = f"\naccuracy (%) on unseen classes, {ways}-way {shots}-shot, {tested}, after"
+    chance = f"{'chance':>26}{100 / ways:>14.1f}  (exact)"
+    return "\n".join([title, by_steps(curves, config["test_steps"], 14, "accuracy"), chance, *notes])
 
 
 HELP = "meta-train on images, and classify unseen classes from a few examples"

@@ -4,6 +4,7 @@ from argparse import Namespace
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from os.path import isfile
 from pathlib import Path
 from time import perf_counter
@@ -71,18 +72,15 @@ def plan(paper: Paper, args: Namespace) -> Plan:
     seeds, lab = runs.seed_range(args.seeds), LABS[paper.data](args)
     published = {name: lab.configure(False, settings) for name, settings in paper.trainings.items()}
     jobs: list[Job] = []
-    configs: dict[str, Any] = {}
     for name, settings in paper.trainings.items():
         places = {seed: f"{name.replace(' ', '-')}-{seed}" for seed in seeds}
         kept = Path(args.resume) / places[seeds[0]] / CHECKPOINT if args.resume else None
         quick = {key: value for key, value in settings.items() if key != "iterations"}  # --quick has its own
         config = lab.configure(True, quick) if args.quick else published[name]
-        configs[name] = shortened(lab, name, config, args.minutes, kept)
-        jobs += [_job(lab, name, configs[name], seed, place) for seed, place in places.items()]
+        config = shortened(lab, name, config, args.minutes, kept)
+        jobs += [_job(lab, name, config, seed, place) for seed, place in places.items()]
 
-    def summary(done: list[Run]) -> Result:
-        each = iter(done)
-        trained = {name: [next(each) for _ in seeds] for name in configs}  # in the jobs' order
+    def summary(trained: dict[str, list[Run]]) -> Result:
         return {
             "experiment": "reproduce",
             "paper": paper.name,
@@ -90,8 +88,8 @@ def plan(paper: Paper, args: Namespace) -> Plan:
             "quick": args.quick,
             "resumed": bool(args.resume),
             "trainings": {name: _told(published[name].iterations, runs) for name, runs in trained.items()},
-            "tables": [_table(lab, table, trained) for table in paper.tables],
-            "seconds": sum(run.seconds for run in done),
+            "tables": [_table(lab, title, rows, trained) for title, rows in paper.tables.items()],
+            "seconds": sum(run.seconds for run in chain(*trained.values())),
         }
 
     return Plan(f"runs/{paper.name}-{args.seeds}", jobs, summary, runs.drawing("reproduce"))
@@ -109,20 +107,19 @@ def _told(published: int, trained: list[Run]) -> dict[str, Any]:
 # --- The tables --------------------------------------------------------------------------------------
 
 
-def _table(lab: Lab, table: papers.Table, trained: dict[str, list[Run]]) -> Result:
+# What a curve may have, and its name on an axis.
+SCORES = {"mse": "mean squared error", "accuracy": "accuracy (%)", "cca": "similarity", "ratio": "ratio"}
+
+
+def _table(lab: Lab, title: str, rows: list[papers.Row], trained: dict[str, list[Run]]) -> Result:
     """{title, score, rows}: of each row {label, training, …, published, bar, here: a curve over the seeds}."""
-    read = {row.label: [lab.read(row, run) for run in trained[row.training]] for row in table.rows}
-    here = {label: over_seeds(curves, table.score) for label, curves in read.items()}
-    unit = 100 if table.score == "accuracy" else 1  # as it is published
-    means = {label: {each["steps"]: unit * each[table.score] for each in curve} for label, curve in here.items()}
-    return {
-        "title": table.title,
-        "score": table.score,
-        "rows": [
-            {**row._asdict(), "bar": row.bar and _judged(row.bar, row, means), "here": here[row.label]}
-            for row in table.rows
-        ],
-    }
+    read = {row.label: [lab.read(row, run) for run in trained[row.training]] for row in rows}
+    (score,) = SCORES.keys() & read[rows[0].label][0][0].keys()
+    here = {label: over_seeds(curves, score) for label, curves in read.items()}
+    unit = 100 if score == "accuracy" else 1  # as it is published
+    means = {label: {each["steps"]: unit * each[score] for each in curve} for label, curve in here.items()}
+    told = [row._asdict() | {"bar": row.bar and _judged(row.bar, row, means), "here": here[row.label]} for row in rows]
+    return {"title": title, "score": score, "rows": told}
 
 
 def _judged(bar: Bar, row: papers.Row, means: dict[str, dict[int, float]]) -> Result:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from refmeta.lab.display import FAINT, INK, plain_axis, plural
 from refmeta.lab.files import save_figure
 from refmeta.lab.plots import logarithmic
-from refmeta.lab.reproduce.experiment import number
+from refmeta.lab.reproduce.experiment import SCORES, number
 from refmeta.lab.reproduce.papers import PAPERS
 from refmeta.lab.runs import Result, Run
 
@@ -42,9 +42,6 @@ def _points(steps: tuple[int, ...], table: Result) -> list[Point]:
     ]
 
 
-LABELS = {"mse": "mean squared error", "accuracy": "accuracy (%)", "cca": "similarity", "ratio": "ratio"}
-
-
 def _panel(axis: Any, points: list[Point], score: str) -> None:
     factor = 100 if score == "accuracy" else 1
     places = np.arange(len(points))
@@ -54,7 +51,7 @@ def _panel(axis: Any, points: list[Point], score: str) -> None:
     axis.errorbar(known[1], known[0], None, known[2], "D", color=FAINT, mfc="none", ms=7, capsize=3, label="the paper")
     axis.set_yticks(places, [label for label, *_ in points])
     axis.grid(axis="y", color=FAINT, alpha=0.3)
-    axis.set(xlabel=LABELS[score], ylim=(len(points) - 0.5, -0.5))
+    axis.set(xlabel=SCORES[score], ylim=(len(points) - 0.5, -0.5))
     if score == "mse":
         logarithmic(axis, "x")
     plain_axis(axis)

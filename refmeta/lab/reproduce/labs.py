@@ -36,16 +36,12 @@ class Lab(NamedTuple):
 
 def of_waves(args: Namespace) -> Lab:
     def configure(quick: bool, settings: dict[str, Any]) -> waves.Config:
-        own = {name: value for name, value in settings.items() if name not in ("preset", "method")}
-        return waves.configure(settings["method"], settings["preset"], quick, own)
-
-    def run(name: str, *given: Any) -> Run:
-        return waves.run(*given)
+        return waves.configure(settings["method"], args.paper, quick, settings)
 
     def read(row: Row, run: Run) -> Curve:
         return waves.tested(replace(run.config, **row.test), run.theta, run.seed) if row.test else run.curve
 
-    return Lab(configure, waves.network, run, read)
+    return Lab(configure, waves.network, lambda name, *given: waves.run(*given), read)
 
 
 def of_characters(args: Namespace) -> Lab:
@@ -57,17 +53,15 @@ def of_characters(args: Namespace) -> Lab:
         return of_split(config.split, config.size)
 
     def configure(quick: bool, settings: dict[str, Any]) -> characters.Config:
-        own = {name: value for name, value in settings.items() if name != "method"}
-        config = characters.configure(settings["method"], quick, {"data": "omniglot", **own})
-        characters.check_images(config, of(config))
-        return config
+        config = characters.configure(settings["method"], quick, {"data": "omniglot", **settings})
+        return characters.fitted(config, of(config))
 
     def run(name: str, config: Any, *given: Any) -> Run:
         train = reuse.classified if name == "multiclass" else characters.run
         return train(of(config), config, *given)
 
     def read(row: Row, run: Run) -> Curve:
-        if row.read in ("", TOGETHER):
+        if row.read in ("", "together"):  # all queries in one batch, see `fewshot.accuracies`
             return [each for each in run.curve if ("method" in each) == bool(row.read)]
         return READS[row.read](of(run.config), run)
 
@@ -78,8 +72,6 @@ LABS = {"sine": of_waves, "omniglot": of_characters}
 
 
 # --- What can be read from a θ trained on characters -------------------------------------------------
-
-TOGETHER = "together"  # all queries in one batch, see `fewshot.accuracies`
 
 
 def _episodes(images: Images, run: Run) -> Tasks:
@@ -114,61 +106,52 @@ def random_features(images: Images, run: Run) -> Curve:
     return nil(images, run._replace(theta=characters.initial(run.config, run.seed)))
 
 
-def _alike(images: Images, run: Run, part: slice) -> list[dict[str, Any]]:
-    """The CCA of these layers before and after adaptation."""
+def _alike(images: Images, run: Run, part: slice) -> Curve:
+    """The lowest CCA before and after adaptation among these layers."""
     net, loss = characters.network(run.config)
     layers, tasks = measure.centred(net), _episodes(images, run)[: reuse.ALIKE]
     found = measure.similarity(lambda *at: layers(*at)[part], loss, run.theta, tasks, test_alpha(run.config))
-    return [row["cca"] for row in found]
+    return _row(run, min((row["cca"] for row in found), key=lambda row: row["mean"]), "cca")
 
 
 def body(images: Images, run: Run) -> Curve:
     """The lowest CCA before and after adaptation among the body's layers."""
-    return _row(run, min(_alike(images, run, slice(-1)), key=lambda row: row["mean"]), "cca")
+    return _alike(images, run, slice(-1))
 
 
 def head(images: Images, run: Run) -> Curve:
     """The CCA of the head's logits before and after adaptation."""
-    return _row(run, _alike(images, run, slice(-1, None))[0], "cca")
+    return _alike(images, run, slice(-1, None))
 
 
 def economy(images: Images, run: Run) -> Curve:
     """MAML's time over ANIL's for the gradient of an outer step."""
-    config, (_, loss), rng = run.config, characters.network(run.config), np.random.default_rng(0)
+    config, rng = run.config, np.random.default_rng(0)
     shape = config.ways, config.shots, config.queries, config.inner_steps
     tasks = [episode(rng, images.train, *shape) for _ in range(config.tasks)]
-    both = (recorded(stacked(each)) for each in (algorithms.maml, algorithms.anil))
-    return _ratio(run, *((lambda f=f: f(loss, run.theta, tasks, config.alpha)) for f in both))
+    return _ratio(run, stacked(algorithms.maml), stacked(algorithms.anil), tasks)
 
 
 def economy_at_test(images: Images, run: Run) -> Curve:
     """MAML's time over ANIL's for adapting to one episode."""
     supports, _ = _episodes(images, run)[0]
-    both = (recorded(each) for each in (algorithms.trajectory, trajectory_of_head(2)))
-    loss = characters.network(run.config)[1]
-    return _ratio(run, *((lambda f=f: f(loss, run.theta, supports, run.config.alpha)) for f in both))
+    return _ratio(run, algorithms.trajectory, trajectory_of_head(2), supports)
 
 
-def _ratio(run: Run, one: Callable[[], Any], other: Callable[[], Any]) -> Curve:
-    """The median ratio of the times of two calls, made in turn."""
+def _ratio(run: Run, one: Callable[..., Any], other: Callable[..., Any], data: Any) -> Curve:
+    """The median ratio of the times of two functions of the same tasks or supports, recorded and called in turn."""
+    (_, loss), pair = characters.network(run.config), (recorded(one), recorded(other))
 
-    def seconds(call: Callable[[], Any]) -> float:
+    def seconds(function: Callable[..., Any]) -> float:
         start = perf_counter()
-        call()
+        function(loss, run.theta, data, run.config.alpha)
         return perf_counter() - start
 
-    ratios = [seconds(one) / seconds(other) for _ in range(PAIRS)][PAIRS // 4 :]  # without the first, which record
+    times = [[seconds(function) for function in pair] for _ in range(PAIRS)]
+    ratios = [a / b for a, b in times[PAIRS // 4 :]]  # without the first, which record
     return _row(run, {"mean": median(ratios), "ci95": 0.0, "diverged": 0}, "ratio")
 
 
 PAIRS = 40
-READS = {
-    "pixels": pixels,
-    "frozen": frozen,
-    "nil": nil,
-    "random features": random_features,
-    "body": body,
-    "head": head,
-    "economy": economy,
-    "economy at test": economy_at_test,
-}
+EVERY = pixels, frozen, nil, random_features, body, head, economy, economy_at_test
+READS: dict[str, Callable[[Images, Run], Curve]] = {each.__name__.replace("_", " "): each for each in EVERY}

@@ -1,7 +1,7 @@
 """What the papers published, the trainings that their tables need, and what differs here: data, and no program.
 
-Numbers are strings, as printed there. A training's settings are those of `refmeta sine` or `refmeta fewshot`; its
-iterations are the paper's.
+Numbers are strings, as printed there. A training's settings are those of `refmeta sine`, with the paper's preset, or of
+`refmeta fewshot`; its iterations are the paper's.
 """
 
 from typing import Any, NamedTuple
@@ -29,12 +29,6 @@ class Row(NamedTuple):
     read: str = ""  # of characters: what is read from θ, see `labs.READS`
 
 
-class Table(NamedTuple):
-    title: str
-    rows: list[Row]
-    score: str  # mse; accuracy, in per cent where it is shown; cca; ratio
-
-
 class Paper(NamedTuple):
     """An experiment of a paper."""
 
@@ -45,7 +39,7 @@ class Paper(NamedTuple):
     data: str  # sine or omniglot
     steps: tuple[int, ...]  # the columns
     trainings: dict[str, dict[str, Any]]
-    tables: list[Table]
+    tables: dict[str, list[Row]]  # by title; the rows of a table have the same score
     differs: list[str]
 
 
@@ -54,21 +48,18 @@ MAML_PAPER, REPTILE_PAPER = "https://arxiv.org/abs/1703.03400", "https://arxiv.o
 # --- Finn et al. 2017 -------------------------------------------------------------------------------
 
 
-def _tested_with(points: int, rate: float, *published: dict[int, str]) -> Table:
-    """The rows of sine waves, tested with so many points; joint training with this rate."""
+def _tested_with(points: int, rate: float, *published: dict[int, str]) -> dict[str, list[Row]]:
+    """The table of sine waves, tested with so many points; joint training with this rate."""
     test, near = {"test_shots": points}, (PAPER,)
     maml, joint = published or ({}, {})
     bars = (Bar("within", 0.03, near), Bar("within", 0.06, near)) if published else (None, None)
-    return Table(
-        f"Mean squared error with {points} points",
-        [
-            Row("MAML", "maml", maml, bars[0], test),
-            Row("first-order MAML", "fomaml", {}, None, test),
-            Row("joint training", "joint", joint, bars[1], {**test, "test_alpha": rate}),
-            Row("oracle", "oracle", {}, Bar("below", 0, ("MAML", "joint training")), {**test, "test_alpha": 0.0}),
-        ],
-        "mse",
-    )
+    rows = [
+        Row("MAML", "maml", maml, bars[0], test),
+        Row("first-order MAML", "fomaml", {}, None, test),
+        Row("joint training", "joint", joint, bars[1], {**test, "test_alpha": rate}),
+        Row("oracle", "oracle", {}, Bar("below", 0, ("MAML", "joint training")), {**test, "test_alpha": 0.0}),
+    ]
+    return {f"Mean squared error with {points} points": rows}
 
 
 FINN2017 = Paper(
@@ -79,15 +70,15 @@ FINN2017 = Paper(
     "sine",
     (1, 5, 10),
     {
-        "maml": {"preset": "finn2017", "method": "maml"},
-        "fomaml": {"preset": "finn2017", "method": "fomaml"},
-        "joint": {"preset": "finn2017", "method": "joint"},
-        "oracle": {"preset": "finn2017", "method": "joint", "law": "oracle"},
+        "maml": {"method": "maml"},
+        "fomaml": {"method": "fomaml"},
+        "joint": {"method": "joint"},
+        "oracle": {"method": "joint", "law": "oracle"},
     },
-    [
-        _tested_with(5, 0.01, {1: "0.67", 5: "0.38", 10: "0.35"}, {1: "2.41", 5: "2.23", 10: "2.19"}),
-        _tested_with(10, 0.02),
-    ],
+    {
+        **_tested_with(5, 0.01, {1: "0.67", 5: "0.38", 10: "0.35"}, {1: "2.41", 5: "2.23", 10: "2.19"}),
+        **_tested_with(10, 0.02),
+    },
     [
         "α: the paper's text has 0.01, the authors' published command 0.001, as here in training and at test. Joint "
         "training is tested with the rates that the paper's figure 6 names, .01 with 5 points and .02 with 10.",
@@ -108,23 +99,19 @@ NICHOL2018 = Paper(
     "sine",
     (0, 1, 8, 32),
     {
-        "serial": {"preset": "nichol2018", "method": "reptile"},
-        "batched": {"preset": "nichol2018", "method": "reptile", "tasks": 5, "outer": "sgd:0.5:linear"},
-        "adam": {"preset": "nichol2018", "method": "reptile", "inner": "adam", "alpha": 0.003},
-        "control": {"preset": "nichol2018", "method": "joint"},
+        "serial": {"method": "reptile"},
+        "batched": {"method": "reptile", "tasks": 5, "outer": "sgd:0.5:linear"},
+        "adam": {"method": "reptile", "inner": "adam", "alpha": 0.003},
+        "control": {"method": "joint"},
     },
-    [
-        Table(
-            "Mean squared error with 10 points of the grid",
-            [
-                Row("Reptile, k = 5", "serial", {}, Bar("below", 0.2, steps=(32,))),
-                Row("Reptile, 5 tasks at once", "batched", {}, Bar("below", 0.2, steps=(32,))),
-                Row("Reptile, Adam inside", "adam"),
-                Row("joint training, k = 1", "control", {}, Bar("above", 3, steps=(32,))),
-            ],
-            "mse",
-        )
-    ],
+    {
+        "Mean squared error with 10 points of the grid": [
+            Row("Reptile, k = 5", "serial", {}, Bar("below", 0.2, steps=(32,))),
+            Row("Reptile, 5 tasks at once", "batched", {}, Bar("below", 0.2, steps=(32,))),
+            Row("Reptile, Adam inside", "adam"),
+            Row("joint training, k = 1", "control", {}, Bar("above", 3, steps=(32,))),
+        ]
+    },
     [
         "The paper shows curves and prints no error; the authors' program prints that of one task. The bars are of "
         "this project: Reptile fits a wave, its control does not.",
@@ -146,42 +133,18 @@ ON_IMAGES = {
     "reptile": {"method": "reptile", **REPTILE_ON_IMAGES},
     "mlp": {"method": "maml", "network": "mlp", "alpha": 0.5, **MAML_ON_IMAGES},
 }
-
-
-def _on_characters(name: str, split: str, title: str, differs: list[str]) -> Paper:
-    """Omniglot on one of the splits; the bars are for the papers' own."""
-
-    def row(label: str, training: str, published: dict[int, str], bar: Bar | None = None, read: str = "") -> Row:
-        return Row(label, training, published, bar if split == "finn" else None, read=read)
-
-    rows = [
-        row("MAML", "maml", {}, Bar("above", 95, steps=(1,))),
-        row("MAML, batch statistics, one query at a time", "maml batch", {}),
-        row("MAML, batch statistics, queries together", "maml batch", {3: "98.7 ± 0.4"}, read="together"),
-        row("first-order MAML, one query at a time", "fomaml", {}),
-        row("first-order MAML, queries together", "fomaml", {3: "98.3 ± 0.5"}, read="together"),
-        row("ANIL", "anil", {}, Bar("within", 1, ("MAML",), (1,))),
-        row("Reptile, one query at a time", "reptile", {50: "95.39 ± 0.09"}, Bar("above", 93, steps=(50,))),
-        row("Reptile, queries together", "reptile", {50: "97.68 ± 0.04"}, read="together"),
-        row("MAML, fully connected", "mlp", {3: "89.7 ± 1.1"}, Bar("above", 88.5, steps=(1,))),
-        row("nearest neighbour, pixels", "maml", {}, read="pixels"),
-    ]
-    of = "accuracy in per cent (Finn et al. 2017, table 1; Nichol et al. 2018, table 2)"
-    table = Table("Accuracy (%) on 600 episodes", rows, "accuracy")
-    trainings = {training: {**own, "split": split} for training, own in ON_IMAGES.items()}
-    return Paper(
-        name,
-        f"characters, 5-way 1-shot, {title}",
-        f"Omniglot, 5-way 1-shot, {title}: {of}",
-        f"{MAML_PAPER}, {REPTILE_PAPER}",
-        "omniglot",
-        (0, 1, 3, 5, 10, 50),
-        trainings,
-        [table],
-        differs,
-    )
-
-
+ROWS = [
+    Row("MAML", "maml", {}, Bar("above", 95, steps=(1,))),
+    Row("MAML, batch statistics, one query at a time", "maml batch"),
+    Row("MAML, batch statistics, queries together", "maml batch", {3: "98.7 ± 0.4"}, read="together"),
+    Row("first-order MAML, one query at a time", "fomaml"),
+    Row("first-order MAML, queries together", "fomaml", {3: "98.3 ± 0.5"}, read="together"),
+    Row("ANIL", "anil", {}, Bar("within", 1, ("MAML",), (1,))),
+    Row("Reptile, one query at a time", "reptile", {50: "95.39 ± 0.09"}, Bar("above", 93, steps=(50,))),
+    Row("Reptile, queries together", "reptile", {50: "97.68 ± 0.04"}, read="together"),
+    Row("MAML, fully connected", "mlp", {3: "89.7 ± 1.1"}, Bar("above", 88.5, steps=(1,))),
+    Row("nearest neighbour, pixels", "maml", read="pixels"),
+]
 DIFFERS = [
     "The networks have 32 filters, the papers' 64. The papers' have batch statistics everywhere; here Reptile and "
     "first-order MAML have them, ANIL and the fully connected network do not, and MAML is there with and without.",
@@ -191,8 +154,27 @@ DIFFERS = [
     "to task.",
     "One query of a class, as in the papers. A bar counts after as many steps as there were in training (Reptile: 50).",
 ]
-OMNIGLOT = _on_characters("omniglot", "finn", "1,200 of all characters to train on, as the papers have it", DIFFERS)
-LAKE = _on_characters("omniglot-lake", "lake", "Lake's split, other alphabets at test", DIFFERS)
+
+
+def _on_characters(name: str, split: str, title: str, rows: list[Row]) -> Paper:
+    """Omniglot on one of the splits."""
+    of = "accuracy in per cent (Finn et al. 2017, table 1; Nichol et al. 2018, table 2)"
+    return Paper(
+        name,
+        f"characters, 5-way 1-shot, {title}",
+        f"Omniglot, 5-way 1-shot, {title}: {of}",
+        f"{MAML_PAPER}, {REPTILE_PAPER}",
+        "omniglot",
+        (0, 1, 3, 5, 10, 50),
+        {training: {**own, "split": split} for training, own in ON_IMAGES.items()},
+        {"Accuracy (%) on 600 episodes": rows},
+        DIFFERS,
+    )
+
+
+OMNIGLOT = _on_characters("omniglot", "finn", "1,200 of all characters to train on, as the papers have it", ROWS)
+UNJUDGED = [row._replace(bar=None) for row in ROWS]  # the bars are for the papers' own split
+LAKE = _on_characters("omniglot-lake", "lake", "Lake's split, other alphabets at test", UNJUDGED)
 
 # --- Raghu et al. 2020 ------------------------------------------------------------------------------
 
@@ -214,53 +196,31 @@ RAGHU2020 = Paper(
         "maml 20-way": {"method": "maml", **WIDE},
         "anil 20-way": {"method": "anil", **WIDE},
     },
-    [
-        Table(
-            "20-way 1-shot, accuracy (%, table 2)",
-            [
-                Row("MAML", "maml 20-way", {1: "93.7 ± 0.7"}),
-                Row("ANIL", "anil 20-way", {1: "96.2 ± 0.5"}),
-                Row("NIL: ANIL without its head", "anil 20-way", {1: "96.7 ± 0.3"}, read="nil"),
-            ],
-            "accuracy",
-        ),
-        Table(
-            "5-way 1-shot, accuracy (%; the paper's on MiniImageNet, tables 1, 2 and 5)",
-            [
-                Row("MAML", "maml", {1: "46.9 ± 0.2"}),
-                Row(
-                    "MAML, body frozen at test",
-                    "maml",
-                    {1: "46.3 ± 0.4"},
-                    Bar("within", 1, ("MAML",)),
-                    read="frozen",
-                ),
-                Row("ANIL", "anil", {1: "46.7 ± 0.4"}, Bar("within", 1, ("MAML",))),
-                Row("NIL: MAML without its head", "maml", {1: "48.4 ± 0.3"}, read="nil"),
-                Row("NIL: ANIL without its head", "anil", {1: "48.0 ± 0.7"}, read="nil"),
-                Row("NIL: multiclass training", "multiclass", {1: "39.7 ± 0.3"}, read="nil"),
-                Row("NIL: multitask training", "multitask", {1: "26.5 ± 1.1"}, read="nil"),
-                Row("NIL: random features", "maml", {1: "32.9 ± 0.6"}, read="random features"),
-            ],
-            "accuracy",
-        ),
-        Table(
-            "5-way 1-shot: similarity (CCA) of MAML's layers before and after adaptation; the paper's is a figure",
-            [
-                Row("the body's least similar layer", "maml", {1: "above 0.9"}, Bar("above", 0.9), read="body"),
-                Row("the head", "maml", {1: "below 0.5"}, Bar("below", 0.5), read="head"),
-            ],
-            "cca",
-        ),
-        Table(
-            "MAML's time over ANIL's",
-            [
-                Row("of a training iteration", "maml", {1: "1.7"}, read="economy"),
-                Row("of an adaptation at test", "maml", {1: "4.1"}, read="economy at test"),
-            ],
-            "ratio",
-        ),
-    ],
+    {
+        "20-way 1-shot, accuracy (%, table 2)": [
+            Row("MAML", "maml 20-way", {1: "93.7 ± 0.7"}),
+            Row("ANIL", "anil 20-way", {1: "96.2 ± 0.5"}),
+            Row("NIL: ANIL without its head", "anil 20-way", {1: "96.7 ± 0.3"}, read="nil"),
+        ],
+        "5-way 1-shot, accuracy (%; the paper's on MiniImageNet, tables 1, 2 and 5)": [
+            Row("MAML", "maml", {1: "46.9 ± 0.2"}),
+            Row("MAML, body frozen at test", "maml", {1: "46.3 ± 0.4"}, Bar("within", 1, ("MAML",)), read="frozen"),
+            Row("ANIL", "anil", {1: "46.7 ± 0.4"}, Bar("within", 1, ("MAML",))),
+            Row("NIL: MAML without its head", "maml", {1: "48.4 ± 0.3"}, read="nil"),
+            Row("NIL: ANIL without its head", "anil", {1: "48.0 ± 0.7"}, read="nil"),
+            Row("NIL: multiclass training", "multiclass", {1: "39.7 ± 0.3"}, read="nil"),
+            Row("NIL: multitask training", "multitask", {1: "26.5 ± 1.1"}, read="nil"),
+            Row("NIL: random features", "maml", {1: "32.9 ± 0.6"}, read="random features"),
+        ],
+        "5-way 1-shot: similarity (CCA) of MAML's layers before and after adaptation; the paper's is a figure": [
+            Row("the body's least similar layer", "maml", {1: "above 0.9"}, Bar("above", 0.9), read="body"),
+            Row("the head", "maml", {1: "below 0.5"}, Bar("below", 0.5), read="head"),
+        ],
+        "MAML's time over ANIL's": [
+            Row("of a training iteration", "maml", {1: "1.7"}, read="economy"),
+            Row("of an adaptation at test", "maml", {1: "4.1"}, read="economy at test"),
+        ],
+    },
     [
         "The paper's 5-way numbers are on MiniImageNet, ours on characters: only how the rows of a column differ from "
         "each other can be compared. The 20-way numbers are on Omniglot; ours are on Finn et al.'s split.",

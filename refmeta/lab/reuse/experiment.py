@@ -14,14 +14,13 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from refmeta.lab import fewshot, runs
-from refmeta.lab.checkpoint import Keep
 from refmeta.lab.display import Row, bar, cell, plural, table
 from refmeta.lab.fewshot import experiment as characters
 from refmeta.lab.fewshot.images import Images
 from refmeta.lab.reuse import measurements as measure
-from refmeta.lab.runs import Experiment, Job, Options, Plan, Result, Run, whole
+from refmeta.lab.runs import Experiment, Job, Keep, Options, Plan, Result, Run, whole
 from refmeta.lab.sine import experiment as waves
-from refmeta.lab.training import Report, optimiser
+from refmeta.lab.training import NEVER, Report, optimiser
 from refmeta.models import accuracy
 from refmeta.trees import Array, Loss, Tasks, Theta
 
@@ -67,17 +66,16 @@ class Study(NamedTuple):
 
     configs: dict[str, Any]  # of each regime that is meta-trained
     trainings: Mapping[str, Training]  # by regime
-    net: measure.Net
+    net: Any
     layers: measure.Layers  # those of the net; of classifiers, the logits centred
     loss: Loss
     score: measure.Score
     tasks: Callable[[int], Tasks]  # of a seed, unseen
-    nets: dict[str, measure.Net] = {}  # by regime, to ask NIL for labels; waves have none
-    untrained: Callable[[int], Theta] = lambda seed: []  # the random features of a seed
+    untrained: Callable[[int], Theta] | None = None  # the random features of a seed; waves have no NIL
 
     def logits(self, theta: Theta, x: Array) -> list[Array]:
         """The head alone, as it is."""
-        return self.net.layers(theta, x)[-1:]
+        return [self.net.layers(theta, x)[-1]]
 
 
 def of_waves(args: Namespace) -> Study:
@@ -102,21 +100,21 @@ def of_images(args: Namespace) -> Study:
     config = configs["maml"]
     net, loss = characters.network(config)
     trained: dict[str, Training] = {name: partial(characters.run, images, each) for name, each in configs.items()}
+    trained["multiclass"] = partial(classified, images, config)
     untrained = partial(characters.initial, config)
 
     def tasks(seed: int) -> Tasks:
         return list(characters.test_episodes(config, images, seed))
 
-    nets = {**dict.fromkeys(REGIMES, net), "multiclass": replace(net, classes=len(images.train))}
-    trained["multiclass"] = partial(classified, images, config)
-    return Study(configs, trained, net, measure.centred(net), loss, accuracy(net), tasks, nets, untrained)
+    return Study(configs, trained, net, measure.centred(net), loss, accuracy(net), tasks, untrained)
 
 
 def classified(images: Images, config: Any, seed: int, report: Report, keep: Keep | None = None) -> Run:
     """The training of an ordinary classifier, on as many images as the config's tasks have."""
     (net, _), seen = characters.network(config), config.tasks * config.ways * (config.shots + config.queries)
     outer, (_, start) = optimiser(config.outer, config.iterations), measure.for_all(net, images.train, seed)
-    kept, began = characters.resumable_on(images, keep, "multiclass", config, seed)(start, outer), perf_counter()
+    began, known = perf_counter(), {"experiment": "multiclass", "seed": seed, **asdict(config)}
+    kept = keep({**known, "images": images.fingerprint()}, start, outer) if keep else NEVER
     more = {"report": report, "checkpoint": kept}
     _, theta = measure.multiclass(net, images.train, seen, config.iterations, outer, seed, **more)
     return Run(config, seed, theta, [], [], perf_counter() - began, "multiclass")
@@ -134,15 +132,14 @@ def plan(args: Namespace) -> Plan:
         for name, train in study.trainings.items()
     ]
 
-    def summary(runs: list[Run]) -> Result:
-        every = iter(runs)
-        trained = {seed: {name: next(every) for name in study.trainings} for seed in seeds}  # in the jobs' order
+    def summary(runs: dict[str, list[Run]]) -> Result:
+        trained = {seed: {name: runs[name][i] for name in runs} for i, seed in enumerate(seeds)}
         return {
             "experiment": "reuse",
             "data": args.data,
             "seeds": seeds,
             "config": {name: asdict(each) for name, each in study.configs.items()},
-            **_pooled([_measure(study, seed, runs) for seed, runs in trained.items()]),
+            **_pooled([_measure(study, seed, own) for seed, own in trained.items()]),
             "between": _between(study, trained),
             "seconds": perf_counter() - start,
         }
@@ -162,10 +159,11 @@ def _measure(study: Study, seed: int, trained: dict[str, Run]) -> dict[str, Any]
         move(2, "distances")
         rows["moved"] = measure.moved(study.loss, theta, tasks, alpha)
         move(3, "NIL")
-        if study.nets:
+        if study.untrained:
             rows["raw_logits"] = measure.similarity(study.logits, study.loss, theta, tasks[:ALIKE], alpha)
             thetas = {**{name: run.theta for name, run in trained.items()}, "random features": study.untrained(seed)}
-            rows["regimes"] = measure.regimes({name: (net, thetas[name]) for name, net in study.nets.items()}, tasks)
+            nets = {name: replace(study.net, classes=theta[-1].size) for name, theta in thetas.items()}  # all heads fit
+            rows["regimes"] = measure.regimes({name: (nets[name], thetas[name]) for name in REGIMES}, tasks)
         move(4, "")
     return {**rows, "own": {name: _own(trained[name].curve[-1]) for name in ("maml", "anil")}}
 

@@ -3,20 +3,17 @@ optimiser. Then show how both adapt to waves that they have not seen.
 """
 
 import argparse
-from dataclasses import asdict, dataclass, replace
-from math import inf
-from time import perf_counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from refmeta.fast import recorded, stacked
+from refmeta.fast import recorded
 from refmeta.lab import runs
-from refmeta.lab.checkpoint import Keep, resumable
-from refmeta.lab.display import Curve, Row, by_method, by_steps, cell, over, plural
-from refmeta.lab.runs import Plan, Result, Run, option, whole
+from refmeta.lab.display import Curve, by_method, by_steps, over, plural
+from refmeta.lab.runs import Keep, Plan, Result, Run, option, whole
 from refmeta.lab.sine.waves import LAWS, ZERO_MSE, Rng, Task, Wave
-from refmeta.lab.training import INNER, METHODS, Report, evaluate, method_of, optimiser, train
+from refmeta.lab.training import INNER, METHODS, Report, evaluate, method_of
 from refmeta.models import MLP, squared_error
 from refmeta.trees import Loss, Tasks, Theta
 
@@ -117,17 +114,14 @@ def run(config: Config, seed: int, report: Report, keep: Keep | None = None) -> 
 
     Diverged: see `train`. ValueError: see `checkpoint.load`.
     """
-    began, outer = perf_counter(), optimiser(config.outer, config.iterations)
-    (net, loss), method, law = network(config), method_of(config), LAWS[config.law]
+    (net, loss), law = network(config), LAWS[config.law]
     start = net.init(np.random.default_rng([seed, 2**32]), config.init)
 
     def sample(rng: Rng) -> Tasks:
         return law.train(rng, config.tasks, config.shots, config.inner_steps)
 
-    algorithm, adapt = recorded(stacked(method.algorithm)), recorded(method.trajectory)
-    kept = resumable(keep, {"experiment": "sine", "seed": seed, **asdict(config)}, start, outer)
-    trained = train(algorithm, loss, start, sample, config.alpha, config.iterations, outer, seed, report, adapt, kept)
-    return Run(config, seed, *trained, tested(config, trained[0], seed), perf_counter() - began, "sine")
+    training = runs.Training(loss, start, sample, lambda theta: tested(config, theta, seed))
+    return runs.trained("sine", config, seed, training, report, keep)
 
 
 def tested(config: Config, theta: Theta, seed: int) -> Curve:
@@ -157,8 +151,7 @@ def plan(args: argparse.Namespace) -> Plan:
     configs = [configure(name, args.preset, args.quick, runs.given(args, Config)) for name in runs.asked(args)]
     if all(config.method != "joint" for config in configs):
         configs.append(beside(configs[0], args.preset))
-    main = "all" if args.method == "all" else configs[0].method
-    compared = runs.compared("sine", main, "mse", args, configs, network, run)
+    compared = runs.compared("sine", "mse", args, configs, network, run)
     return compared._replace(draw=runs.drawing("sine", True), more=[ANIMATION]) if args.animate else compared
 
 
@@ -169,18 +162,10 @@ def text(result: Result) -> str:
     curves = {method: [curve[k] for k in steps] for method, curve in by_method(result["curve"]).items()}
     known = ("best without the task", best, formula), ("always 0", ZERO_MSE, "")
     points = f" of {plural(config['test_shots'], 'point')}" * bool(config["test_shots"])
-    return "\n".join(
-        [
-            f"\nmean squared error on {config['test_tasks']} unseen tasks{points} ({over(result)}), after",
-            by_steps(curves, steps, 16, _mean),
-            *(f"{label:>26}{value:>11.6f}  (exact)  {note}" for label, value, note in known),
-            *(_diverged(method, rows) for method, rows in curves.items() if any(row["diverged"] for row in rows)),
-        ]
-    )
-
-
-def _mean(row: Row) -> str:
-    return cell(row["mse"], row["ci95"]) if row["mse"] < inf else "all diverged"
+    title = f"\nmean squared error on {config['test_tasks']} unseen tasks{points} ({over(result)}), after"
+    exact = [f"{label:>26}{value:>11.6f}  (exact)  {note}" for label, value, note in known]
+    lost = [_diverged(method, rows) for method, rows in curves.items() if any(row["diverged"] for row in rows)]
+    return "\n".join([title, by_steps(curves, steps, 16, "mse"), *exact, *lost])
 
 
 def _diverged(method: str, rows: Curve) -> str:

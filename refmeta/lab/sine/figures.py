@@ -15,13 +15,11 @@ from refmeta.lab.sine.experiment import ANIMATION, network, test_task
 from refmeta.lab.sine.waves import LAWS, LIMIT, ZERO_MSE
 from refmeta.lab.training import method_of
 
-TASKS = 3
-
 
 def draw(folder: Path, result: Result, runs: list[Run], animate: bool = False) -> None:
     """adaptation.png (and .gif), of these runs; curves.png, the training of these and the test of all."""
     last = max(runs[0].config.test_steps)
-    save_figure(folder / "adaptation.png", adaptation(runs, TASKS, {0, 1, last}))
+    save_figure(folder / "adaptation.png", adaptation(runs, tasks=3, steps={0, 1, last}))
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     plot_training({run.config.method: run.history for run in runs}, left)

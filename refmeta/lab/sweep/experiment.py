@@ -39,7 +39,6 @@ RunJob = Callable[[Config, int, Any], Run]
 SETTINGS = [field.name for field in fields(Config)]
 CHOICES = {"method": list(METHODS), **{name: sine.options[name]["choices"] for name in ("law", "inner")}}
 COLUMNS = "steps", "mse", "median", "ci95", "diverged"  # of a record's curve
-RENAMED = {"diverged": "diverged_tasks"}  # in the table, where seeds diverge too
 MADE = "table.csv", "table.json", "sweep.png"
 BLAS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
 ALONE = Lock()  # autograd keeps its traces in one place: two threads tracing at once get wrong gradients
@@ -250,7 +249,8 @@ def _rows(config: Config, records: list[Result]) -> list[display.Row]:
     with np.errstate(invalid="ignore"):  # the spread of infinite means
         curve = over_seeds(curves or [none])
     rows = [{**asdict(config), "steps": row["steps"], **count, **row} for row in curve]
-    return [plain({RENAMED.get(key, key): value for key, value in row.items()}) for row in rows]
+    # a training diverges too: `diverged_seeds`
+    return [plain({("diverged_tasks" if key == "diverged" else key): row[key] for key in row}) for row in rows]
 
 
 def _save_table(folder: Path) -> list[display.Row]:
@@ -303,7 +303,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the sine experiment for every combination of the given values and seeds. The options are those of refmeta
     sine, each with one value or several. The folder keeps every finished run: the same command goes on where it was
     stopped, and a command with other values adds its runs."""
-    given = {name: getattr(args, name) for name in ALONG if getattr(args, name) is not None}
+    given = runs.given(args, Config)
     if given.get("method") == ["all"]:
         given["method"] = list(METHODS)
     seeds = [seed for part in args.seeds.split(",") for seed in seed_range(part)]
