@@ -270,7 +270,7 @@ def test_each_identity_refuses_a_wrong_gradient(test, name, wrong, more, monkeyp
 
 @pytest.mark.parametrize(("test", "name", "more"), [(t, n, m) for t, n, _, m in REFUSED if n != "algorithm"])
 def test_the_smallest_error_in_one_coordinate_that_an_identity_refuses(test, name, more, monkeypatch):
-    """`pytest -s -k smallest_error` prints what docs/trust.md has."""
+    """`pytest -s -k smallest_error` prints what docs/trials.md has."""
     algorithm = globals()[name]
 
     def nearly(epsilon):
