@@ -25,12 +25,12 @@ def anil(loss: Loss, theta: Theta, tasks: Tasks, alpha: float, head: int = 2) ->
     return add(task_gradient(loss, theta, *task, alpha, head) for task in tasks)
 
 
-def task_gradient(loss: Loss, theta: Theta, supports: Supports, query: Batch, alpha: float, head: int) -> Theta:
+def task_gradient(loss: Loss, theta: Theta, S: Supports, Q: Batch, alpha: float, head: int) -> Theta:
     """v_0 of one task, by the recursion above."""
     body, h = split(theta, head)
-    *phis, last = [body + h for h in trajectory(holding(body, loss), h, supports, alpha)]
-    v = list(grad(loss)(last, query))
-    for phi, support in zip(reversed(phis), reversed(supports), strict=True):
+    *phis, last = [body + h for h in trajectory(holding(body, loss), h, S, alpha)]
+    v = list(grad(loss)(last, Q))
+    for phi, support in zip(reversed(phis), reversed(S), strict=True):
         still, moving = split(v, head)
         v = axpy(-alpha, hvp(loss, phi, support, [0 * leaf for leaf in still] + moving), v)
     return v

@@ -43,7 +43,8 @@ def joint(loss: Loss, theta: Theta, tasks: Tasks, alpha: float | None = None) ->
 
         Σ_i ∇L(θ; Q_i)                               Nichol et al. 2018, eqs. 6–7
 
-    The supports and α are unused. It is MAML with no inner steps, and 1/α times Reptile with one step on Q.
+    The supports and α are unused. It is MAML with no inner steps, and 1/α times Reptile with
+    one step on Q.
     """
     return add(grad(loss)(theta, Q) for _, Q in tasks)
 
@@ -63,7 +64,8 @@ def fomaml(loss: Loss, theta: Theta, tasks: Tasks, alpha: float) -> Theta:
 
         Σ_i ∇L(φ_i; Q_i)                             Finn et al. 2017, §5.2
 
-    In general it is the gradient of no function of θ. It is the derivative of Σ_i L(φ_i + δ; Q_i) at δ = 0, φ_i fixed.
+    In general it is the gradient of no function of θ. It is the derivative of
+    Σ_i L(φ_i + δ; Q_i) at δ = 0, φ_i fixed.
     """
     return add(grad(loss)(adapt(loss, theta, S, alpha), Q) for S, Q in tasks)
 

@@ -3,6 +3,9 @@
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from inspect import getfile
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,10 +43,25 @@ def checked(function: F, query: bool = True) -> F:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return function(**check(*args, **kwargs))
+        given = check(*args, **kwargs)
+        try:
+            return function(**given)
+        except TypeError as error:
+            if not (why := _of_the_loss(error)):
+                raise
+        raise TypeError(f"loss: expected one number, computed with autograd.numpy; {why}")
 
     call.check = check  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
+
+
+def _of_the_loss(error: TypeError) -> str:
+    """What autograd could not differentiate, and where; empty if the error is about something else."""
+    if "scalar-output" in str(error):
+        return "it returns an array"
+    ours = str(Path(__file__).parent), str(Path(getfile(getval)).parent), str(Path(np.__file__).parent)
+    places = [place for place in extract_tb(error.__traceback__) if not place.filename.startswith(ours)]
+    return f"{error} ({places[-1].filename}:{places[-1].lineno})" if "ArrayBox" in str(error) and places else ""
 
 
 def check_theta(theta: Any, name: str = "theta") -> Theta:

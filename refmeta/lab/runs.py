@@ -193,7 +193,7 @@ def stopped(what: str, folder: Path, place: Path, names: list[str], error: Stopp
 def show(folder: Path, files: str, figures: Sequence[str], draw: Callable[..., Any] | None, *made: Any) -> None:
     """Draw the figures, or say what to install for them; then say what is in the folder."""
     if draw is None:
-        more = f"; for the figure{'s' * (len(figures) > 1)} too: pip install 'refmeta[lab]'"
+        more = f"; for the figure{'s' * (len(figures) > 1)} too: pip install '.[lab]' in the clone"
     else:
         draw(*made)
         more = "".join(f", {name}" for name in figures)

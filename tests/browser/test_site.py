@@ -94,6 +94,9 @@ def test_equation_and_code_stand_side_by_side_if_there_is_room(browser, site):
             right = equation["x"] + equation["width"] <= code["x"]
             below = equation["y"] + equation["height"] <= code["y"]
             assert right if beside else below and not right
+        blocks = tab.locator(".pair pre, .pair div.math")
+        cut = blocks.evaluate_all("blocks => blocks.filter(block => block.scrollWidth > block.clientWidth).length")
+        assert bool(cut) is not beside, "none is cut where there is room; a phone shows them by scrolling"
         tab.close()
 
 

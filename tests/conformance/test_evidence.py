@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("listed_alone")  # none of these has a name
 def maml(case, inner=None, outer=None, cut=lambda k, K: False):
     """MAML with other losses inside and outside, whose parameters become constants after some steps."""
     if case.algorithm != "maml":
-        raise Skip("a MAML and nothing else")
+        raise Skip("this function computes MAML only")
     inner, outer = inner or case.loss_fn, outer or case.loss_fn
 
     def adapted_loss(theta, supports, query):

@@ -172,3 +172,32 @@ def test_the_public_functions_can_be_differentiated(example):
     supports, query = tasks[0]
     g = grad(lambda theta: loss(adapt(loss, theta, supports, alpha), query))(theta)
     assert_same(g, maml(loss, theta, tasks[:1], alpha), digits=14)
+
+
+def unreduced(theta, batch):
+    return (theta[0] - batch[0]) ** 2
+
+
+def through_float(theta, batch):
+    return float(np.sum(unreduced(theta, batch)))
+
+
+def with_a_bug(theta, batch):
+    return np.sum(unreduced(theta, batch)) + None
+
+
+@pytest.mark.parametrize(
+    "loss, message",
+    [
+        (unreduced, "loss: expected one number, computed with autograd.numpy; it returns an array"),
+        (through_float, rf"loss: expected one number, .* not 'ArrayBox' \({__file__}:\d+\)"),
+        (with_a_bug, "unsupported operand"),
+    ],
+)
+def test_a_loss_that_autograd_cannot_differentiate_is_refused_in_few_lines(loss, message):
+    batch = np.ones(3), np.ones(3)
+    for algorithm in ALGORITHMS:
+        with pytest.raises(TypeError, match=message) as raised:
+            algorithm(loss, [np.ones(3)] * 2, [([batch], batch)], 0.1)
+        assert (len(raised.traceback) < 4) == (loss is not with_a_bug), "a bug of one's own keeps its traceback"
+        assert raised.value.__context__ is None

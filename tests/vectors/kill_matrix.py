@@ -15,15 +15,16 @@ from tests.vectors.derivations import ALGORITHMS
 TIERS = tuple(dict.fromkeys(v.case.tier for v in load()))
 HEAD = """# Which vector catches which mistake
 
-Made by `python -m tests.vectors.kill_matrix > docs/kill_matrix.md`; the tests compare it. A number counts the vectors
-on which the mistake gives another answer than the right one, by more than a hundred float32 tolerances: of every tier,
-of all, and of every algorithm. 0: the mistake can be made there, and shows on no vector. The tiers are the kinds of
-cases: canary, so simple that only wrong wiring should fail it; quadratic, regression, tanh and softmax losses; edge,
-such as no steps or an empty head; scalar; deep: several hidden layers, twelve steps, inner gradients longer than 100,
-or batches of unequal sizes; relu: the same, away from the kinks.
+Made by `python -m tests.vectors.kill_matrix > docs/kill_matrix.md`; the tests compare it. A number
+counts the vectors on which the mistake gives another answer than the right one, by more than a
+hundred float32 tolerances: of every tier, of all, and of every algorithm. 0: the mistake can be
+made there, and shows on no vector. The tiers are the kinds of cases: canary, so simple that only
+wrong wiring should fail it; quadratic, regression, tanh and softmax losses; edge, such as no steps
+or an empty head; scalar; deep: several hidden layers, twelve steps, inner gradients longer than
+100, or batches of unequal sizes; relu: the same, away from the kinks.
 
-The vectors hold the answers of the mistakes of the first table. Fed blind to `refmeta check`, every one comes back
-under its own name (`tests/conformance/test_conformance.py`).
+The vectors hold the answers of the mistakes of the first table. Given such answers without their
+name, `refmeta check` names each ([`test_conformance.py`](../tests/conformance/test_conformance.py)).
 
 """
 MORE = """## What else is looked for

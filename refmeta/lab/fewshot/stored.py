@@ -65,7 +65,7 @@ def opened(part: Part, name: str, formats: list[str], pixels: Callable[[Any], Ar
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise ValueError("images need pillow: pip install 'refmeta[images]'") from None
+        raise ValueError("images need pillow: pip install '.[images]' in the clone") from None
     try:
         return pixels(Image.open(io.BytesIO(part.read(name)), formats=formats))
     except Exception as error:  # pillow, zipfile and zlib have a dozen kinds for damage

@@ -9,7 +9,7 @@ from refmeta.conformance import Skip
 def meta_gradient(case):
     """What such a MAML takes for the meta-gradient of a refmeta Case."""
     if case.algorithm != "maml":
-        raise Skip("it is a MAML")
+        raise Skip("this function computes MAML only")
     theta = [torch.tensor(leaf, requires_grad=True) for leaf in case.theta]
 
     def loss(theta, batch):
