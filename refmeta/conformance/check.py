@@ -57,7 +57,7 @@ def check(
     "gradient" and, for a finer report, any of "phi", "inner_gradient", "adjoint": a list over tasks of lists over
     steps. It may raise Skip(reason), or skip as in pytest. A crash, or no answer within `timeout` seconds, becomes a
     row of the report. It runs in the caller's thread; under a debugger it has no deadline. algorithms, tiers: ask these
-    only. ValueError: an unknown dtype, algorithm or tier, or vectors that cannot be trusted.
+    only. ValueError: an unknown dtype, algorithm or tier, or vector files that were changed.
     """
     vectors = select(algorithms, tiers)
     if dtype not in DTYPES:

@@ -27,12 +27,12 @@ def add_check(commands: Any) -> None:
         epilog="Exit code 0: all is right; 1: something is wrong, or nothing was answered; 2: it could not be checked.",
     )
     parser.set_defaults(run=run_check, parser=parser)
-    parser.add_argument("function", nargs="?", metavar="MODULE:FUNCTION", help="returns a case's gradient")
+    parser.add_argument("function", nargs="?", metavar="MODULE:FUNCTION", help="takes a case, returns a meta-gradient")
     parser.add_argument("--results", metavar="FILE.json", help="answers computed elsewhere: {id: gradient, …}")
     for option in ("--algorithm", "--tier"):
         parser.add_argument(option, action="append", metavar="NAME", help=f"only this {option[2:]} (may be repeated)")
     parser.add_argument("--dtype", default="float64", help="dtype of the function's arrays (default: float64)")
-    parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="per answer (default: 60)")
+    parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="limit per answer (default: 60)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 

@@ -323,7 +323,7 @@ CLOSE = {
 
 @pytest.mark.parametrize(("about", "more"), {(t, name): more for t, name, _, more in REFUSED if t in CLOSE}.items())
 def test_the_smallest_error_in_one_coordinate_that_a_closed_form_refuses(about, more, fed):
-    """`pytest -s -k smallest_error` prints what docs/trust.md has."""
+    """`pytest -s -k smallest_error` prints what docs/trials.md has."""
     test, name = about
     algorithm = globals()[name]
 

@@ -198,7 +198,7 @@ SEEN = {by_differences: 2e-6, by_taylor: 2e-3, by_adjoint: 2e-8, by_complex_step
 
 @pytest.mark.parametrize(("check", "algorithm"), CHECKED)
 def test_the_smallest_error_in_one_coordinate_that_is_refused(check, algorithm):
-    """`pytest -s -k smallest_error` prints what docs/trust.md has: of the largest coordinate, and of the smallest."""
+    """`pytest -s -k smallest_error` prints what docs/trials.md has: of the largest coordinate, and of the smallest."""
     problem = fixed(MLP((2, 3, 2)), False, 3)
     g = algorithm(*problem.arguments)
     seen = [

@@ -72,6 +72,14 @@ def test_without_inner_steps_all_of_maml_is_joint_training(problem):
 
 
 @given(problems())
+def test_supports_and_alpha_have_no_influence_on_joint_training(problem):
+    loss, theta, tasks, _ = problem.arguments
+    direct = add(grad(loss)(theta, query) for _, query in tasks)
+    assert_same(joint(*problem.arguments), direct)
+    assert_same(joint(loss, theta, [([], query) for _, query in tasks]), direct)
+
+
+@given(problems())
 def test_with_alpha_zero_all_of_maml_is_joint_training(problem):
     problem = problem._replace(alpha=0)
     for algorithm in (maml, fomaml, anil):
@@ -231,6 +239,7 @@ REFUSED = [  # the test, whose place the wrong one takes, the wrong one, and mor
     (test_without_inner_steps_all_of_maml_is_joint_training, "maml", a_mean_over_tasks, WITHOUT_STEPS),
     (test_without_inner_steps_all_of_maml_is_joint_training, "fomaml", a_mean_over_tasks, WITHOUT_STEPS),
     (test_without_inner_steps_all_of_maml_is_joint_training, "anil", a_mean_over_tasks, WITHOUT_STEPS),
+    (test_supports_and_alpha_have_no_influence_on_joint_training, "joint", everything_adapts, {}),
     (test_with_alpha_zero_all_of_maml_is_joint_training, "fomaml", the_last_support_for_the_query, {}),
     (test_a_linear_loss_makes_first_order_maml_exact, "fomaml", the_query_at_theta, {}),
     (test_anil_with_everything_in_the_head_is_maml, "anil", head_detached, {}),
@@ -261,7 +270,7 @@ def test_each_identity_refuses_a_wrong_gradient(test, name, wrong, more, monkeyp
 
 @pytest.mark.parametrize(("test", "name", "more"), [(t, n, m) for t, n, _, m in REFUSED if n != "algorithm"])
 def test_the_smallest_error_in_one_coordinate_that_an_identity_refuses(test, name, more, monkeypatch):
-    """`pytest -s -k smallest_error` prints what docs/trust.md has."""
+    """`pytest -s -k smallest_error` prints what docs/trials.md has."""
     algorithm = globals()[name]
 
     def nearly(epsilon):

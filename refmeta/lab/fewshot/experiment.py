@@ -54,7 +54,7 @@ class Config:
     data: str = option("glyphs", DATA, choices=["glyphs", *HOLDS])
     split: str = option("lake", SPLIT, choices=list(SPLITS))
     ways: int = option(5, "classes in an episode (default: {})", type=whole(2), metavar="N")
-    shots: int = option(1, "support images of each class (default: {})", type=whole(1), metavar="K")
+    shots: int = option(1, "support images of each class (default: {})", type=whole(1), metavar="N")
     queries: int = option(1, "query images of each class (default: {})", type=whole(1), metavar="N")
     inner_steps: int = option(1, "inner steps in training (default: {}; reptile: 5)", type=whole(0), metavar="N")
     alpha: float = option(1.0, "inner rate α, for the mean cross-entropy (default: {:g}; reptile: 0.2)", type=float)
@@ -69,7 +69,7 @@ class Config:
     channels: int = 1  # of the images: 3 where they are in colour
     batch: int = 2  # of each class at an inner step of Reptile's training
     test_shots: int | None = option(
-        None, "support images of each class at test" + runs.SAME, type=whole(1), metavar="K"
+        None, "support images of each class at test" + runs.SAME, type=whole(1), metavar="N"
     )
     test_alpha: float | None = option(None, "inner rate α at test" + runs.SAME, type=float, metavar="ALPHA")
     test_steps: tuple[int, ...] = option((0, 1, 5, 10), runs.STEPS_HELP, type=runs.steps, metavar="N,N,…")

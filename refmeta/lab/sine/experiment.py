@@ -1,5 +1,5 @@
-"""Meta-train a small network on sine waves. Beside it train one jointly for as many iterations, by its own outer
-optimiser. Then show how both adapt to waves that they have not seen.
+"""Meta-train a small network on sine waves. Also train a second one jointly, for as many iterations, by its
+own outer optimiser. Then show how both adapt to waves that they have not seen.
 """
 
 import argparse
@@ -25,7 +25,7 @@ DIVERGED = 20.0
 
 
 OUTER = "outer optimiser, adam:RATE or sgd:RATE; with :linear the rate falls to 0 (default: {}; reptile: sgd:1:linear)"
-LAW = "law of the waves; oracle: as finn, but the network is told amplitude and phase (default: {})"
+LAW = "distribution of the waves; oracle: as finn, but the network is told amplitude and phase (default: {})"
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Config:
     widths: tuple[int, ...] = (1, 40, 40, 1)
     activation: str = "tanh"
     init: str = "glorot"
-    shots: int = option(10, "points in a support batch (default: {})", type=whole(1), metavar="K")
+    shots: int = option(10, "points in a support batch (default: {})", type=whole(1), metavar="N")
     inner_steps: int = option(1, "inner steps in training (default: {}; reptile: 5)", type=whole(0), metavar="N")
     alpha: float = option(0.01, "inner rate α (default: {}; reptile: 0.02)", type=float)
     inner: str = option("sgd", runs.INNER_HELP, choices=list(INNER))
     outer: str = option("adam:0.001", OUTER, metavar="NAME:RATE")
     tasks: int = option(25, "tasks in an outer step (default: {})", type=whole(1), metavar="N")
     iterations: int = option(5000, "iterations, an outer step each (default: {})", type=whole(1), metavar="N")
-    test_shots: int | None = option(None, "points in a support batch at test" + runs.SAME, type=whole(1), metavar="K")
+    test_shots: int | None = option(None, "points in a support batch at test" + runs.SAME, type=whole(1), metavar="N")
     test_alpha: float | None = option(None, "inner rate α at test" + runs.SAME, type=float, metavar="ALPHA")
     test_steps: tuple[int, ...] = option((0, 1, 5, 10), runs.STEPS_HELP, type=runs.steps, metavar="N,N,…")
     test_queries: int = option(100, "query points of a test task (default: {})", type=whole(1), metavar="N")

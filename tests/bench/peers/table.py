@@ -15,12 +15,14 @@ HEAD = """# Implementations
 
 Made by `python -m tests.bench.peers.table > docs/implementations.md`, in float64.
 
-A number is the correct digits of the worst vector, at most 16; exact: no bit differs. Skipped: the peer does
-not do it. The last table is a MAML with a mistake, to see it caught. The sources are in `tests/bench/peers`.
+A number is the correct digits of the worst vector, at most 16; exact: no bit differs. Skipped: the
+peer does not do it. The last table is a MAML with a mistake, to see it caught. The sources are in
+`tests/bench/peers`.
 
-learn2learn 0.2.0 stands apart: it forces NumPy 1.26, does not build from PyPI on Python 3.11, and needs
-torchvision. Built with Cython 3, and with torchvision's data sets stubbed out, `learn2learn_maml.py` gave all
-20 MAML and 6 first-order vectors of version 1.0.0 right, the exact ones exactly, the others to 15.3 digits and more."""
+learn2learn 0.2.0 stands apart: it forces NumPy 1.26, does not build from PyPI on Python 3.11, and
+needs torchvision. Built with Cython 3, and with torchvision's data sets stubbed out,
+`learn2learn_maml.py` gave all 20 MAML and 6 first-order vectors of version 1.0.0 right, the exact
+ones exactly, the others to 15.3 digits and more."""
 
 PEERS = {
     "refmeta.conformance.harness": "numpy",
