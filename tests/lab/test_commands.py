@@ -48,7 +48,7 @@ def test_without_matplotlib_and_tqdm_it_prints_its_tables_and_says_how_to_get_fi
     assert main([*name.split(), *SMALLEST[name], "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     figures = "figures" if name in ("sine", "fewshot", "geometry") else "figure"
-    said = f"\n{tmp_path}/out: [^;\n]*; for the {figures} too: pip install 'refmeta\\[lab\\]'\n$"
+    said = f"\n{tmp_path}/out: [^;\n]*; for the {figures} too: pip install '.\\[lab\\]' in the clone\n$"
     assert re.search(said, printed.out) and printed.err == ""
     assert {"sine": "joint training", "fewshot": "chance", "geometry": "c₁"}.get(name, "maml") in printed.out
     assert ("--quick: it works. These trainings are too short to learn" in printed.out) == (name != "geometry")
@@ -148,6 +148,7 @@ BAD = {
         (["--alpha", "-0.1"], "alpha -0.1: expected at least 0.0001, and less than 0.6414"),
         (["--alpha", "0"], "alpha 0: expected at least 0.0001"),
         (["--alpha", "nan"], "alpha nan: expected"),
+        (["--inner-steps", "112980896"], "inner steps 112980896: expected at most 999"),
         (["--alpha", "0.7"], "where the inner steps begin to diverge"),
         (["--alpha", "0.37928"], "alpha 0.37928, inner steps 1: descent along fomaml hardly moves"),
         (["--inner-steps", "100"], "; expected another alpha or fewer inner steps"),

@@ -276,7 +276,7 @@ def test_more_than_memory_is_meant_for_is_refused_before_it_is_decoded(root):
 
 def test_without_pillow_it_says_how_to_get_it(root, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(ValueError, match=r"pip install 'refmeta\[images\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[images\]' in the clone"):
         folder(root, 12)
 
 

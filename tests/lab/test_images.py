@@ -346,7 +346,7 @@ def test_an_archive_far_too_large_is_refused_unopened(root, monkeypatch):
 
 def test_without_pillow_it_says_how_to_get_it(root, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(ValueError, match=r"pip install 'refmeta\[images\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[images\]' in the clone"):
         omniglot(root, 14)
 
 

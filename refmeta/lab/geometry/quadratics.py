@@ -25,6 +25,7 @@ TASKS = [(np.array([[1, 0.4], [0.4, 3]]), np.array([0.0, 0])), (np.array([[3, -0
 START = np.array([-2.4, 1.0])
 # An α below which rounding hides Reptile's displacement, a curvature below which it hides a direction.
 SMALLEST, FLATTEST = 1e-4, 1e-6
+MOST = 1000  # gradients, which are all kept in memory
 COUNTS = 2, 3, 4  # the k of the coefficients
 
 
@@ -78,6 +79,8 @@ def descent(method: str, pairs: Sequence[Batch], alpha: float, k: int, start: Ar
     """
     if {(np.shape(A), np.shape(c), np.shape(start)) for A, c in pairs} != {((2, 2), (2,), (2,))}:
         raise ValueError("tasks: expected pairs (A, c) of the shapes (2, 2) and (2,), and theta of the shape (2,)")
+    if k > MOST:
+        raise ValueError(f"inner steps {k - 1}: expected at most {MOST - 1}")
     limit, given = 2 / max(eigvalsh(A)[-1] for A, _ in pairs), f"alpha {alpha:g}"
     if not SMALLEST <= alpha < limit:
         most = f"{limit:.4g}, where the inner steps begin to diverge"
