@@ -133,7 +133,7 @@ def comparison(names: Sequence[str], digits: Sequence[float], got: Array, expect
     parts = ", ".join(f"{name} {many:.1f}" for name, many in zip(names, digits, strict=True))
     size, norm = np.linalg.norm(got), np.linalg.norm(expected)
     angle = f"cosine {got @ expected / (size * norm):.3f}, " if size and norm else ""
-    return angle + (f"{size / norm:.3g} times as long, " if norm else "") + f"correct digits: {parts}"
+    return angle + (f"norm ratio {size / norm:.3g}, " if norm else "") + f"correct digits: {parts}"
 
 
 # --- One verdict ---

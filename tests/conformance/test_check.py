@@ -795,13 +795,13 @@ def test_every_array_has_an_error_in_its_own_scale():
         (answer([3, 4], [2**-17]), ("fail", 17 * log10(2), "right to 5.1 digits only")),
         (
             answer([3, 4], [2**-16]),
-            ("fail", 16 * log10(2), "cosine 1.000, 1 times as long, correct digits: W 16.0, b 4.8"),
+            ("fail", 16 * log10(2), "cosine 1.000, norm ratio 1, correct digits: W 16.0, b 4.8"),
         ),
         (
             answer([4, 2], [0.5]),
-            ("fail", log10(2), "cosine 0.889, 0.9 times as long, correct digits: W 0.6, b 0.3"),
+            ("fail", log10(2), "cosine 0.889, norm ratio 0.9, correct digits: W 0.6, b 0.3"),
         ),
-        (answer([0, 0], [0]), ("fail", log10(8 / 5), "0 times as long, correct digits: W 0.2, b 16.0")),
+        (answer([0, 0], [0]), ("fail", log10(8 / 5), "norm ratio 0, correct digits: W 0.2, b 16.0")),
     ],
 )
 def test_a_row_says_how_right_an_answer_is(given, expected):
@@ -869,7 +869,7 @@ WIRING = (
 FLOAT32 = "right in float32, but float64 was asked for: some step is in float32."
 ROUNDABOUT = "right to fewer digits than float64 has: some step loses digits, or is computed by differences."
 NEARLY = "pass; 13.9 digits at least, but not exact where nothing need be rounded: is a sum computed from a mean?"
-ALONE = "one vector, no diagnosis: cosine 0.995, 1.17 times as long, correct digits: W 0.7"
+ALONE = "one vector, no diagnosis: cosine 0.995, norm ratio 1.17, correct digits: W 0.7"
 NO_GUESS = "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made."
 ASK = '\nReturn {"gradient": …, "phi": …}, with φ_0 … φ_K of every task, and the report names the first wrong step.'
 
@@ -983,8 +983,8 @@ def test_a_negative_factor_of_digits_is_no_convention_either():
         (lambda n: 1 / n, "it is 1/tasks times the answer"),
         (lambda n: n, "it is tasks times the answer"),
         (lambda n: -1, "it is -1 times the answer"),
-        (lambda n: 0.3, "cosine 1.000, 0.3 times as long, correct digits: t 0.2"),
-        (lambda n: 1 / n + 1e-4, "cosine 1.000, 0.5 times as long, correct digits: t 0.3"),
+        (lambda n: 0.3, "cosine 1.000, norm ratio 0.3, correct digits: t 0.2"),
+        (lambda n: 1 / n + 1e-4, "cosine 1.000, norm ratio 0.5, correct digits: t 0.3"),
     ],
 )
 def test_of_one_vector_a_factor_with_a_name_is_said_and_no_diagnosis_made(factor, said):

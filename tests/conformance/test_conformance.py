@@ -225,7 +225,7 @@ def test_an_unknown_mistake_gets_no_name():
     found = verdict(unknown)
     assert found.kind == "unexplained" and "no guess" in found.text
     row = next(r for r in check(unknown, algorithms=["anil"], tiers=["tanh"]).rows if r.id == "anil-tanh-k3-t3")
-    assert re.search(r"cosine .* times as long, correct digits: W1 .*, b1 .*, W2 .*, b2", row.message)
+    assert re.search(r"cosine .* norm ratio .*, correct digits: W1 .*, b1 .*, W2 .*, b2", row.message)
 
 
 def test_zero_gradients_went_to_a_copy():
