@@ -293,8 +293,8 @@ def kept(v: Theta, shares: Sequence[Any]) -> Theta:
 def step(s: Setting, k: int, phi: Any, g: Any, memory: Any) -> tuple[Any, Any]:
     """φ and the memory after step k, as torch.optim makes them. The memory: of gradients, of their squares, and φ_0."""
     g = regular(s.update, phi, g, memory[2])
-    phi, *memory = moved(s, k, phi, g * shares(s, g), *memory)
-    return phi, np.stack(memory)
+    way, m, squares = moved(s, k, g * shares(s, g), *memory[:2])
+    return phi + way, np.stack([m, squares, memory[2]])
 
 
 def regular(u: Update, phi: Any, g: Any, start: Any) -> Any:
@@ -314,8 +314,8 @@ def shares(s: Setting, g: Any) -> Any:
     return found if s.update.unit else np.minimum(found, 1)
 
 
-def moved(s: Setting, k: int, phi: Any, g: Any, m: Any, squares: Any, start: Any) -> tuple[Any, ...]:
-    """φ and the memory after a step along g, number by number."""
+def moved(s: Setting, k: int, g: Any, m: Any, squares: Any) -> tuple[Any, ...]:
+    """The way φ goes in a step along g, and the memory after it, number by number."""
     u = s.update
     if u.kind in ADAPTIVE:
         first, second = ADAPTIVE[u.kind]
@@ -329,7 +329,7 @@ def moved(s: Setting, k: int, phi: Any, g: Any, m: Any, squares: Any, start: Any
         ways = {"nesterov": g + u.momentum * m, "mean": m / (k + 1), "sign": np.sign(g.real)}
         way = ways.get(u.kind, m)
     rates = np.concatenate([np.full(leaf.size, share, float) for leaf, share in zip(s.theta, s.rates, strict=True)])
-    return phi - rate(s, k) * rates * way, m, squares, start
+    return -rate(s, k) * rates * way, m, squares
 
 
 def pulled(function: Callable[..., Any], at: Sequence[Any], v: Any) -> Any:
@@ -340,15 +340,15 @@ def pulled(function: Callable[..., Any], at: Sequence[Any], v: Any) -> Any:
 
 def step_back(s: Setting, k: int, made: Any, v: Theta, memory: Any) -> tuple[Theta, Theta, Any]:
     """The adjoints of φ, of the gradient and of the memory before step k, from those after it."""
-    base, g, before = made
-    first = flat(base), flat(g), before[2]
+    base, g, (*before, start) = made
+    first = flat(base), flat(g), start
     g = regular(s.update, *first)
     share = shares(s, g)
-    phi, w, *before = pulled(lambda *t: moved(s, k, *t), [first[0], g * share, *before], np.stack([flat(v), *memory]))
+    w, *before = pulled(lambda *t: moved(s, k, *t), [g * share, *before], np.stack([flat(v), *memory[:2]]))
     if s.update.norm < np.inf and not s.update.constant:
         w = w - (s.update.unit or share != 1) * g * sums(s, g * w) / np.maximum(sums(s, g * g), 1e-300)
     more, w, start = pulled(lambda *t: [regular(s.update, *t)], first, (share * w)[None])
-    return unflat(phi + more, base), unflat(w, base), np.stack([*before[:2], before[2] + start])
+    return unflat(flat(v) + more, base), unflat(w, base), np.stack([*before, memory[2] + start])
 
 
 def flat(theta: Theta) -> np.ndarray:
