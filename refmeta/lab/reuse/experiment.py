@@ -48,7 +48,7 @@ options: Options = {
     "seeds": {"default": "0-1", "metavar": "A-B", "help": "two seeds or more (default: 0-1)"},
     "iterations": {"type": whole(1), "metavar": "N", "help": "of each training"},
     "ways": {"type": whole(2), "metavar": "N", "help": "classes in an episode of images (default: 5)"},
-    "shots": {"type": whole(1), "metavar": "K", "help": "images of each class (default: 1) or points of a wave (10)"},
+    "shots": {"type": whole(1), "metavar": "N", "help": "images of each class (default: 1) or points of a wave (10)"},
     "alpha": {"type": float, "help": "inner rate α, in training and at test (default: images 1, waves 0.01)"},
     "steps": {"type": whole(1), "default": 1, "metavar": "N", "help": "inner steps at test (default: 1)"},
     "quick": runs.QUICK,
