@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from inspect import getfile
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, TypeVar
@@ -59,7 +58,7 @@ def _of_the_loss(error: TypeError) -> str:
     """What autograd could not differentiate, and where; empty if the error is about something else."""
     if "scalar-output" in str(error):
         return "it returns an array"
-    ours = str(Path(__file__).parent), str(Path(getfile(getval)).parent), str(Path(np.__file__).parent)
+    ours = str(Path(__file__).parent), str(Path(inspect.getfile(getval)).parent), str(Path(np.__file__).parent)
     places = [place for place in extract_tb(error.__traceback__) if not place.filename.startswith(ours)]
     return f"{error} ({places[-1].filename}:{places[-1].lineno})" if "ArrayBox" in str(error) and places else ""
 

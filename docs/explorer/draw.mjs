@@ -9,6 +9,11 @@ export function h(tag, attributes = {}, ...children) { // an element of SVG
   return element;
 }
 
+export const METHODS = ["joint", "reptile", "fomaml", "maml"]; // those that differ where all of θ is head
+
+export const clamp = (number, low, high) => Math.min(Math.max(number, low), high);
+export const after = (k) => `after ${k} step${k === 1 ? "" : "s"}`;
+
 // ---- Pictures. `axes` draws a frame and gives functions that draw in it, in the units of the data.
 
 const TOP = 30, RIGHT = 10;
@@ -69,16 +74,17 @@ function arrow(x, y, u, v) { // a line with a head that is no longer than it
   return `M${x} ${y}L${u} ${v}M${wing(1)}L${u} ${v}L${wing(-1)}`;
 }
 
+export function pointed(svg, event) { // where the mouse or finger is, in the units of the data
+  const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+  return svg.data(x, y);
+}
+
 // ---- Handles. `at()` says where one is, `move(x, y)` hears where it should be; the arrow keys move it by `step`.
 
 export function handle(svg, { name, type, at, move, step: [dx, dy], r = 9 }) {
   const knob = h("circle", { class: `handle ${type}`, r, tabindex: 0, role: "slider", "aria-label": name });
-  const to = (event) => {
-    const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-    move(...svg.data(x, y));
-  };
   knob.addEventListener("pointerdown", (event) => knob.setPointerCapture(event.pointerId));
-  knob.addEventListener("pointermove", (event) => knob.hasPointerCapture(event.pointerId) && to(event));
+  knob.addEventListener("pointermove", (event) => knob.hasPointerCapture(event.pointerId) && move(...pointed(svg, event)));
   knob.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: [-dx, 0], ArrowRight: [dx, 0], ArrowUp: [0, dy], ArrowDown: [0, -dy] }[event.key];
     if (!by) return;
@@ -101,7 +107,8 @@ export function short(number) { // four digits, for people
 }
 
 export function say(root, name, found, otherwise = "–") { // numbers for people, and with all digits for programs
-  const numbers = typeof found === "number" ? [found] : Array.from(found), output = root.querySelector(`output[name="${name}"]`);
+  const numbers = typeof found === "number" ? [found] : Array.from(found);
+  const output = root.querySelector(`output[name="${name}"]`);
   output.value = numbers.every(Number.isFinite) ? numbers.map(short).join(", ") : otherwise;
   output.dataset.value = numbers.join(" ");
 }

@@ -1,6 +1,6 @@
 // One dimension: tasks a/2 (θ − c)², the loss before and after K steps, five directions, and where they lead.
 
-import { axes, handle, NAMES, numberInput, output, page, row, say, short } from "draw";
+import { after, axes, clamp, handle, METHODS, NAMES, numberInput, output, page, row, say, short } from "draw";
 import { gradient, path, quadratic, task } from "tasks";
 
 const PRESETS = {
@@ -45,25 +45,25 @@ function descent(state, algorithm) {
 
 // ---- Pictures
 
-function valley(svg, state, after) { // the loss before the inner steps, or after them
-  const total = after ? F : L, { tasks, theta } = state;
-  const each = (one) => (t) => loss(one, after ? adapted(state, one, t) : t);
+function valley(svg, state, adapts) { // the loss before the inner steps, or after them
+  const total = adapts ? F : L, { tasks, theta } = state;
+  const each = (one) => (t) => loss(one, adapts ? adapted(state, one, t) : t);
   const ends = [Math.min(...tasks.map(([, c]) => c)) - 0.4, Math.max(...tasks.map(([, c]) => c)) + 0.4];
   const top = Math.max(1e-12, ...[...ends, theta].map((t) => total(state, t)));
-  const title = after ? `F, after ${state.K} step${state.K === 1 ? "" : "s"}` : "L, before any step";
+  const title = adapts ? `F, ${after(state.K)}` : "L, before any step";
   const draw = axes(svg, RANGE, [-0.2 * top, 1.1 * top], { title, x: "start θ" });
   tasks.forEach((one, i) => {
     draw.line(GRID.map((t) => [t, each(one)(t)]), "faint");
     draw.text([one[1], 0], `task ${i + 1}`, "small", [0, 24], "middle");
-    if (!after) steps(draw, state, one);
+    if (!adapts) steps(draw, state, one);
   });
-  draw.line(GRID.map((t) => [t, total(state, t)]), after ? "maml thick" : "ink thick");
+  draw.line(GRID.map((t) => [t, total(state, t)]), adapts ? "maml thick" : "ink thick");
   for (const algorithm of ["joint", "maml"]) {
     const { point } = rest(state, algorithm);
     draw.dot([point, total(state, point)], `${algorithm} ring`, 6);
   }
   draw.text([theta, total(state, theta)], short(total(state, theta)), "small", [0, -16], "middle");
-  if (!after) return;
+  if (!adapts) return;
   for (const algorithm of ["maml", "fomaml"]) tangent(draw, state, algorithm, total(state, theta));
   draw.text([0.47, top], "slope of MAML's g", "maml", [0, 0], "end");
   draw.text([0.53, top], "slope of FOMAML's g", "fomaml");
@@ -85,7 +85,7 @@ function arrows(svg, state) { // θ − ε g: the outer step of each
   ORDER.forEach((algorithm, i) => {
     const y = ORDER.length - i - 0.6, end = state.theta - state.epsilon * direction(state, algorithm, state.theta);
     draw.dot([state.theta, y], algorithm, 3);
-    draw.arrow([state.theta, y], [Math.min(Math.max(end, RANGE[0] - 1), RANGE[1] + 1), y], algorithm);
+    draw.arrow([state.theta, y], [clamp(end, RANGE[0] - 1, RANGE[1] + 1), y], algorithm);
     draw.text([RANGE[0], y], NAMES[algorithm], `${algorithm} words`, [6, 5]);
   });
 }
@@ -109,7 +109,7 @@ const FACTORS = ["a", "c", "αa", "1 − αa", "joint", "Reptile", "FOMAML", "MA
 
 function weights(root, state) {
   const body = root.querySelector(".weights tbody"), { tasks, alpha } = state;
-  const rows = tasks.map((one) => ["joint", "reptile", "fomaml", "maml"].map((name) => weight(state, one, name)));
+  const rows = tasks.map((one) => METHODS.map((name) => weight(state, one, name)));
   const totals = rows[0].map((_, j) => sum(rows.map((line) => line[j])));
   tasks.forEach(([a, c], i) => {
     const line = body.rows[i], said = [alpha * a, 1 - alpha * a, ...rows[i]];
@@ -156,7 +156,7 @@ export function start() {
   }, PRESETS);
 
   function change(i, a, c) {
-    const kept = [Math.min(Math.max(a, 0.05), 10), Math.min(Math.max(c, RANGE[0]), RANGE[1])];
+    const kept = [clamp(a, 0.05, 10), clamp(c, ...RANGE)];
     set({ tasks: get().tasks.map((one, j) => (j === i ? kept : one)) });
     return kept[0] !== a || kept[1] !== c ? "a lies between 0.05 and 10, c between −1 and 2" : "";
   }
@@ -176,7 +176,7 @@ export function start() {
     });
     const start = (name, y) => handle(svg(name), {
       name: "start θ", type: "start", at: () => [get().theta, y(get())], step: [0.05, 0],
-      move: (x) => set({ theta: Math.min(Math.max(x, RANGE[0]), RANGE[1]) }),
+      move: (x) => set({ theta: clamp(x, ...RANGE) }),
     });
     knobs = [...tasks.map(vertex), ...tasks.map(side), start("before", (s) => L(s, s.theta)),
       start("after", (s) => F(s, s.theta)), start("steps", () => ORDER.length)];

@@ -1,14 +1,14 @@
 // The plane: two tasks ½ (θ − c)ᵀ A (θ − c), the directions of four methods, and the point where each rests.
 
-import { axes, handle, NAMES, numberInput, output, page, row, say, short } from "draw";
+import { axes, clamp, handle, METHODS, NAMES, numberInput, output, page, row, say, short } from "draw";
 import { gradient, path, quadratic, task } from "tasks";
 
 export const WINDOW = [[-5.6, 6.4], [-6.5, 4.167]]; // as wide for its height as the picture, so circles are round
-const METHODS = ["joint", "reptile", "fomaml", "maml"];
 const START = {
   tasks: [{ A: [[1, 0.4], [0.4, 3]], c: [0, 0] }, { A: [[3, -0.5], [-0.5, 1]], c: [2.4, -4] }],
   theta: [-2.4, 1], alpha: 0.25, K: 1,
 };
+export const inside = (...point) => point.map((z, i) => clamp(z, ...WINDOW[i]));
 const PRESETS = { start: START, runaway: { ...START, alpha: 0.4 } };
 
 const add = (s, x, y) => x.map((number, i) => number * s + y[i]);
@@ -89,7 +89,6 @@ export function start() {
     for (const put of knobs) put();
   }, PRESETS);
   const from = root.querySelector("svg.from"), ends = root.querySelector("svg.ends");
-  const inside = (x, y) => [x, y].map((z, i) => Math.min(Math.max(z, WINDOW[i][0]), WINDOW[i][1]));
   const change = (i, more) => set({ tasks: get().tasks.map((one, j) => (j === i ? { ...one, ...more } : one)) });
   const knobs = [
     ...START.tasks.map((_, i) => handle(from, {

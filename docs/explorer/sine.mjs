@@ -1,7 +1,7 @@
 // A sine wave: θ of four methods, trained by `refmeta sine`, adapt to the points that the reader gives.
 
 import { batch, dual, layers, problemOf, trajectory } from "refmeta";
-import { axes, handle, NAMES, page, say } from "draw";
+import { after, axes, handle, NAMES, page, pointed, say } from "draw";
 import { array } from "tasks";
 
 const METHODS = ["maml", "anil", "reptile", "joint"], SHAPES = [[1, 40], [40], [40, 40], [40], [40, 1], [1]];
@@ -55,8 +55,7 @@ export function start(thetas) {
 
   function picture(method, state) {
     const svg = root.querySelector(`svg.${method}`), [before, now] = [0, state.k].map((k) => ways[method][k]);
-    const title = `${NAMES[method]}, after ${state.k} step${state.k === 1 ? "" : "s"}`;
-    const draw = axes(svg, [-LIMIT, LIMIT], [-HIGH, HIGH], { title });
+    const draw = axes(svg, [-LIMIT, LIMIT], [-HIGH, HIGH], { title: `${NAMES[method]}, ${after(state.k)}` });
     if (state.wave) draw.line(GRID.map((x) => [x, wave(state.wave, x)]), "ink");
     const curve = (phi) => predictions(start[method], phi, GRID).map((y, i) => [GRID[i], y]);
     draw.line(curve(before), `${method} dotted`);
@@ -76,10 +75,7 @@ export function start(thetas) {
     else set({ points: get().points.filter((_, j) => j !== i) });
   }
   for (const svg of root.querySelectorAll("svg"))
-    svg.addEventListener("click", (event) => {
-      const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-      touched(svg.data(x, y));
-    });
+    svg.addEventListener("click", (event) => touched(pointed(svg, event)));
   const svg = root.querySelector("svg.maml");
   const knobs = [handle(svg, {
     name: "cross: the arrow keys move it, Enter gives a point there or takes it away", type: "cursor", r: 6,

@@ -3,7 +3,7 @@
 import { batch, problemOf } from "refmeta";
 import { axes, handle, page, say } from "draw";
 import { mistakes } from "mistakes";
-import { contours, WINDOW } from "plane";
+import { contours, inside, WINDOW } from "plane";
 import { gradient, path, quadratic, task, vector } from "tasks";
 
 const SUPPORT = { A: [[1.6, 0.5], [0.5, 0.8]], c: [2.5, -1] };
@@ -38,7 +38,7 @@ export function start(reports) {
   const svg = root.querySelector("svg"), choices = root.querySelector(".choices");
   const put = handle(svg, {
     name: "start θ", type: "start", at: () => get().theta, step: [0.1, 0.1],
-    move: (x, y) => set({ theta: [x, y].map((z, i) => Math.min(Math.max(z, WINDOW[i][0]), WINDOW[i][1])) }),
+    move: (x, y) => set({ theta: inside(x, y) }),
   });
 
   function picture({ theta, alpha, K }, ours, theirs) {

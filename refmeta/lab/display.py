@@ -126,7 +126,10 @@ def column(rows: Curve, key: str) -> Array:
 
 
 def svg(figure: Any) -> str:
-    """A figure of matplotlib as SVG: transparent, the same bytes for the same figure, `DARK` where the page is dark."""
+    """A figure of matplotlib as SVG: transparent, and `DARK` where the page is dark.
+
+    The same figure gives the same bytes, but for the ids of clip paths.
+    """
     from matplotlib import rc_context
 
     text = StringIO()
