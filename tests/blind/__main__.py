@@ -4,7 +4,8 @@ import argparse
 import json
 from collections import Counter
 from contextlib import nullcontext
-from time import perf_counter
+from statistics import median
+from time import process_time
 
 from refmeta.conformance import check
 from refmeta.conformance.explain import ZERO
@@ -26,6 +27,23 @@ def judged(entry, verdict):
     ), ""
 
 
+def asked(entry):
+    """The verdict on it, and the seconds of a core that judging took: all but its own."""
+    own = 0.0
+
+    def timed(case):
+        nonlocal own
+        start = process_time()
+        try:
+            return entry.function(case)
+        finally:
+            own += process_time() - start
+
+    start = process_time()
+    (verdict,) = check(timed, dtype=entry.dtype, algorithms=[entry.algorithm]).verdicts
+    return verdict, process_time() - start - own
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.blind")
     parser.add_argument("--only", default="", metavar="SUBSTRING")
@@ -33,24 +51,26 @@ def main() -> None:
     parser.add_argument("--out", metavar="FILE")
     arguments = parser.parse_args()
     kinds: dict[str, Counter[str]] = {"right": Counter(), "wrong": Counter()}
+    times: list[float] = []
     with open(arguments.out, "w") if arguments.out else nullcontext() as out:
         for name, entry in load(arguments.framework).items():
             truth = "wrong" if entry.mistakes else "right"
             if arguments.only not in f"{truth}/{name}":
                 continue
-            start = perf_counter()
-            (verdict,) = check(entry.function, dtype=entry.dtype, algorithms=[entry.algorithm]).verdicts
-            seconds = round(perf_counter() - start, 1)
+            verdict, seconds = asked(entry)
             first = verdict.text.partition("\n")[0]
             kind, fresh = judged(entry, verdict)
             kinds[truth][kind] += 1
-            print(f"{name}  {kind}{fresh}  {first}  ({entry.words})  {seconds} s", flush=True)
+            times.append(seconds)
+            print(f"{name}  {kind}{fresh}  {first}  ({entry.words})  {seconds:.1f} s", flush=True)
             if out:
                 line = {"name": name, "words": entry.words, "mistakes": entry.mistakes, "kind": kind, "fresh": fresh}
-                line |= {"first": first, "text": verdict.text, "seconds": seconds}
+                line |= {"first": first, "text": verdict.text, "seconds": round(seconds, 2)}
                 print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
     for truth, counts in kinds.items():
         print(f"{truth}: {counts.total()}:", ", ".join(f"{kind} {n}" for kind, n in counts.most_common()))
+    if times:
+        print(f"judging: median {median(times):.2f} s, most {max(times):.1f} s, {sum(t > 10 for t in times)} above 10 s")
 
 
 if __name__ == "__main__":
