@@ -80,9 +80,10 @@ class Case:
             return Derivatives(
                 lambda phi, batch: unflat(batch[0] @ flat(phi) - batch[1], phi),
                 lambda phi, batch, v: unflat(batch[0] @ flat(v), phi),
+                value=quadratic,
             )
         labels, total = self.loss["kind"] == "cross_entropy", self.conventions["examples"] == "sum"
-        return losses.Network(self.model["activation"], labels, total).derivatives
+        return losses.Network(self.model["activation"], labels, total).derivatives._replace(value=self.loss_fn)
 
     @property
     def settings(self) -> list[Setting]:

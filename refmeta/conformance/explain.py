@@ -93,6 +93,7 @@ def patterns(n: int) -> dict[str, np.ndarray]:
         "all": 0 * last + 1,
         "last": last,
         "first": first,
+        "the first two alone": 1.0 * (np.arange(n) < 2),
         "all but the last": 1 - last,
         "all but the first": 1 - first,
         "all but the last, of several": 1 - last * (n > 1),
@@ -389,20 +390,49 @@ def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
     return trying(answers, [*both, *turned], "pairs of mistakes")
 
 
-def of_some_arrays(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Search: a mistake in some arrays alone, where the right program, or one that comes near, gives the others."""
-    names = possible(answers, [*EVERY, *usual()])
-    for program in [(), *near(answers, [(name,) for name in names], FEW)]:
-        kinds = [k for k in ALONE if touches(k, answers) and all(right_beside(a, program, k) for a in answers)]
-        yield from trying(answers, [(*program, *pair) for pair in product(kinds, names)], "mistakes in some arrays")
+def of_a_part(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """Search: a mistake in some arrays, tasks or cases alone, where all else is right."""
+    return in_part(answers, ())
 
 
-def right_beside(a: Answered, program: Program, kind: str) -> bool:
-    """Whether a program gives all of the answer but some arrays."""
-    s = a.settings[0]
-    _, shares = (known(kind).change(s) or s).spared or (s, (True,) * len(s.theta))
-    spared = np.concatenate([np.full(leaf.size, not share) for leaf, share in zip(s.theta, shares, strict=True)])
-    return bool(np.linalg.norm((a.got - a.under(program).sum(0))[spared]) <= a.limit)
+def beside_a_part(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """Search: a mistake in a part, where a program that comes near gives the rest."""
+    for program in near(answers, [(name,) for name in possible(answers, EVERY)], FEW // 2):
+        yield from in_part(answers, program, FIRST)
+
+
+def in_part(answers: Sequence[Answered], program: Program, most: int = len(ALONE)) -> Iterator[Explanation]:
+    names = [name for name in (*EVERY, *usual()) if touches(name, answers)]
+    some = [(*program, *pair) for pair in product(kinds(answers, program)[:most], names)]
+    return trying(wrong_first(answers), some, "mistakes in a part")
+
+
+def pairs_of_a_part(answers: Sequence[Answered]) -> Iterator[Explanation]:
+    """Search: two mistakes in some arrays, tasks or cases alone, where all else is right."""
+    names, first = [name for name in EVERY if touches(name, answers)], wrong_first(answers)
+    for kind in kinds(answers, ())[:FIRST]:
+        some = product(near(first, [(kind, name) for name in names], FEW), names)
+        yield from trying(first, [(*program, name) for program, name in some], "pairs of mistakes in a part")
+
+
+def wrong_first(answers: Sequence[Answered]) -> list[Answered]:
+    """They refuse most programs that change nothing elsewhere."""
+    return sorted(answers, key=lambda a: not a.wrong())
+
+
+def kinds(answers: Sequence[Answered], program: Program) -> list[str]:
+    """Where alone more may be wrong than this program says, the smallest part first."""
+    rest = {kind: [spared(a, kind) for a in answers] for kind in ALONE if touches(kind, answers)}
+    off = [a.got - a.under(program).sum(0) for a in answers]
+    so = {k: all(np.linalg.norm(r[s]) <= a.limit for r, s, a in zip(off, rest[k], answers, strict=True)) for k in rest}
+    return sorted([k for k in rest if so[k]], key=lambda k: -sum(map(np.sum, rest[k])))
+
+
+def spared(a: Answered, kind: str) -> np.ndarray:
+    """Of each number of the gradient, whether all tasks' are as they are elsewhere."""
+    shares = [(known(kind).change(s) or s).spared for s in a.settings]
+    same = [all(share and not share[1][i] for share in shares) for i in range(len(a.settings[0].theta))]
+    return np.concatenate([np.full(np.size(t), so) for t, so in zip(a.settings[0].theta, same, strict=True)])
 
 
 def listed_pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
@@ -413,7 +443,7 @@ def listed_pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
 
 def with_a_number(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """Search: a mistake that comes near, and another with a number in it."""
-    return beside(answers, near(answers, [(name,) for name in possible(answers, EVERY)], FEW // 2))
+    return beside(answers, near(answers, [(name,) for name in possible(answers, [*EVERY, *usual()])], FEW // 2))
 
 
 def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
@@ -465,7 +495,8 @@ def intersection(sets: Iterable[set[Any]]) -> set[Any]:
     return common
 
 
-SEARCHES: tuple[Search, ...] = (listed, others, fitted, listed_pairs, of_some_arrays, pairs, with_a_number, triples)
+SEARCHES: tuple[Search, ...] = (listed, others, fitted, listed_pairs, of_a_part, pairs, with_a_number)
+SEARCHES += (beside_a_part, triples, pairs_of_a_part)
 
 
 @np.errstate(all="ignore")  # a wrong program may overflow, or divide by the norm of nothing

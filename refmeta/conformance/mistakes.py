@@ -173,8 +173,8 @@ def second_order_term(s: Setting, _: None) -> dict[str, Fields]:
     Ledger: B17
     """
 
-    def mirrored(s: Setting, k: int) -> tuple[int, Batch]:
-        return len(s.supports) - 1 - k, s.supports[-1 - k]
+    def mirrored(s: Setting, k: int) -> int:
+        return len(s.supports) - 1 - k
 
     if not s.adapts or s.displaced:
         return {}
@@ -185,9 +185,9 @@ def second_order_term(s: Setting, _: None) -> dict[str, Fields]:
         "first_order": {"curvature": None},
         "last_step_only": {"through": lambda k, steps: k == steps - 1},
         "first_step_only": {"through": lambda k, steps: k == 0},
-        "product_reversed": {"curved": mirrored},
-        "hessians_at_theta": {"curved": lambda s, k: (0, s.supports[k])},
-        "hessians_one_step_late": {"curved": lambda s, k: (k + 1, s.supports[k])},
+        "product_reversed": {"curved_at": mirrored, "curved_on": lambda s, k: s.supports[-1 - k]},
+        "hessians_at_theta": {"curved_at": lambda s, k: 0},
+        "hessians_one_step_late": {"curved_at": lambda s, k: k + 1},
         "hessian_sign": {"back": -s.back},
         "alpha_missing": {"alpha_back": 1},
         "support_gradients_leak": {"outer": and_supports(s.outer)},

@@ -77,6 +77,11 @@ def at_each_step(s: Setting, k: int) -> list[Batch]:
     return [supports[k] for supports, _ in s.tasks if k < len(supports)]
 
 
+def cut(batch: Batch, n: int) -> list[Batch]:
+    """Pieces of n examples, of which the last may be smaller."""
+    return [(batch[0][i : i + n], batch[1][i : i + n]) for i in range(0, len(batch[0]), n)]
+
+
 def with_neighbours(s: Setting, batch: Batch) -> list[Batch]:
     return next((at_each_step(s, k) for k, own in enumerate(s.supports) if own is batch), []) or [batch]
 
@@ -173,6 +178,7 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     previous_query: the query is that of the task before
     first_query: the query is that of the first task
     last_query: the query is that of the last task
+    every_query: the query is that of all tasks together
     Cause: the tasks' data are indexed by another counter
 
     support_in_query: the outer loss is taken on the support and the query data together
@@ -192,14 +198,15 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
     if tasks:
         places = {"next": s.place + 1, "previous": s.place - 1, "first": 0, "last": -1}
         found |= {f"{which}_query": tasks[place % len(tasks)][1] for which, place in places.items()}
+        found |= {"every_query": joined(s, [q for _, q in tasks])} if Q else {}
     found |= {"first_support_as_query": S[0]} if len(S) > 1 else {}
     if S and Q:
         found |= {"support_in_query": joined(s, [*S, Q]), "last_support_in_query": joined(s, [S[-1], Q])}
         found |= {"supports_as_query": joined(s, S)}
     usable: dict[str, Fields] = {id: {"query": batch} for id, batch in found.items()}
-    if tasks and Q and network(s):
-        share = len(Q[0]) / sum(len(q[0]) for _, q in tasks)
-        usable |= {"tasks_merged": scaled(s, lambda s, batch: share, 1)[1]}
+    if tasks and Q:
+        share = len(Q[0]) / sum(len(q[0]) for _, q in tasks) if network(s) else 1 / len(tasks)
+        usable |= {"tasks_merged": scaled(s, lambda s, batch: 1 if network(s) and s.summed else share, 1)[1]}
     if s.adapts and Q:
         usable |= {"swapped": {"supports": [Q] * len(S), "query": S[-1]}}
         mean = [(-1, batch, 1 / len(S)) for batch in S]
@@ -248,6 +255,10 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     middle_of_tasks: the query losses are taken at the mean of all tasks' φ_K
     Cause: the adapted parameters are averaged before the queries
 
+    best_step: the query loss is taken after the step where it is least
+    best_step_or_theta: the query loss is taken at θ or after the step where it is least
+    Cause: early stopping, by the data that the gradient is for
+
     supports_added: the losses of all inner steps are added to the query loss
     last_inner_gradient_added: the loss of the last inner step is added to the query loss
     supports_added_whole: the losses of all inner steps are added, and are not divided by the number of tasks
@@ -274,6 +285,7 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     everywhere = [(-1, query, 1 / len(s.tasks)) for _, query in s.tasks]
     found: dict[str, Fields] = {id: {"outer": losses} for id, losses in outer.items()}
     found |= {f"{id}_added": {"plain": losses} for id, losses in plain.items() if s.differentiates}
+    found |= {"best_step": {"best_from": 1}, "best_step_or_theta": {"best_from": 0}}
     return found | ({"middle_of_tasks": {"outer": lambda s: everywhere, "elsewhere": True}} if s.tasks else {})
 
 
@@ -312,6 +324,35 @@ def other_outer(s: Setting, _: None) -> dict[str, Fields]:
     return found | ({"mean_of_gradients": {**plain, "outer": more}} if s.displaced else {})
 
 
+@choice()
+def weighted(s: Setting, _: None) -> dict[str, Fields]:
+    """Another function of the tasks' query losses than their sum or mean.
+
+    hardest_task: only the task with the greatest query loss counts
+    softmax_of_tasks: the tasks are weighted by the softmax of their query losses, which is not differentiated
+    softmax_differentiated: the tasks are weighted by the softmax of their query losses
+    log_of_exponentials: the logarithm of the sum of the exponentials of the query losses is taken
+    root_of_each: the root of every task's query loss is taken
+    root_of_all: the root of the sum or mean of the query losses is taken
+    logarithm_of_each: the logarithm of every task's query loss is taken
+    Cause: hard tasks are to count more, or the error that is reported is differentiated
+    """
+
+    def softmax(L: np.ndarray) -> np.ndarray:
+        return np.exp(L - L.max()) / np.exp(L - L.max()).sum()
+
+    weights: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "hardest_task": lambda L: 1.0 * (np.arange(len(L)) == L.argmax()),
+        "softmax_of_tasks": softmax,
+        "softmax_differentiated": lambda L: softmax(L) * (1 + L - softmax(L) @ L),
+        "log_of_exponentials": lambda L: s.divisor * softmax(L),
+        "root_of_each": lambda L: 0.5 * np.sign(L) / np.sqrt(abs(L)),
+        "root_of_all": lambda L: 0 * L + 0.5 / np.sqrt(abs(L.sum()) / s.divisor),
+        "logarithm_of_each": lambda L: 1 / L,
+    }
+    return {} if s.displaced or not s.query else {id: {"by_losses": found} for id, found in weights.items()}
+
+
 # --- The curvature ---
 
 
@@ -344,6 +385,17 @@ def on_support_gradient(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: S
     return d.hvp(phi, batch, kept(d.grad(phi, batch), s.rates))
 
 
+def differences(apart: float, begin: float, unit: bool) -> Callable[..., Theta]:
+    """∇²L v by two gradients; begin: where the first one is, in steps from φ."""
+
+    def product(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: Setting) -> Theta:
+        step = apart / (float(np.sqrt(dot(v, v))) or 1) if unit else apart
+        ends = [d.grad(axpy(step * at, v, phi), batch) for at in (begin, begin + 1)]
+        return [leaf / step for leaf in axpy(-1, *ends)]
+
+    return product
+
+
 @choice()
 def curvature(s: Setting, _: None) -> dict[str, Fields]:
     """Which Hessian is used, and where it is taken.
@@ -355,8 +407,6 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
     arrays_apart: the Hessian between different arrays is left out
     gauss_newton: the Gauss–Newton matrix is used in the place of the Hessian
     query_hessian: the Hessians are those of the query loss
-    query_hessian_at_theta: the Hessians are those of the query loss at θ
-    query_hessian_at_the_end: the Hessians are those of the query loss at φ_K
     hessians_at_the_end: all Hessians are taken at φ_K
     first_batch_hessian: all Hessians are those of the first support batch
     last_batch_hessian: all Hessians are those of the last support batch
@@ -383,14 +433,12 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
     found |= {"diagonal": {"curvature": diagonal}} if sum(map(np.size, s.theta)) < DEAREST else {}
     found |= {f.__name__: {"curvature": f} for f in (hessian_of_ones, outer_product, on_support_gradient)}
     found |= {"gauss_newton": {"curvature": gauss_newton}} if s.summed is not None else {}
-    places = {"": lambda s, k: k, "_at_theta": lambda s, k: 0, "_at_the_end": lambda s, k: len(s.supports)}
-    for name, place in places.items():
-        found |= {f"query_hessian{name}": {"curved": lambda s, k, place=place: (place(s, k), s.query)}}
     return found | {
         "one_hessian": {"linear": True} if len(s.supports) > 1 else {},
-        "hessians_at_the_end": {"curved": lambda s, k: (len(s.supports), s.supports[k])},
-        "first_batch_hessian": {"curved": lambda s, k: (k, s.supports[0])},
-        "last_batch_hessian": {"curved": lambda s, k: (k, s.supports[-1])},
+        "hessians_at_the_end": {"curved_at": lambda s, k: len(s.supports)},
+        "query_hessian": {"curved_on": lambda s, k: s.query},
+        "first_batch_hessian": {"curved_on": lambda s, k: s.supports[0]},
+        "last_batch_hessian": {"curved_on": lambda s, k: s.supports[-1]},
         "odd_steps_cut": {"through": lambda k, steps: k % 2 == 0},
         "even_steps_cut": {"through": lambda k, steps: k % 2 == 1},
         "last_step_cut": {"through": lambda k, steps: k < steps - 1},
@@ -503,9 +551,24 @@ def alone(arrays: Arrays) -> Change:
 
 
 MOVING = {"moving": ("the arrays that adapt", lambda s: s.rates), "still": ("the body", but(lambda s: s.rates))}
+WHEN: dict[str, tuple[str, Callable[[Setting], bool]]] = {
+    "in_the_first": ("the first task", lambda s: s.place == 0),
+    "in_later": ("the tasks after the first", lambda s: s.place > 0),
+    "in_the_last": ("the last task", lambda s: s.place == len(s.tasks) - 1),
+    "in_earlier": ("the tasks before the last", lambda s: s.place < len(s.tasks) - 1),
+    "if_deep": ("networks with a hidden layer", lambda s: len(s.theta) > 2),
+    "if_network": ("networks", network),
+    "if_arrays": ("models of several arrays", lambda s: len(s.theta) > 1),
+    "if_steps": ("tasks of several steps", lambda s: len(s.supports) > 1),
+    "if_tasks": ("batches of several tasks", lambda s: len(s.tasks) > 1),
+    "if_labels": ("classification", lambda s: network(s) and not s.outputs),
+    "if_errors": ("regression", lambda s: bool(s.outputs)),
+    "if_mean": ("losses that are means", lambda s: not s.summed),
+}
+WHENS = {id: (name, lambda s, when=when: (when(s),) * len(s.theta)) for id, (name, when) in WHEN.items()}
 ALONE = {
-    id: Mistake(id, f"in {name} alone", "these arrays go another way", UNSEEN, "", alone(arrays))
-    for id, (name, arrays) in (ARRAYS | MOVING).items()
+    id: Mistake(id, f"in {name} alone", "something else is done here", UNSEEN, "", alone(arrays))
+    for id, (name, arrays) in (ARRAYS | MOVING | WHENS).items()
 }
 
 
@@ -541,6 +604,8 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     body_for_head: the body adapts, and the head stays
     head_without_gradient: the head gets no outer gradient
     one_layer_more: one layer more adapts than the head
+    one_array_more: one array more adapts than the head
+    one_array_less: one array less adapts than the head
     Cause: the head and the body are told apart in another way
 
     head_of_zeros: the head starts from zeros
@@ -585,6 +650,10 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     if s.split:
         found |= {"head_in_front": {"rates": s.rates[::-1]}, "body_for_head": {"rates": tuple(body)}}
         found |= {"one_layer_more": {"rates": tuple(map(max, s.rates, (*s.rates[2:], True, True)))}}
+        found |= {
+            "one_array_more": {"rates": (*s.rates[1:], True)},
+            "one_array_less": {"rates": (False, *s.rates[:-1]) if sum(s.rates) > 1 else s.rates},
+        }
         found |= {"head_without_gradient": only(s, body)}
     if s.split or len(s.theta) > 2:
         zeros: Fields = {"start": kept(s.theta, body)}
@@ -604,6 +673,7 @@ def rates(s: Setting, _: None) -> dict[str, Fields]:
     falling: the inner step size falls to zero, by the same amount at every step
     cosine: the inner step size falls to zero as a cosine
     over_layer: the inner step size of a layer is divided by its number
+    over_fan_in: the inner step size of a matrix is divided by its number of inputs
     squared: the inner step size is multiplied by itself
     Cause: a loss is summed or averaged over steps or tasks before the inner gradient is taken, or a schedule
     """
@@ -615,7 +685,10 @@ def rates(s: Setting, _: None) -> dict[str, Fields]:
     more |= {"over_step": lambda s, k: 1 / (k + 1), "falling": lambda s, k: 1 - k / K}
     more |= {"cosine": lambda s, k: (1 + np.cos(np.pi * k / K)) / 2}
     found = {id: paced(s, rate) for id, rate in more.items()}
-    return found | ({"over_layer": {"rates": times(s.rates, layers)}} if network(s) else {})
+    if network(s):
+        found |= {"over_layer": {"rates": times(s.rates, layers)}}
+        found |= {"over_fan_in": {"rates": times(s.rates, [1 / len(t) if np.ndim(t) > 1 else True for t in s.theta])}}
+    return found
 
 
 COUNTS: dict[str, tuple[str, Callable[[Setting, Batch], Any]]] = {
@@ -705,6 +778,10 @@ def reductions(s: Setting, _: None) -> dict[str, Fields]:
     half_outside: the squared error of the query has a factor ½
     Cause: ½ (f − y)² is another loss than the one that was asked for
 
+    other_inside: the inner loss is a mean over the examples where a sum was asked for, and a sum where a mean was
+    other_outside: the query loss is a mean over the examples where a sum was asked for, and a sum where a mean was
+    Cause: only one of the two losses is reduced as it was asked for
+
     examples_mean: the loss is the mean over the examples, also where the sum was asked for
     examples_sum: the loss is the sum over the examples, also where the mean was asked for
     Cause: a convention of its own
@@ -715,6 +792,7 @@ def reductions(s: Setting, _: None) -> dict[str, Fields]:
     (over, under), (times, above) = scaled(s, entries, -1), scaled(s, entries, 1)
     half, less = scaled(s, lambda s, batch: 0.5, 1)
     found = {"examples_mean": over | under} if s.summed else {"examples_sum": times | above}
+    found |= {"other_inside": over if s.summed else times, "other_outside": under if s.summed else above}
     halves = {"half_squared_error": half | less, "half_inside": half, "half_outside": less}
     return found | (halves if s.outputs else {})
 
@@ -807,6 +885,9 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     first_faster 0.1 0.5 2 10: the inner step size of the first layer is multiplied by {}
     Cause: parameter groups with rates of their own
 
+    batches_of 1 2 4: every inner step is one for each {} examples of its batch
+    Cause: the inner loop goes over small batches
+
     rounded 1 2 3: the inner step size is rounded to {} digits after the point
     Cause: it went through a text, or a table
 
@@ -820,7 +901,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     """
     if not s.adapts:
         return {}
-    S, u, n = s.supports, s.update, min(int(p), 99)
+    S, u, n = s.supports, s.update, max(min(int(p), 99), 1)
 
     def faster(shares: Sequence[Any]) -> Fields:
         return {"rates": times(s.rates, [p if share else True for share in shares])} if network(s) else {}
@@ -833,6 +914,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     found |= {id: {"supports": batches} for id, batches in lists.items()}
     found |= {"alpha": {"alpha": p}, "alpha_times": {"alpha": p * s.alpha}, "part_way": {"leaks": p}}
     found |= {"rounded": {"alpha": round(float(s.alpha), n)}, "momentum_on": {**found["momentum"], "remembers": True}}
+    found |= {"batches_of": {"supports": [part for batch in S for part in cut(batch, n)]}} if network(s) else {}
     found |= {"cool": paced(s, lambda s, k: p**k), "first_faster_step": paced(s, lambda s, k: 1 if k else p)}
     found |= {"last_faster": faster(last_layer(s)), "first_faster": faster(first_layer(s))}
     found |= {"body_slowly": {"rates": tuple(rate or p for rate in s.rates)}} if s.split else {}
@@ -866,6 +948,11 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     bend 2 0.5 0.1: the second-order term is multiplied by {}
     Cause: a hand-written backward pass
 
+    differences 0.1 0.01 0.001: the Hessian's products are one-sided differences of gradients, {} v apart
+    central_differences 0.2 0.02 0.002: the Hessian's products are central differences of gradients, {} v apart
+    unit_differences 0.1 0.02 0.002: the Hessian's products are central differences of gradients, {} v / ‖v‖ apart
+    Cause: products with the Hessian by finite differences, as in DARTS, with a step that is too large
+
     first_steps_cut 1 2 3 4 5 6 7 8 9 10: the first {} inner steps are not differentiated
     last_steps_alone 2 3 4 5 6 7 8 9 10: only the last {} inner steps are differentiated
     first_steps_alone 2 3 4 5 6 7 8 9 10: only the first {} inner steps are differentiated
@@ -873,15 +960,10 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop. JAX: stop_gradient in the carry
     """
     n = max(int(p), 1)
-
-    def pieces(s: Setting, batch: Batch) -> list[Batch]:
-        x, y = batch
-        return [(x[i : i + n], y[i : i + n]) for i in range(0, len(x), n)]
-
     found: dict[str, Fields] = {}
     if network(s) and not s.displaced and s.query and float(p).is_integer():
         whole = len(s.query[0]) // n * n or n
-        found |= {"in_pieces": {"pieces_outside": pieces}}
+        found |= {"in_pieces": {"pieces_outside": lambda s, batch: cut(batch, n)}}
         found |= {"whole_pieces": {"query": (s.query[0][:whole], s.query[1][:whole])}}
     tasks: dict[str, Any] = {"penalty": lambda g, t: axpy(p, t, g), "clip_tasks": lambda g, t: shortened(g, p)}
     tasks |= {"lasso_tasks": lambda g, t: axpy(p, list(map(np.sign, t)), g)}
@@ -894,6 +976,8 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     through |= {"last_steps_alone": lambda k, steps: k >= steps - p, "first_steps_alone": lambda k, steps: k < p}
     found |= {} if s.displaced else {"descended": {"descends": p}}
     back = {id: {"through": steps} for id, steps in through.items()} | {"bend": {"back": p * s.back}}
+    ways = {"differences": (0, False), "central_differences": (-0.5, False), "unit_differences": (-0.5, True)}
+    back |= {id: {"curvature": differences(p, *way)} for id, way in ways.items()}
     return found | (back if s.differentiates else {})
 
 

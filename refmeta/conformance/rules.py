@@ -17,13 +17,14 @@ from refmeta.trees import Batch, Supports, Tasks, Theta, add, axpy
 class Derivatives(NamedTuple):
     """The derivatives of a loss L: grad(φ, B) = ∇L(φ; B) and hvp(φ, B, v) = ∇²L(φ; B) v.
 
-    Where the network is known: gauss, its Gauss–Newton product; of(name), the derivatives of another loss.
+    Where the network is known: gauss, its Gauss–Newton product; of(name), the derivatives of another loss. value: L.
     """
 
     grad: Callable[[Theta, Batch], Theta]
     hvp: Callable[[Theta, Batch, Theta], Theta]
     gauss: Callable[[Theta, Batch, Theta], Theta] | None = None
     of: Callable[[str], "Derivatives"] | None = None
+    value: Callable[[Theta, Batch], Any] | None = None
 
 
 class Update(NamedTuple):
@@ -63,8 +64,8 @@ def hessian(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: "Setting") ->
 class Setting(NamedTuple):
     """Everything that determines one task's gradient.
 
-    outer: the losses that count, (k, batch, weight) for weight L(φ_k; batch). curved: where the curvature of step k is
-    taken, (j, batch) for φ_j. A displacement is φ_origin − φ_K.
+    outer: the losses that count, (k, batch, weight) for weight L(φ_k; batch). curved_at, curved_on: the j and the batch of
+    ∇²L(φ_j; batch) on the way back through step k. A displacement is φ_origin − φ_K.
     """
 
     theta: Theta
@@ -91,9 +92,11 @@ class Setting(NamedTuple):
     origin: int = 0
     towards: int | None = None  # the mean of φ_towards … φ_K stands for φ_K at the end
     outer: Outer = at_the_end
+    best_from: int | None = None  # of φ_best_from … φ_K the outer loss is taken where it is least
     direct: tuple[Any, ...] | None = None  # of each array, the share of the outer loss's own gradient
     curvature: Callable[..., Theta] | None = hessian
-    curved: Callable[["Setting", int], tuple[int, Batch]] = lambda s, k: (s.at(k), s.supports[k])
+    curved_at: Callable[["Setting", int], int] = lambda s, k: s.at(k)
+    curved_on: Callable[["Setting", int], Batch] = lambda s, k: s.supports[k]
     detached: bool = False  # without a curvature the rest of a step, as a decay, is differentiated all the same
     through: Callable[[int, int], bool] = lambda k, steps: True
     back: Any = 1  # times α in (I − αH)
@@ -111,6 +114,7 @@ class Setting(NamedTuple):
     together: bool = False  # the next task takes its steps after this one's, and all are differentiated
     remembers: bool = False  # the next task goes on with the optimiser's memory
     after: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = ()  # (result, θ) -> result, flat
+    by_losses: Callable[[np.ndarray], np.ndarray] | None = None  # what the tasks' query losses weight them by
 
     def __hash__(self) -> int:
         return id(self)
@@ -161,6 +165,9 @@ def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
     """The gradient of every task by its own choices."""
     found, start, before, starts, settings = list[Theta](), None, list[Batch](), tuple[int, ...](), list(settings)
     middle = mean([path(d, s)[-1] for s in settings]) if any(s.elsewhere for s in settings) else False
+    if d.value and any(s.by_losses for s in settings):
+        losses = np.array([d.value(path(d, s)[0 if s.outer is at_theta else -1], s.query) for s in settings], float)
+        settings = [weighted(s, s.by_losses(losses)[i]) if s.by_losses else s for i, s in enumerate(settings)]
     for s in settings:
         s = s._replace(elsewhere=s.elsewhere and middle, theta=start or s.theta)
         if s.together or s.remembers:
@@ -174,6 +181,11 @@ def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
     return found
 
 
+def weighted(s: Setting, weight: Any) -> Setting:
+    """The gradient of this task counts so much."""
+    return s._replace(each=(lambda g, theta: [weight * leaf for leaf in g], *s.each))
+
+
 def finished(per_task: np.ndarray, settings: Sequence[Setting]) -> np.ndarray:
     """The tasks' gradients, a row each; if a mistake changes their sum, the result of that in the first row."""
     total, theta = per_task.sum(0), flat(settings[0].theta)
@@ -185,6 +197,10 @@ def finished(per_task: np.ndarray, settings: Sequence[Setting]) -> np.ndarray:
 
 def gradient(d: Derivatives, s: Setting) -> Theta:
     """Of one task: v_0 of the way back, or the displacement."""
+    right, shares = s.spared or (s, ())
+    right = right._replace(theta=s.theta, elsewhere=right.elsewhere and s.elsewhere)
+    if s.spared and not any(shares):
+        return gradient(d, right)
     if s.displaced:
         phis = path(d, s)
         found = axpy(-1, mean(phis[s.towards :] or phis) if s.towards is not None else phis[-1], phis[s.origin])
@@ -195,9 +211,7 @@ def gradient(d: Derivatives, s: Setting) -> Theta:
     for change in s.each:
         found = change(found, s.theta)
     if s.spared:
-        right, shares = s.spared
-        right = right._replace(theta=s.theta, elsewhere=right.elsewhere and s.elsewhere)
-        found = add([kept(found, shares), kept(gradient(d, right), [1 - share for share in shares])])
+        found = [mine if share else rest for mine, rest, share in zip(found, gradient(d, right), shares, strict=True)]
     return found
 
 
@@ -233,6 +247,9 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
     v_k = v_{k+1} − α ∇²L(φ_k; S_k) P v_{k+1} + Σ ∇L(φ_k; B)
     """
     outer = [(k % (len(s.supports) + 1), batch, weight) for k, batch, weight in s.outer(s)]
+    if s.best_from is not None and d.value and len(s.supports) >= s.best_from:
+        values = [d.value(phi, s.query) for phi in path(d, s)[s.best_from :]]
+        outer = [(s.best_from + int(np.argmin(values)), s.query, 1)]
     last = max((k for k, *_ in outer), default=0)
     phis, made = walk(d, s, last)
     d, of_query = with_loss(d, s, s.loss_inside, s.pieces), with_loss(d, s, s.loss, s.pieces_outside)
@@ -257,8 +274,8 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
             factor = s.back
         vs[base] = plus(vs[base], 1, v)
         if through and s.curvature:
-            j, batch = s.curved(s, k)
-            vs[at] = plus(vs[at], factor, s.curvature(d, phis[min(j, last)], batch, w, s))
+            j = min(s.curved_at(s, k), last)
+            vs[at] = plus(vs[at], factor, s.curvature(d, phis[j], s.curved_on(s, k), w, s))
     vs[0] = plus(vs[0], 1, unflat(memory[2], s.theta)) if s.update.pull else vs[0]
     return [v or [0 * leaf for leaf in s.theta] for v in vs]
 
@@ -270,7 +287,7 @@ def with_loss(d: Derivatives, s: Setting, name: str, pieces: Any) -> Derivatives
     def of(function: Any) -> Any:
         return lambda phi, batch, *v: mean([function(phi, piece, *v) for piece in pieces(s, batch)])
 
-    return Derivatives(of(d.grad), of(d.hvp), d.gauss and of(d.gauss)) if pieces else d
+    return d._replace(grad=of(d.grad), hvp=of(d.hvp), gauss=d.gauss and of(d.gauss)) if pieces else d
 
 
 def mean(thetas: list[Theta]) -> Theta:
