@@ -9,7 +9,7 @@ from refmeta.conformance import Case, Skip
 
 FRAMEWORKS = {
     "numpy": ("right", "wrong", "wrong_later", "wrong_third", "wrong_fourth"),
-    "torch": ("right_torch", "wrong_torch", "wrong_torch_third"),
+    "torch": ("right_torch", "wrong_torch", "wrong_torch_third", "wrong_torch_fourth"),
     "jax": ("right_jax", "wrong_jax"),
 }
 ENTRIES: dict[str, "Entry"] = {}
