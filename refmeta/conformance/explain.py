@@ -376,18 +376,28 @@ def near(answers: Sequence[Answered], programs: Iterable[Program], most: int) ->
 
 
 def pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Search: two mistakes at once, one of which comes near; in both orders only where they change the same choice."""
+    """Search: two mistakes at once, one of which comes near."""
+    return trying(answers, likely_pairs(answers), "pairs of mistakes")
+
+
+def likely_pairs(answers: Sequence[Answered]) -> list[Program]:
+    """Two mistakes, one of which comes near; in both orders only where they change the same choice."""
     quick = any(a.small and a.wrong() for a in answers)  # a quadratic refuses a program at little cost
     names = possible(answers, [*EVERY, *(usual() if quick else [])])
     touched, place = {name: touches(name, answers) for name in names}, {name: i for i, name in enumerate(names)}
     close = [name for (name,) in near(answers, [(name,) for name in names], BEAM if quick else FEW)]
     # Numbers, and what takes its time, an optimiser's derivative, are tried beside the nearest alone.
     rest = [name for name in names if "=" not in name and "update" not in touched[name]]
-    some = [*product(close[: 2 * FEW], names), *product([name for name in close if name in rest], rest)]
+    listed = [name for name in names if name in MISTAKES]
+    some = [
+        *product(close[: 2 * FEW], names),
+        *product(listed, names if quick else listed),
+        *product([name for name in close if name in rest], rest),
+    ]
     both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some if a != b}
     reads = {name: touched[name] | {"supports"} for name in names}  # many choices are made from the support batches
     turned = [(b, a) for a, b in both if {a, b} <= {*MISTAKES} or touched[a] & reads[b] or touched[b] & reads[a]]
-    return trying(answers, [*both, *turned], "pairs of mistakes")
+    return [*both, *turned]
 
 
 def of_a_part(answers: Sequence[Answered]) -> Iterator[Explanation]:
@@ -424,8 +434,14 @@ def kinds(answers: Sequence[Answered], program: Program) -> list[str]:
     """Where alone more may be wrong than this program says, the smallest part first."""
     rest = {kind: [spared(a, kind) for a in answers] for kind in ALONE if touches(kind, answers)}
     off = [a.got - a.under(program).sum(0) for a in answers]
-    so = {k: all(np.linalg.norm(r[s]) <= a.limit for r, s, a in zip(off, rest[k], answers, strict=True)) for k in rest}
-    return sorted([k for k in rest if so[k]], key=lambda k: -sum(map(np.sum, rest[k])))
+    whole = [bool(a.fits(program)) for a in answers]
+
+    def so(kind: str) -> bool:
+        return all(
+            w or np.linalg.norm(r[s]) <= a.limit for w, r, s, a in zip(whole, off, rest[kind], answers, strict=True)
+        )
+
+    return sorted(filter(so, rest), key=lambda kind: -sum(map(np.sum, rest[kind])))
 
 
 def spared(a: Answered, kind: str) -> np.ndarray:
@@ -469,10 +485,17 @@ def possible(answers: Sequence[Answered], names: Iterable[str]) -> list[str]:
 
 
 def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Search: two listed mistakes that come near, and any other."""
-    names = possible(answers, MISTAKES)
-    more = product(near(answers, combinations(names, 2), FEW), possible(answers, [*EVERY, *usual()]))
+    """Search: two mistakes that explain some answers, or listed ones that come near, and any other."""
+    listed = near(answers, combinations(possible(answers, MISTAKES), 2), FEW)
+    more = product([*partly(answers, likely_pairs(answers)), *listed], possible(answers, [*EVERY, *usual()]))
     yield from trying(answers, [(*pair, name) for pair, name in more], "triples of mistakes")
+
+
+def partly(answers: Sequence[Answered], programs: Iterable[Program]) -> list[Program]:
+    """The programs that explain most of the first wrong answers, of which more mistakes would explain the others."""
+    first = [a for a in answers if a.wrong() and a.got.size > 2][:FIRST]
+    explained = {program: sum(bool(a.fits(program)) for a in first) for program in programs}
+    return sorted([p for p, many in explained.items() if many], key=lambda p: -explained[p])[:FEW]
 
 
 def slow(items: Collection[T], what: str) -> Iterator[T]:

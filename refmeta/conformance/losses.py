@@ -42,10 +42,11 @@ class Network(NamedTuple):
     total: bool
     name: str = ""
 
-    @property
-    def curved(self) -> bool:
-        """Whether the last layer has an activation."""
-        return self.name == "tanh_at_the_end" or (self.name == "squashed" and not self.labels)
+    def bends(self, left: int) -> bool:
+        """Whether a layer has an activation after which so many layers are left."""
+        if self.name == "one_activation_short":
+            return left > 1
+        return left > 0 or self.name == "tanh_at_the_end" or (self.name == "squashed" and not self.labels)
 
     def biases(self, last: bool) -> int:
         """How many times a bias is added."""
@@ -54,18 +55,18 @@ class Network(NamedTuple):
     def forward(self, theta: Theta, x: Array) -> list[Array]:
         values, (bend, _) = [x], ACTIVATIONS.get(self.name, ACTIVATIONS[self.activation])
         for layer in range(0, len(theta), 2):
-            last = layer == len(theta) - 2
-            x = x @ theta[layer] + self.biases(last) * theta[layer + 1]
-            x = x if last and not self.curved else bend(x)
+            left = len(theta) // 2 - 1 - layer // 2
+            x = x @ theta[layer] + self.biases(not left) * theta[layer + 1]
+            x = bend(x) if self.bends(left) else x
             values.append(x)
         return values
 
     def backward(self, theta: Theta, values: list[Array], g: Array) -> Theta:
         leaves, (_, slope) = list[Array](), ACTIVATIONS.get(self.name, ACTIVATIONS[self.activation])
         for i in reversed(range(len(values) - 1)):
-            last = i == len(values) - 2
-            g = g if last and not self.curved else g * slope(values[i + 1])
-            leaves = [values[i].T @ g, g.sum(0) * self.biases(last), *leaves]
+            left = len(values) - 2 - i
+            g = g * slope(values[i + 1]) if self.bends(left) else g
+            leaves = [values[i].T @ g, g.sum(0) * self.biases(not left), *leaves]
             g = g @ theta[2 * i].T
         return leaves
 

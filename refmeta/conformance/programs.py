@@ -37,6 +37,7 @@ from refmeta.conformance.rules import (
     at_theta,
     flat,
     kept,
+    moves,
     unflat,
 )
 from refmeta.trees import Batch, Theta, axpy, dot
@@ -166,6 +167,37 @@ def parts(s: Setting, many: Callable[[int], int]) -> dict[str, Fields]:
     return {"_inside": inside, "_outside": outside, "_only": inside | outside if inside and outside else {}}
 
 
+def rescaled(part: int, of: Callable[[np.ndarray], np.ndarray]) -> Callable[[Batch], Batch]:
+    return lambda batch: (of(batch[0]), batch[1]) if part == 0 else (batch[0], of(batch[1]))
+
+
+def standard(sample: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda a: (a - a.mean(0)) / (a.std(0, ddof=sample) + 1e-8)
+
+
+PREPARED: dict[str, tuple[str, Callable[[Batch], Batch]]] = {
+    "x_standard": ("the inputs are standardised, by σ with n", rescaled(0, standard(0))),
+    "x_standard_sample": ("the inputs are standardised, by σ with n − 1", rescaled(0, standard(1))),
+    "y_standard": ("the targets are standardised, by σ with n", rescaled(1, standard(0))),
+    "y_standard_sample": ("the targets are standardised, by σ with n − 1", rescaled(1, standard(1))),
+    "x_centred": ("the inputs are centred", rescaled(0, lambda a: a - a.mean(0))),
+    "y_centred": ("the targets are centred", rescaled(1, lambda a: a - a.mean(0))),
+}
+
+
+@choice(PREPARED)
+def prepared(s: Setting, change: Callable[[Batch], Batch]) -> dict[str, Fields]:
+    """The data are changed.
+
+    _: {}, batch by batch
+    Cause: the data are prepared in another way than they come in the case
+    """
+    batches = [*s.supports, *filter(None, [s.query])]
+    if not network(s) or any(len(y) < 2 or y.dtype.kind not in "f" for _, y in batches):
+        return {}
+    return {"_": {"supports": list(map(change, s.supports)), "query": s.query and change(s.query)}}
+
+
 @choice()
 def query(s: Setting, _: None) -> dict[str, Fields]:
     """The batch of the outer loss.
@@ -199,7 +231,7 @@ def query(s: Setting, _: None) -> dict[str, Fields]:
         places = {"next": s.place + 1, "previous": s.place - 1, "first": 0, "last": -1}
         found |= {f"{which}_query": tasks[place % len(tasks)][1] for which, place in places.items()}
         found |= {"every_query": joined(s, [q for _, q in tasks])} if Q else {}
-    found |= {"first_support_as_query": S[0]} if len(S) > 1 else {}
+    found |= {"first_support_as_query": S[0]} if S else {}
     if S and Q:
         found |= {"support_in_query": joined(s, [*S, Q]), "last_support_in_query": joined(s, [S[-1], Q])}
         found |= {"supports_as_query": joined(s, S)}
@@ -339,7 +371,8 @@ def weighted(s: Setting, _: None) -> dict[str, Fields]:
     """
 
     def softmax(L: np.ndarray) -> np.ndarray:
-        return np.exp(L - L.max()) / np.exp(L - L.max()).sum()
+        shares = np.exp(L - L.max())
+        return np.asarray(shares / shares.sum())
 
     weights: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "hardest_task": lambda L: 1.0 * (np.arange(len(L)) == L.argmax()),
@@ -590,6 +623,9 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     one_chain: a task starts from the parameters that the task before it ended with, and all steps are differentiated
     Cause: θ is not restored between tasks, and the graph of those before is kept: give each task its own copy of θ
 
+    serial: a task starts from θ after 1/n of the way to where the task before ended
+    Cause: θ is moved within the loop over tasks
+
     restarted: every inner step subtracts its gradient from θ, not from the φ of the step before
     Cause: the update subtracts from θ, not from the φ of the step before, in `θ - lr * g`
 
@@ -606,6 +642,8 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     one_layer_more: one layer more adapts than the head
     one_array_more: one array more adapts than the head
     one_array_less: one array less adapts than the head
+    head_in_layers: twice as many arrays adapt as the head has
+    body_put_back: the body adapts too, and is put back before the query
     Cause: the head and the body are told apart in another way
 
     head_of_zeros: the head starts from zeros
@@ -632,6 +670,7 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     Cause: the inner optimiser is another than plain gradient descent
     """
     outside: dict[str, Fields] = {"after_outer_steps": {"descends": s.alpha}}
+    outside |= {"serial": {"leaks": 1 / len(s.tasks)}} if s.tasks and s.adapts else {}
     if not s.adapts:
         return outside
     body = [not rate for rate in s.rates] if s.split else but(last_layer)(s)
@@ -654,6 +693,8 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
             "one_array_more": {"rates": (*s.rates[1:], True)},
             "one_array_less": {"rates": (False, *s.rates[:-1]) if sum(s.rates) > 1 else s.rates},
         }
+        found |= {"head_in_layers": {"rates": moves(len(s.theta), 2 * sum(s.rates))}}
+        found |= {"body_put_back": {"rates": (True,) * len(s.theta), "mixed": s.rates}}
         found |= {"head_without_gradient": only(s, body)}
     if s.split or len(s.theta) > 2:
         zeros: Fields = {"start": kept(s.theta, body)}
@@ -696,6 +737,7 @@ COUNTS: dict[str, tuple[str, Callable[[Setting, Batch], Any]]] = {
     "entries": ("examples and of outputs", lambda s, batch: len(batch[0]) * (s.outputs or 1)),
     "outputs": ("outputs", lambda s, batch: s.outputs or 1),
     "everything": ("examples, or of numbers", lambda s, batch: len(batch[0])),  # for a quadratic too
+    "classes": ("classes", lambda s, batch: 1 if s.outputs else len(s.theta[-1])),
     "squared": ("examples under squared errors", lambda s, batch: len(batch[0]) if s.outputs else 1),
 }
 
@@ -738,6 +780,7 @@ def loss(s: Setting, where: tuple[str, ...]) -> dict[str, Fields]:
     tanh: the activation is tanh{}
     sigmoid: the activation is the logistic function{}
     linear: the activation is missing{}
+    one_activation_short: the last hidden layer has no activation{}
     no_biases: the biases are not used in the forward pass{}
     bias_twice: the last bias is added twice{}
     tanh_at_the_end: the last layer has an activation too{}
@@ -753,6 +796,7 @@ def loss(s: Setting, where: tuple[str, ...]) -> dict[str, Fields]:
     squared_labels: the squared error to the labels as vectors is taken for the cross-entropy{}
     huber: the Huber loss is taken for the squared error{}
     absolute: the absolute error is taken for the squared error{}
+    root: the root of the loss is taken{}
     Cause: another loss than the one that was asked for
 
     smoothed: the labels are smoothed by 0.1{}
@@ -932,6 +976,10 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     lasso_tasks 0.0001 0.001 0.01 0.1: {} times the sign of θ is added to the gradient of every task
     Cause: a weight decay, or a penalty, outside
 
+    l2 0.001 0.002 0.0005 0.0001 0.01 0.02 0.1: every loss has {} / 2 ‖φ‖² in it
+    l2_outside 0.001 0.002 0.0005 0.0001 0.01 0.02 0.1: the query loss has {} / 2 ‖φ‖² in it
+    Cause: a weight decay, or a penalty, in the loss
+
     in_pieces 2 4: the query loss is the mean over pieces of {}, whatever their sizes
     whole_pieces 2 4: of the query only whole pieces of {} count
     Cause: the query is evaluated in small batches
@@ -974,6 +1022,7 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     found |= {id: after(s, change) for id, change in total.items()}
     through: dict[str, Any] = {"step_cut": lambda k, steps: k != p - 1, "first_steps_cut": lambda k, steps: k >= p}
     through |= {"last_steps_alone": lambda k, steps: k >= steps - p, "first_steps_alone": lambda k, steps: k < p}
+    found |= {"l2": {"ridge": (p, p)}, "l2_outside": {"ridge": (0, p)}}
     found |= {} if s.displaced else {"descended": {"descends": p}}
     back = {id: {"through": steps} for id, steps in through.items()} | {"bend": {"back": p * s.back}}
     ways = {"differences": (0, False), "central_differences": (-0.5, False), "unit_differences": (-0.5, True)}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refmeta.trees import Batch, Supports, Tasks, Theta, add, axpy
+from refmeta.trees import Batch, Supports, Tasks, Theta, add, axpy, dot
 
 
 class Derivatives(NamedTuple):
@@ -64,8 +64,8 @@ def hessian(d: Derivatives, phi: Theta, batch: Batch, v: Theta, s: "Setting") ->
 class Setting(NamedTuple):
     """Everything that determines one task's gradient.
 
-    outer: the losses that count, (k, batch, weight) for weight L(φ_k; batch). curved_at, curved_on: the j and the batch of
-    ∇²L(φ_j; batch) on the way back through step k. A displacement is φ_origin − φ_K.
+    outer: the losses that count, (k, batch, weight) for weight L(φ_k; batch). curved_at, curved_on: the j and the
+    batch of ∇²L(φ_j; batch) on the way back through step k. A displacement is φ_origin − φ_K.
     """
 
     theta: Theta
@@ -82,6 +82,7 @@ class Setting(NamedTuple):
     split: bool = False  # into a body and a head, even where one is empty
     loss: str = ""  # another one, of the query
     loss_inside: str = ""
+    ridge: tuple[Any, Any] = (0, 0)  # the inner and the outer loss have so much ½‖φ‖² in them
     start: Theta | None = None  # φ_0, where it is not θ
     update: Update = Update()
     pace: Callable[["Setting", int], Any] | None = None  # of step k, times α
@@ -222,7 +223,7 @@ def path(d: Derivatives, s: Setting) -> list[Theta]:
 
 def walk(d: Derivatives, s: Setting, steps: int) -> tuple[list[Theta], list[Any]]:
     """φ_0, φ_1, …, and the parts of each step: φ, the gradient, and the optimiser's memory."""
-    d = with_loss(d, s, s.loss_inside, s.pieces)
+    d = with_loss(d, s, outside=False)
     phis, made = [s.start or s.theta], list[Any]()
     memory = np.array([0, 0, 1])[:, None] * flat(phis[0]) if s.update != Update() else None
     for k, support in enumerate(s.supports[:steps]):
@@ -252,7 +253,7 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
         outer = [(s.best_from + int(np.argmin(values)), s.query, 1)]
     last = max((k for k, *_ in outer), default=0)
     phis, made = walk(d, s, last)
-    d, of_query = with_loss(d, s, s.loss_inside, s.pieces), with_loss(d, s, s.loss, s.pieces_outside)
+    d, of_query = with_loss(d, s, outside=False), with_loss(d, s, outside=True)
     vs: list[Any] = [None] * (last + 1)
     for k, batch, weight in outer:
         places = [k] if s.towards is None else range(min(s.towards, k), k + 1)
@@ -280,14 +281,41 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
     return [v or [0 * leaf for leaf in s.theta] for v in vs]
 
 
-def with_loss(d: Derivatives, s: Setting, name: str, pieces: Any) -> Derivatives:
-    """The derivatives of another loss, if it has a name and the network is known; or of the mean over some batches."""
-    d = d.of(name) if name and d.of else d
+def with_loss(d: Derivatives, s: Setting, outside: bool) -> Derivatives:
+    """The derivatives of the loss that is taken, inside or outside, for the right one."""
+    name, pieces = (s.loss, s.pieces_outside) if outside else (s.loss_inside, s.pieces)
+    d = root(d) if name == "root" and d.value else d.of(name) if name and d.of else d
+    d = ridged(d, s.ridge[outside]) if s.ridge[outside] else d
 
-    def of(function: Any) -> Any:
+    def of(function: Any, pieces: Any = pieces) -> Any:
         return lambda phi, batch, *v: mean([function(phi, piece, *v) for piece in pieces(s, batch)])
 
     return d._replace(grad=of(d.grad), hvp=of(d.hvp), gauss=d.gauss and of(d.gauss)) if pieces else d
+
+
+def ridged(d: Derivatives, c: Any) -> Derivatives:
+    """The derivatives of L + c/2 ‖φ‖²."""
+    return d._replace(
+        grad=lambda phi, b: axpy(c, phi, d.grad(phi, b)), hvp=lambda phi, b, v: axpy(c, v, d.hvp(phi, b, v))
+    )
+
+
+def root(d: Derivatives) -> Derivatives:
+    """The derivatives of √|L|."""
+
+    def parts(phi: Theta, batch: Batch) -> tuple[Theta, Any, Any]:
+        value = d.value(phi, batch) if d.value else 0
+        return d.grad(phi, batch), value, 0.5 * np.sign(value) / np.sqrt(abs(value))
+
+    def grad(phi: Theta, batch: Batch) -> Theta:
+        g, _, slope = parts(phi, batch)
+        return [slope * leaf for leaf in g]
+
+    def hvp(phi: Theta, batch: Batch, v: Theta) -> Theta:
+        g, value, slope = parts(phi, batch)
+        return [slope * leaf for leaf in axpy(-dot(g, v) / (2 * value), g, d.hvp(phi, batch, v))]
+
+    return d._replace(grad=grad, hvp=hvp, gauss=None)
 
 
 def mean(thetas: list[Theta]) -> Theta:
