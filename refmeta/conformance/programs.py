@@ -997,8 +997,8 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     Cause: a hand-written backward pass
 
     differences 0.1 0.01 0.001: the Hessian's products are one-sided differences of gradients, {} v apart
-    central_differences 0.2 0.02 0.002: the Hessian's products are central differences of gradients, {} v apart
-    unit_differences 0.1 0.02 0.002: the Hessian's products are central differences of gradients, {} v / ‖v‖ apart
+    central_differences 0.2 0.5 1: the Hessian's products are central differences of gradients, {} v apart
+    unit_differences 0.1 0.2 1: the Hessian's products are central differences of gradients, {} v / ‖v‖ apart
     Cause: products with the Hessian by finite differences, as in DARTS, with a step that is too large
 
     first_steps_cut 1 2 3 4 5 6 7 8 9 10: the first {} inner steps are not differentiated
