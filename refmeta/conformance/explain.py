@@ -105,6 +105,11 @@ def patterns(n: int) -> dict[str, np.ndarray]:
     }
 
 
+@cache
+def all_patterns(n: int) -> np.ndarray:
+    return np.array(list(patterns(n).values()))
+
+
 def factors(tasks: int, alpha: float, steps: int, algorithm: str) -> dict[Factor, float]:
     """The factors with a name."""
     named = {"": 1.0, "1/tasks": 1 / tasks, "tasks": float(tasks)}
@@ -157,7 +162,7 @@ def every_factor(case: Case) -> dict[Factor, float]:
 
 def multiplied(got: np.ndarray, per_task: np.ndarray) -> tuple[np.ndarray, ...]:
     """Of every pattern its weights, the square of the sum, the best multiple of it for `got`, and what is left then."""
-    weights = np.array(list(patterns(len(per_task)).values()))
+    weights = all_patterns(len(per_task))
     sums = weights @ per_task
     squares = np.einsum("ij,ij->i", sums, sums)
     best = (sums @ got) / np.where(squares > 0, squares, 1)
@@ -214,10 +219,10 @@ class Answered(NamedTuple):
     def fits(self, program: Program = ()) -> set[Fit]:
         """The ways in which the answer is made of the gradients with these mistakes."""
         rows, near = self.under(program), NEAR * float(np.linalg.norm(self.got))
+        if near > self.limit and not matches(self.got, rows, self.factors, near):
+            return set()  # as of most
         found = matches(self.got, rows, self.factors, self.limit)
-        if not found and near > self.limit and matches(self.got, rows, self.factors, near):
-            found = matches(self.got, rows, self.factors, min(near, self.rounding(program)))
-        return found
+        return found or matches(self.got, rows, self.factors, min(near, self.rounding(program)))
 
     def shows(self, program: Program) -> bool:
         """Whether the right gradient is visibly another."""
@@ -388,12 +393,8 @@ def likely_pairs(answers: Sequence[Answered]) -> list[Program]:
     close = [name for (name,) in near(answers, [(name,) for name in names], BEAM if quick else FEW)]
     # Numbers, and what takes its time, an optimiser's derivative, are tried beside the nearest alone.
     rest = [name for name in names if "=" not in name and "update" not in touched[name]]
-    listed = [name for name in names if name in MISTAKES]
-    some = [
-        *product(close[: 2 * FEW], names),
-        *product(listed, names if quick else listed),
-        *product([name for name in close if name in rest], rest),
-    ]
+    some = [*product(close[: 2 * FEW], names), *product([name for name in close if name in rest], rest)]
+    some += product(filter(MISTAKES.__contains__, names), [name for name in names if "=" in name])
     both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some if a != b}
     reads = {name: touched[name] | {"supports"} for name in names}  # many choices are made from the support batches
     turned = [(b, a) for a, b in both if {a, b} <= {*MISTAKES} or touched[a] & reads[b] or touched[b] & reads[a]]

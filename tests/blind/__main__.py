@@ -70,7 +70,9 @@ def main() -> None:
     for truth, counts in kinds.items():
         print(f"{truth}: {counts.total()}:", ", ".join(f"{kind} {n}" for kind, n in counts.most_common()))
     if times:
-        print(f"judging: median {median(times):.2f} s, most {max(times):.1f} s, {sum(t > 10 for t in times)} above 10 s")
+        print(
+            f"judging: median {median(times):.2f} s, most {max(times):.1f} s, {sum(t > 10 for t in times)} above 10 s"
+        )
 
 
 if __name__ == "__main__":

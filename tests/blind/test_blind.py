@@ -48,6 +48,15 @@ NAMED = [
     "numpy/maml/output_bias_of_theta",
     "numpy/fomaml/mean_of_the_pieces",
     "numpy/anil/zero_head",
+    "numpy/maml/best_iterate",
+    "numpy/maml/standardised_targets",
+    "numpy/maml/one_activation_short",
+    "numpy/maml/coarse_differences",
+    "numpy/fomaml/hardest_task_alone",
+    "numpy/fomaml/queries_of_all_tasks",
+    "numpy/anil/body_put_back",
+    "numpy/reptile/serial",
+    "numpy/joint/root_of_the_loss",
 ]
 
 

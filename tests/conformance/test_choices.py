@@ -85,6 +85,8 @@ def said(algorithm, program):
     "algorithm, program",
     [
         ("anil", ("moving", "first_order")),
+        ("maml", ("in_later", "first_order")),
+        ("maml", ("l2=0.001",)),
         ("maml", ("inner_gradients_added",)),
         ("maml", ("support_added", "decay=0.01")),
         ("fomaml", ("first_half_outside", "alpha_times=0.5")),
@@ -93,7 +95,7 @@ def said(algorithm, program):
         ("joint", ("after_outer_steps",)),
     ],
 )
-def test_choices_and_numbers_are_found_together_and_in_some_arrays(algorithm, program):
+def test_choices_and_numbers_are_found_together_and_in_a_part(algorithm, program):
     assert said(algorithm, program).explanations[0].suspects == program
 
 
