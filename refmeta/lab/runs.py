@@ -272,17 +272,28 @@ def trained(name: str, config: Any, seed: int, what: Training, report: Report, k
     return Run(config, seed, theta, history, what.test(theta), perf_counter() - began, name)
 
 
-def compared(experiment: str, score: str, args: Namespace, configs: list[Any], network: Any, run: Any) -> Plan:
-    """Every config with every seed, by run(config, seed, report, keep).
+def jobs(configs: dict[str, Any], seeds: list[int], network: Any, run: Any, main: str = "") -> list[Job]:
+    """Every config with every seed, by run(name, config, seed, report, keep).
 
-    With one seed the method that was asked for, the first config's, gets the folder itself.
+    With one seed the main one gets the folder itself.
     """
+
+    def job(name: str, config: Any, seed: int) -> Job:
+        where = "" if name == main and len(seeds) == 1 else place(name, seed)
+        return Job(name, seed, where, config.iterations, network(config)[0].names, partial(run, name, config, seed))
+
+    return [job(name, config, seed) for seed in seeds for name, config in configs.items()]
+
+
+def place(name: str, seed: int) -> str:
+    return f"{name.replace(' ', '-')}-{seed}"
+
+
+def compared(experiment: str, score: str, args: Namespace, configs: list[Any], network: Any, run: Any) -> Plan:
+    """Every config with every seed, by run(config, seed, report, keep); the first is the method that was asked for."""
     seeds = [args.seed] if args.seeds is None else seed_range(args.seeds)
     main = "all" if args.method == "all" else configs[0].method
-
-    def job(config: Any, seed: int) -> Job:
-        place = "" if config.method == main and len(seeds) == 1 else f"{config.method}-{seed}"
-        return Job(config.method, seed, place, config.iterations, network(config)[0].names, partial(run, config, seed))
+    by_name = {config.method: config for config in configs}
 
     def summary(trained: dict[str, list[Run]]) -> Result:
         curves = {method: over_seeds([run.curve for run in runs], score) for method, runs in trained.items()}
@@ -290,13 +301,13 @@ def compared(experiment: str, score: str, args: Namespace, configs: list[Any], n
             "experiment": experiment,
             "method": main,
             "seeds": seeds,
-            "config": {config.method: asdict(config) for config in configs},
+            "config": {name: asdict(config) for name, config in by_name.items()},
             "curve": [{"method": method, **row} for method, curve in curves.items() for row in curve],
             "seconds": sum(run.seconds for run in chain(*trained.values())),
         }
 
-    jobs = [job(config, seed) for seed in seeds for config in configs]
-    return Plan(f"runs/{experiment}-{main}-{args.seeds or args.seed}", jobs, summary, drawing(experiment))
+    every = jobs(by_name, seeds, network, lambda name, *given: run(*given), main)
+    return Plan(f"runs/{experiment}-{main}-{args.seeds or args.seed}", every, summary, drawing(experiment))
 
 
 def drawing(experiment: str, *more: Any) -> Callable[..., Any] | None:

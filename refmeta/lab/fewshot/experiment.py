@@ -100,17 +100,17 @@ def configure(method: str, quick: bool, explicit: dict[str, Any]) -> Config:
     return config
 
 
-def load(config: Config, root: str | None) -> Images:
-    """The images of a config's data. ValueError: no folder, or one that is not needed; as `omniglot` and `folder`."""
-    if config.data == "glyphs" and root is not None:
+def load(root: str | None, data: str, split: str, size: int) -> Images:
+    """The images of a config. ValueError: no folder, or one that is not needed; as `omniglot` and `folder`."""
+    if data == "glyphs" and root is not None:
         raise ValueError(f"--root {root}: only --data {' and '.join(HOLDS)} need it")
-    if config.data != "omniglot" and config.split != Config.split:
-        raise ValueError(f"split {config.split}: only --data omniglot has it")
+    if data != "omniglot" and split != Config.split:
+        raise ValueError(f"split {split}: only --data omniglot has it")
+    if data == "glyphs":
+        return glyphs(size)
     if root is None:
-        if config.data in HOLDS:
-            raise ValueError(f"--data {config.data}: give --root, {HOLDS[config.data]}")
-        return glyphs(config.size)
-    return folder(root, config.size) if config.data == "folder" else omniglot(root, config.size, split=config.split)
+        raise ValueError(f"--data {data}: give --root, {HOLDS[data]}")
+    return folder(root, size) if data == "folder" else omniglot(root, size, split=split)
 
 
 def fitted(config: Config, images: Images) -> Config:
@@ -254,7 +254,7 @@ def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
 def plan(args: Namespace) -> Plan:
     """The runs of a command: every method asked for, all beside the baselines of the first."""
     configs = [configure(name, args.quick, runs.given(args, Config)) for name in runs.asked(args)]
-    images = load(configs[0], args.root)
+    images = load(args.root, configs[0].data, configs[0].split, configs[0].size)
     configs = [fitted(config, images) for config in configs]
     beside = cache(partial(baselines, configs[0], images))
     compared = runs.compared("fewshot", "accuracy", args, configs, network, partial(run, images))

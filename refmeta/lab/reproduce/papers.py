@@ -26,7 +26,7 @@ class Row(NamedTuple):
     published: dict[int, str] = {}  # by number of steps
     bar: Bar | None = None
     test: dict[str, Any] = {}  # settings other than in training
-    read: str = ""  # of characters: what is read from θ, see `labs.READS`
+    read: str = ""  # of characters: what is read from θ, see `reads`
 
 
 class Paper(NamedTuple):
@@ -36,7 +36,7 @@ class Paper(NamedTuple):
     help: str
     title: str
     link: str
-    data: str  # sine or omniglot
+    images: bool  # Omniglot's; else sine waves
     steps: tuple[int, ...]  # the columns
     trainings: dict[str, dict[str, Any]]
     tables: dict[str, list[Row]]  # by title; the rows of a table have the same score
@@ -67,7 +67,7 @@ FINN2017 = Paper(
     "sine waves: MAML, first-order MAML, joint training, the oracle",
     "Finn, Abbeel & Levine 2017, sine waves: mean squared error (table 2, appendix C)",
     MAML_PAPER,
-    "sine",
+    False,
     (1, 5, 10),
     {
         "maml": {"method": "maml"},
@@ -96,7 +96,7 @@ NICHOL2018 = Paper(
     "sine waves: Reptile, serial and batched, SGD and Adam inside, and its control with k = 1",
     "Nichol, Achiam & Schulman 2018, sine waves: mean squared error",
     REPTILE_PAPER,
-    "sine",
+    False,
     (0, 1, 8, 32),
     {
         "serial": {"method": "reptile"},
@@ -164,9 +164,9 @@ def _on_characters(name: str, split: str, title: str, rows: list[Row]) -> Paper:
         f"characters, 5-way 1-shot, {title}",
         f"Omniglot, 5-way 1-shot, {title}: {of}",
         f"{MAML_PAPER}, {REPTILE_PAPER}",
-        "omniglot",
+        True,
         (0, 1, 3, 5, 10, 50),
-        {training: {**own, "split": split} for training, own in ON_IMAGES.items()},
+        {training: {**own, "data": "omniglot", "split": split} for training, own in ON_IMAGES.items()},
         {"Accuracy (%) on 600 episodes": rows},
         DIFFERS,
     )
@@ -178,7 +178,7 @@ LAKE = _on_characters("omniglot-lake", "lake", "Lake's split, other alphabets at
 
 # --- Raghu et al. 2020 ------------------------------------------------------------------------------
 
-FEATURES = {"split": "finn", "iterations": 30_000, "test_queries": 15, "test_steps": (0, 1)}
+FEATURES = {"data": "omniglot", "split": "finn", "iterations": 30_000, "test_queries": 15, "test_steps": (0, 1)}
 WIDE = {**FEATURES, "ways": 20, "tasks": 4, "test_queries": 5}
 
 RAGHU2020 = Paper(
@@ -186,7 +186,7 @@ RAGHU2020 = Paper(
     "rapid learning or feature reuse: freezing, similarity, NIL, ways of training, ANIL's economy",
     "Raghu et al. 2020, rapid learning or feature reuse, on Omniglot",
     "https://arxiv.org/abs/1909.09157",
-    "omniglot",
+    True,
     (1,),
     {
         "maml": {"method": "maml", **FEATURES},

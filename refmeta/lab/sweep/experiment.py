@@ -62,7 +62,7 @@ def grid(seeds: Iterable[int], preset: str | None = None, quick: bool = False, *
         raise ValueError(f"seeds: expected whole numbers of at most {DIGITS} digits, got {strange[0]!s:.40}")
     values = {name: _values(name, given) for name, given in settings.items()}
     combinations = [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
-    configs = [sine.configure(each.pop("method", None), preset, quick, each) for each in combinations]
+    configs = [sine.configure(each.pop("method", None), quick, each, preset) for each in combinations]
     jobs = [(config, seed) for seed in whole_seeds for config in configs]  # all of a seed first, should time run out
     return list({name_of(job): job for job in jobs}.values())
 
