@@ -22,9 +22,7 @@ from refmeta.lab.display import svg
 from refmeta.trees import Array, Theta
 
 CHECKPOINT = "checkpoint"  # its name in the folder of each run
-RECORD = r"\w+-\d+-[0-9a-f]{12}\.(json|npz)"  # a sweep's: see `name_of`
-FIGURE = r"(adaptation|curves|episode|geometry|reproduce|reuse|sweep|weights)\.(png|svg|gif)"
-PART = re.compile(rf"\.({CHECKPOINT}|theta\.npz|result\.json|table\.(csv|json)|{FIGURE}|{RECORD})\.\d+\.part")
+PART = re.compile(r"\..+\.\d+\.refmeta\.part")  # the name of a file that is being written, see `replace`
 
 
 def new_folder(wanted: str | None, default: str) -> Path:
@@ -48,7 +46,7 @@ def checkpoints(folder: Path) -> set[Path]:
 
 
 def parts(folder: Path) -> set[Path]:
-    """What processes that were killed had not finished writing; of nobody else's files, whatever their names end in."""
+    """What processes that were killed had not finished writing; nobody else's files."""
     found = (path for place in (".*.part", "*/.*.part") for path in folder.glob(place))
     return {path for path in found if PART.fullmatch(path.name) and not path.is_dir()}
 
@@ -143,7 +141,7 @@ def versions() -> dict[str, str]:
 
 def replace(path: Path, write: Any) -> None:
     """Write beside the path, then put in place: no reader ever sees half a file. OSError: it names the path."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.refmeta.part")
     try:
         partial.unlink(missing_ok=True)  # of a killed process that had our number, or a link that somebody planted
         with open(partial, "xb") as file:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from refmeta.fast import recorded
-from refmeta.lab import runs
+from refmeta.lab import runs, training
 from refmeta.lab.display import Curve, Row, by_method, by_steps, over, plural
 from refmeta.lab.fewshot.drawings import SOURCE, SPLITS, omniglot
 from refmeta.lab.fewshot.images import Images, Task, episode, glyphs, minibatches, nearest_neighbour
 from refmeta.lab.fewshot.photographs import LAYOUT, folder
 from refmeta.lab.runs import Keep, Plan, Result, Run, option, whole
-from refmeta.lab.training import INNER, METHODS, Report, adapted, method_of, over_seeds, summary
+from refmeta.lab.training import INNER, METHODS, Report, adapted, method_of, over_seeds
 from refmeta.models import MLP, NORMS, ConvNet, cross_entropy
 from refmeta.trees import Array, Loss, Tasks, Theta
 
@@ -233,7 +233,7 @@ def _one_by_one(net: MLP | ConvNet, phi: Theta, support: Array, x: Array) -> Arr
 
 
 def _row(steps: int, scores: Sequence[float], **more: Any) -> Row:
-    row = {("accuracy" if key == "mean" else key): n for key, n in summary(scores).items()}
+    row = {("accuracy" if key == "mean" else key): n for key, n in training.summary(scores).items()}
     return {**more, "steps": steps, **row}
 
 
@@ -259,16 +259,16 @@ def plan(args: Namespace) -> Plan:
     beside = cache(partial(baselines, configs[0], images))
     compared = runs.compared("fewshot", "accuracy", args, configs, network, partial(run, images))
 
-    def summary_of(trained: dict[str, list[Run]]) -> Result:
+    def summary(trained: dict[str, list[Run]]) -> Result:
         result = compared.summary(trained)
-        curves, seconds = [beside(seed) for seed in result["seeds"]], result.pop("seconds")
+        curves = [beside(seed) for seed in result["seeds"]]
         known = {name: over_seeds([each[name] for each in curves], "accuracy") for name in curves[0]}
-        return {**result, "baselines": known, "seconds": seconds}
+        return {**result, "baselines": known}
 
     def record(run: Run) -> Result:
         return {**run.result(), "baselines": beside(run.seed)}
 
-    return compared._replace(summary=summary_of, draw=runs.drawing("fewshot", images), record=record)
+    return compared._replace(summary=summary, draw=runs.drawing("fewshot", images), record=record)
 
 
 def text(result: Result) -> str:

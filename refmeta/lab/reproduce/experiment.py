@@ -4,7 +4,6 @@ from argparse import Namespace
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import chain
 from os.path import isfile
 from pathlib import Path
 from time import perf_counter
@@ -78,18 +77,16 @@ def plan(paper: Paper, args: Namespace) -> Plan:
 
     def summary(trained: dict[str, list[Run]]) -> Result:
         return {
-            "experiment": "reproduce",
             "paper": paper.name,
             "seeds": seeds,
             "quick": args.quick,
             "resumed": bool(args.resume),
             "trainings": {name: _told(published[name].iterations, runs) for name, runs in trained.items()},
             "tables": [_table(lab, title, rows, trained) for title, rows in paper.tables.items()],
-            "seconds": sum(run.seconds for run in chain(*trained.values())),
         }
 
-    jobs = runs.jobs(configs, seeds, lab.network, lab.run)
-    return Plan(f"runs/{paper.name}-{args.seeds}", jobs, summary, runs.drawing("reproduce"))
+    how = lab.network, lab.run, summary, runs.drawing("reproduce")
+    return Plan(f"runs/{paper.name}-{args.seeds}", configs, seeds, *how)
 
 
 def _told(published: int, trained: list[Run]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def classified(images: Images, config: Any, seed: int, report: Report, keep: Kee
 
 def plan(args: Namespace) -> Plan:
     """Every training of every seed; the measurements come after all of them."""
-    start, seeds, waving = perf_counter(), runs.seed_range(args.seeds), args.data == "sine"
+    seeds, waving = runs.seed_range(args.seeds), args.data == "sine"
     if len(seeds) < 2:
         raise ValueError(f"--seeds {args.seeds}: expected two or more, as 0-1, because their networks are compared")
     if waving and args.ways is not None:
@@ -124,21 +124,20 @@ def plan(args: Namespace) -> Plan:
     explicit = {**usual, **runs.given(args, lab.Config), "test_steps": (0, args.steps)}
     configs = {name: lab.configure(method, args.quick, explicit) for name, method in methods.items()}
     config = configs["maml"]
-    jobs = runs.jobs(configs if waving else {**configs, "multiclass": config}, seeds, lab.network, lab.run)
+    trainings = configs if waving else {**configs, "multiclass": config}
 
     def summary(runs: dict[str, list[Run]]) -> Result:
         trained = {seed: {name: runs[name][i] for name in runs} for i, seed in enumerate(seeds)}
         return {
-            "experiment": "reuse",
             "data": args.data,
             "seeds": seeds,
             "config": {name: asdict(each) for name, each in configs.items()},
             **_pooled([_measure(lab, config, seed, own) for seed, own in trained.items()]),
             "between": _between(lab, config, trained),
-            "seconds": perf_counter() - start,
         }
 
-    return Plan(f"runs/reuse-{args.data}-{args.seeds}", jobs, summary, runs.drawing("reuse"), lambda run: None)
+    folder, how = f"runs/reuse-{args.data}-{args.seeds}", (lab.network, lab.run, summary, runs.drawing("reuse"))
+    return Plan(folder, trainings, seeds, *how, record=lambda run: None)
 
 
 # --- The measurements -------------------------------------------------------------------------------
