@@ -2,11 +2,10 @@
 labels. Then test it on classes that it has not seen.
 """
 
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,7 @@ from refmeta.trees import Array, Loss, Tasks, Theta
 
 
 def _widths(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise ArgumentTypeError(f"expected positive whole numbers, as 32,32; got {text!r}")
-    return tuple(map(int, parts))
+    return tuple(map(whole(1), text.split(",")))
 
 
 OUTER = "outer optimiser, as in refmeta sine (default: {}; reptile: sgd:1:linear)"
@@ -204,12 +200,12 @@ def accuracies(config: Config, theta: Theta, tasks: Iterable[Task]) -> Curve:
     together, as the papers do, in further rows, whose "method" says so (see `TRANSDUCTIVE`).
     """
     (net, loss), trajectory = network(config), recorded(method_of(config).trajectory)
-    ways = [_one_by_one, _together] if config.norm == "batch" else [_together]
-    scores, alpha, left = [], runs.test_alpha(config), iter(tasks)  # scores: (ways, steps, tasks)
-    some = (adapted(loss, theta, part, alpha, trajectory) for part in iter(lambda: list(islice(left, TOGETHER)), []))
+    scores, alpha = [], runs.test_alpha(config)  # scores: (ways, steps, tasks)
     with np.errstate(over="ignore", invalid="ignore"):
-        for part, phis, supports, (x, labels) in chain.from_iterable(some):
-            asked = [[ask(net, phis[k], supports[-1][0], x) for k in config.test_steps] for ask in ways]
+        for part, phis, supports, (x, labels) in adapted(loss, theta, tasks, alpha, trajectory, TOGETHER):
+            asked = [[net(phis[k], x) for k in config.test_steps]]
+            if config.norm == "batch":
+                asked.insert(0, [_one_by_one(net, phis[k], supports[-1][0], x) for k in config.test_steps])
             logits = np.array(asked)  # (ways, steps, [tasks,] n, classes)
             hits = np.where(np.isfinite(logits).all((-2, -1)), (logits.argmax(-1) == labels).mean(-1), np.nan)
             scores.append(hits.reshape(*hits.shape[:2], len(part)))
@@ -219,11 +215,6 @@ def accuracies(config: Config, theta: Theta, tasks: Iterable[Task]) -> Curve:
 
 
 TRANSDUCTIVE = ", queries together"
-
-
-def _together(net: MLP | ConvNet, phi: Theta, support: Array, x: Array) -> Array:
-    """The logits of all queries in one batch."""
-    return net(phi, x)
 
 
 def _one_by_one(net: MLP | ConvNet, phi: Theta, support: Array, x: Array) -> Array:

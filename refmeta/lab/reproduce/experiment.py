@@ -176,20 +176,12 @@ def _trainings(result: Result) -> list[list[str]]:
     return lines
 
 
-def _experiment(paper: Paper) -> Experiment:
-    root = {"required": True, "metavar": "DIR", "help": characters.ARCHIVES}
-    own: Options = {**({"root": root} if paper.images else {}), **options}
-    files = f"results, each θ, {paper.name}.md"
-    default = f"runs/{paper.name}-SEEDS"
-    name, about = f"reproduce {paper.name}", f"{paper.title}. {paper.link}"
-    return Experiment(
-        name, paper.help, about, own, partial(plan, paper), text, ["reproduce.png"], default, files, f"{paper.name}.md"
-    )
-
-
 def add_reproduce(commands: Any) -> None:
     """Add `reproduce PAPER` to argparse's subparsers."""
     parser = commands.add_parser("reproduce", help="repeat a paper's experiment", description=str(__doc__))
     names = parser.add_subparsers(dest="paper", required=True)
-    for paper in PAPERS.values():
-        runs.add(names, _experiment(paper))
+    root: Options = {"root": {"required": True, "metavar": "DIR", "help": characters.ARCHIVES}}
+    for name, paper in PAPERS.items():
+        about = paper.help, f"{paper.title}. {paper.link}", {**(root if paper.images else {}), **options}
+        made: Any = ["reproduce.png"], f"runs/{name}-SEEDS", f"results, each θ, {name}.md", f"{name}.md"
+        runs.add(names, Experiment(f"reproduce {name}", *about, partial(plan, paper), text, *made))

@@ -69,12 +69,7 @@ FINN2017 = Paper(
     MAML_PAPER,
     False,
     (1, 5, 10),
-    {
-        "maml": {"method": "maml"},
-        "fomaml": {"method": "fomaml"},
-        "joint": {"method": "joint"},
-        "oracle": {"method": "joint", "law": "oracle"},
-    },
+    {name: {"method": name} for name in ("maml", "fomaml", "joint")} | {"oracle": {"method": "joint", "law": "oracle"}},
     {
         **_tested_with(5, 0.01, {1: "0.67", 5: "0.38", 10: "0.35"}, {1: "2.41", 5: "2.23", 10: "2.19"}),
         **_tested_with(10, 0.02),
@@ -179,6 +174,7 @@ LAKE = _on_characters("omniglot-lake", "lake", "Lake's split, other alphabets at
 # --- Raghu et al. 2020 ------------------------------------------------------------------------------
 
 FEATURES = {"data": "omniglot", "split": "finn", "iterations": 30_000, "test_queries": 15, "test_steps": (0, 1)}
+REGIMES = {"maml": "maml", "anil": "anil", "multitask": "joint", "multiclass": "maml"}
 WIDE = {**FEATURES, "ways": 20, "tasks": 4, "test_queries": 5}
 
 RAGHU2020 = Paper(
@@ -189,12 +185,8 @@ RAGHU2020 = Paper(
     True,
     (1,),
     {
-        "maml": {"method": "maml", **FEATURES},
-        "anil": {"method": "anil", **FEATURES},
-        "multitask": {"method": "joint", **FEATURES},
-        "multiclass": {"method": "maml", **FEATURES},
-        "maml 20-way": {"method": "maml", **WIDE},
-        "anil 20-way": {"method": "anil", **WIDE},
+        **{name: {"method": method, **FEATURES} for name, method in REGIMES.items()},
+        **{f"{method} 20-way": {"method": method, **WIDE} for method in ("maml", "anil")},
     },
     {
         "20-way 1-shot, accuracy (%, table 2)": [
