@@ -5,7 +5,6 @@ import io
 import json
 import os
 import platform
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,38 +21,33 @@ from refmeta.lab.display import svg
 from refmeta.trees import Array, Theta
 
 CHECKPOINT = "checkpoint"  # its name in the folder of each run
-PART = re.compile(r"\..+\.\d+\.refmeta\.part")  # the name of a file that is being written, see `replace`
+PART = ".*.refmeta.part"  # the names of files that are being written, see `replace`
 
 
 def new_folder(wanted: str | None, default: str) -> Path:
     """An empty, writable folder: `wanted`, or the first free one of default, default.2, default.3, …
 
-    Our own `parts` are no files. ValueError: `wanted` has files in it, is no folder, or cannot be written.
+    Half files of killed processes do not count. ValueError: `wanted` has files in it, is no folder, or cannot be written.
     """
     folder = Path(default if wanted is None else wanted)
     numbers = count(2)
     while wanted is None and folder.exists():
         folder = Path(f"{default}.{next(numbers)}")
-    if {each for each in writable(folder).rglob("*") if not each.is_dir()} - parts(folder):
-        other = f"--resume {folder} goes on with its runs" if checkpoints(folder) else "name a new or empty folder"
+    if {each for each in writable(folder).rglob("*") if not each.is_dir()} - of_runs(folder, PART):
+        runs = of_runs(folder, CHECKPOINT)
+        other = f"--resume {folder} goes on with its runs" if runs else "name a new or empty folder"
         raise ValueError(f"--out {folder}: holds files already; {other}")
     return folder
 
 
-def checkpoints(folder: Path) -> set[Path]:
-    """Those of a command's runs, in its folder and in the folders of each run there."""
-    return {path for place in (CHECKPOINT, f"*/{CHECKPOINT}") for path in folder.glob(place) if path.is_file()}
-
-
-def parts(folder: Path) -> set[Path]:
-    """What processes that were killed had not finished writing; nobody else's files."""
-    found = (path for place in (".*.part", "*/.*.part") for path in folder.glob(place))
-    return {path for path in found if PART.fullmatch(path.name) and not path.is_dir()}
+def of_runs(folder: Path, names: str) -> set[Path]:
+    """The files of a command's runs with such names, in its folder and in the folders of each run there."""
+    return {path for place in ("", "*/") for path in folder.glob(place + names) if path.is_file()}
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """The folder, for one process at a time, and without `parts`. The lock ends with the process, whatever ends that.
+    """The folder, for one process at a time, without half files. The lock ends with the process, whatever ends that.
 
     Where there are no such locks (Windows, some network disks), nothing is locked. ValueError: another process has it.
     """
@@ -68,7 +62,7 @@ def locked(folder: Path) -> Iterator[Path]:
             raise ValueError(f"{folder}: another run is writing into it; name another folder, or wait") from None
         except (ImportError, OSError):
             pass
-        for part in parts(folder):
+        for part in of_runs(folder, PART):
             part.unlink()
         yield folder
 

@@ -41,7 +41,7 @@ from refmeta.fast import recorded, stacked
 from refmeta.lab import training
 from refmeta.lab.checkpoint import resumable
 from refmeta.lab.display import Curve, bar
-from refmeta.lab.files import CHECKPOINT, checkpoints, locked, new_folder, replace, save_result, save_theta, writable
+from refmeta.lab.files import CHECKPOINT, locked, new_folder, of_runs, replace, save_result, save_theta, writable
 from refmeta.lab.training import METHODS, NEVER, Diverged, History, Report, Stopped, method_of, optimiser, over_seeds
 from refmeta.trees import Loss, Tasks, Theta
 
@@ -325,14 +325,14 @@ def output_folder(args: Namespace, default: str, places: Collection[str]) -> Ite
         try:
             yield folder
         except KeyboardInterrupt as error:
-            more = f"; to go on, the same command with --resume {folder}" if checkpoints(folder) else ""
+            more = f"; to go on, the same command with --resume {folder}" if of_runs(folder, CHECKPOINT) else ""
             raise KeyboardInterrupt(f"{str(error) or 'interrupted'}{more}") from error
 
 
 def _resumed(wanted: str, places: Collection[str]) -> Path:
     folder = Path(wanted)
     try:
-        found = checkpoints(folder)
+        found = of_runs(folder, CHECKPOINT)
     except OSError as error:
         raise ValueError(f"--resume {wanted:.99}: cannot be read: {error.strerror}") from error
     if not found:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,12 +28,13 @@ from refmeta.__main__ import main
 from refmeta.lab import Diverged, Interrupted, adam, files, linear, sgd, train, training
 from refmeta.lab.checkpoint import load, save
 from refmeta.lab.fewshot import experiment as fewshot
-from refmeta.lab.files import checkpoints, locked
+from refmeta.lab.files import CHECKPOINT, locked, of_runs
 from refmeta.lab.sine import experiment as sine
 from refmeta.lab.sine.waves import LAWS
 from refmeta.lab.training import METHODS, Checkpoint, State
 from refmeta.models import MLP, squared_error
 
+checkpoints = partial(of_runs, names=CHECKPOINT)
 SETTINGS = {"method": "maml", "alpha": 0.01, "widths": (1, 8, 1)}
 OUTER = {"adam": adam(3e-3), "sgd": sgd(linear(0.5, 8))}
 
@@ -710,13 +712,7 @@ def test_the_half_of_any_file_that_a_command_writes_is_known(tmp_path, monkeypat
         assert not list(tmp_path.glob(".*"))
 
 
-FOREIGN = (
-    ".film.part",
-    "deep/er/.film.part",
-    ".film.99.part",
-    ".film.draft.refmeta.part",
-    "deep/er/.film.9.refmeta.part",
-)
+FOREIGN = ".film.part", "deep/er/.film.part", ".film.99.part", "film.9.refmeta.part", "deep/er/.film.9.refmeta.part"
 
 
 def test_the_parts_of_other_programs_are_files_like_any(tmp_path, capsys):
