@@ -27,7 +27,7 @@ PART = ".*.refmeta.part"  # the names of files that are being written, see `repl
 def new_folder(wanted: str | None, default: str) -> Path:
     """An empty, writable folder: `wanted`, or the first free one of default, default.2, default.3, …
 
-    Half files of killed processes do not count. ValueError: `wanted` has files in it, is no folder, or cannot be written.
+    Half files of killed processes do not count. ValueError: `wanted` holds files, is no folder, or cannot be written.
     """
     folder = Path(default if wanted is None else wanted)
     numbers = count(2)
