@@ -110,13 +110,10 @@ def load(root: str | None, data: str, split: str, size: int) -> Images:
 
 
 def fitted(config: Config, images: Images) -> Config:
-    """The config with the channels of the images. ValueError: see `check_images`."""
-    check_images(config, images)
-    return replace(config, channels=images.train[0].shape[-1])
+    """The config with the channels of the images.
 
-
-def check_images(config: Config, images: Images) -> None:
-    """ValueError: more ways than classes, or a class with fewer images than an episode takes."""
+    ValueError: more ways than classes, or a class with fewer images than an episode takes.
+    """
     displaces = METHODS[config.method].displacement
     shots = config.batch * config.inner_steps if displaces else config.shots
     takes = shots + config.queries, (config.test_shots or config.shots) + config.test_queries
@@ -128,6 +125,7 @@ def check_images(config: Config, images: Images) -> None:
             scarce = f"{part} class {names[c] if names else c} of {config.data} has {has}"
             said = f"{config.method} takes {needed} images of a class for support and query"
             raise ValueError(f"{said}; {scarce}: ask for fewer shots, queries or inner steps")
+    return replace(config, channels=images.train[0].shape[-1])
 
 
 # --- One run ----------------------------------------------------------------------------------------
@@ -160,9 +158,9 @@ def initial(config: Config, seed: int) -> Theta:
 def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | None = None) -> Run:
     """Meta-train one method on the training classes, from its checkpoint if there is one, and test it on the others.
 
-    Diverged: see `train`. ValueError: see `checkpoint.load` and `check_images`.
+    Diverged: see `train`. ValueError: see `checkpoint.load` and `fitted`.
     """
-    check_images(config, images)
+    config = fitted(config, images)
     displaces, (_, loss), start = METHODS[config.method].displacement, network(config), initial(config, seed)
     draw, shots = (minibatches, config.batch) if displaces else (episode, config.shots)
     shape = config.ways, shots, config.queries, config.inner_steps
