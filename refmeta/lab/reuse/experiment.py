@@ -98,8 +98,7 @@ def of_images(root: str | None) -> Lab:
     def tasks(config: Any, seed: int) -> Tasks:
         return list(characters.test_episodes(config, images(config), seed))
 
-    made = characters.Config, configure, characters.network, run, tasks
-    return Lab(*made, measure.centred, accuracy, images)
+    return Lab(characters.Config, configure, characters.network, run, tasks, measure.centred, accuracy, images)
 
 
 def classified(images: Images, config: Any, seed: int, report: Report, keep: Keep | None = None) -> Run:
@@ -157,8 +156,8 @@ def _measure(lab: Lab, config: Any, seed: int, trained: dict[str, Run]) -> dict[
             rows["raw_logits"] = measure.similarity(lambda *at: net.layers(*at)[-1:], *few)
             thetas = {name: run.theta for name, run in trained.items()}
             thetas["random features"] = characters.initial(config, seed)
-            nets = {name: replace(net, classes=theta[-1].size) for name, theta in thetas.items()}  # all heads fit
-            rows["regimes"] = measure.regimes({name: (nets[name], thetas[name]) for name in REGIMES}, tasks)
+            nets = {name: (replace(net, classes=theta[-1].size), theta) for name, theta in thetas.items()}  # heads fit
+            rows["regimes"] = measure.regimes({name: nets[name] for name in REGIMES}, tasks)
         move(4, "")
     return {**rows, "own": {name: _own(trained[name].curve[-1]) for name in BOTH}}
 
