@@ -9,7 +9,7 @@ from contextlib import suppress
 import refmeta
 from refmeta.conformance.command import add_check, add_vectors
 from refmeta.fast import keep_freed_memory
-from refmeta.lab import fewshot, geometry, reuse, runs, sine
+from refmeta.lab import Diverged, fewshot, geometry, reuse, runs, sine
 from refmeta.lab.explore import add_explore
 from refmeta.lab.reproduce.experiment import add_reproduce
 from refmeta.lab.sweep.experiment import add_sweep
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141  # that of a program ended by SIGPIPE: a check that was not read to its end has not passed
     except (ValueError, TypeError) as error:
         code, said = 2, str(error)
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, Diverged) as error:
         code, said = 1, str(error) or "out of memory"
     except KeyboardInterrupt as error:
         code, said = 130, str(error) or "interrupted"

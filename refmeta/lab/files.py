@@ -5,7 +5,6 @@ import io
 import json
 import os
 import platform
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,40 +21,33 @@ from refmeta.lab.display import svg
 from refmeta.trees import Array, Theta
 
 CHECKPOINT = "checkpoint"  # its name in the folder of each run
-RECORD = r"\w+-\d+-[0-9a-f]{12}\.(json|npz)"  # a sweep's: see `name_of`
-FIGURE = r"(adaptation|curves|episode|geometry|reproduce|reuse|sweep|weights)\.(png|svg|gif)"
-PART = re.compile(rf"\.({CHECKPOINT}|theta\.npz|result\.json|table\.(csv|json)|{FIGURE}|{RECORD})\.\d+\.part")
+PART = ".*.refmeta.part"  # the names of files that are being written, see `replace`
 
 
 def new_folder(wanted: str | None, default: str) -> Path:
     """An empty, writable folder: `wanted`, or the first free one of default, default.2, default.3, …
 
-    Our own `parts` are no files. ValueError: `wanted` has files in it, is no folder, or cannot be written.
+    Half files of killed processes do not count. ValueError: `wanted` holds files, is no folder, or cannot be written.
     """
     folder = Path(default if wanted is None else wanted)
     numbers = count(2)
     while wanted is None and folder.exists():
         folder = Path(f"{default}.{next(numbers)}")
-    if {each for each in writable(folder).rglob("*") if not each.is_dir()} - parts(folder):
-        other = f"--resume {folder} goes on with its runs" if checkpoints(folder) else "name a new or empty folder"
+    if {each for each in writable(folder).rglob("*") if not each.is_dir()} - of_runs(folder, PART):
+        runs = of_runs(folder, CHECKPOINT)
+        other = f"--resume {folder} goes on with its runs" if runs else "name a new or empty folder"
         raise ValueError(f"--out {folder}: holds files already; {other}")
     return folder
 
 
-def checkpoints(folder: Path) -> set[Path]:
-    """Those of a command's runs, in its folder and in the folders of each run there."""
-    return {path for place in (CHECKPOINT, f"*/{CHECKPOINT}") for path in folder.glob(place) if path.is_file()}
-
-
-def parts(folder: Path) -> set[Path]:
-    """What processes that were killed had not finished writing; of nobody else's files, whatever their names end in."""
-    found = (path for place in (".*.part", "*/.*.part") for path in folder.glob(place))
-    return {path for path in found if PART.fullmatch(path.name) and not path.is_dir()}
+def of_runs(folder: Path, names: str) -> set[Path]:
+    """The files of a command's runs with such names, in its folder and in the folders of each run there."""
+    return {path for place in ("", "*/") for path in folder.glob(place + names) if path.is_file()}
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """The folder, for one process at a time, and without `parts`. The lock ends with the process, whatever ends that.
+    """The folder, for one process at a time, without half files. The lock ends with the process, whatever ends that.
 
     Where there are no such locks (Windows, some network disks), nothing is locked. ValueError: another process has it.
     """
@@ -70,7 +62,7 @@ def locked(folder: Path) -> Iterator[Path]:
             raise ValueError(f"{folder}: another run is writing into it; name another folder, or wait") from None
         except (ImportError, OSError):
             pass
-        for part in parts(folder):
+        for part in of_runs(folder, PART):
             part.unlink()
         yield folder
 
@@ -143,7 +135,7 @@ def versions() -> dict[str, str]:
 
 def replace(path: Path, write: Any) -> None:
     """Write beside the path, then put in place: no reader ever sees half a file. OSError: it names the path."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.refmeta.part")
     try:
         partial.unlink(missing_ok=True)  # of a killed process that had our number, or a link that somebody planted
         with open(partial, "xb") as file:

@@ -12,15 +12,16 @@ An experiment is data. Its author writes, in refmeta/lab/NAME/,
                         text      text(result) -> str: the tables, from the same dict as in result.json
                         NAME      Experiment("name", help, description, options, plan, text, figures)
     figures.py          draw      draw(folder, result, runs) -> None: the figures, with matplotlib, see `drawing`;
-                                  saved by `files.save_figure`, their names in `files.FIGURE`
+                                  saved by `files.save_figure`
 
 and `add(commands, NAME)` makes it `refmeta name`, with --out, --resume, --checkpoint-every, and --seed | --seeds unless
-it has an option of that name. The command does every Job of the Plan and saves theta.npz and result.json in its place;
+it has an option of that name. The command does every run of the Plan and saves theta.npz and result.json in its place;
 then it saves the Plan's summary of all runs, prints it as text and draws the figures, with the runs of the first seed.
 `compared` is the plan of an experiment that compares methods; see refmeta/lab/sine for one in full.
 """
 
 import importlib.util
+import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -40,7 +41,7 @@ from refmeta.fast import recorded, stacked
 from refmeta.lab import training
 from refmeta.lab.checkpoint import resumable
 from refmeta.lab.display import Curve, bar
-from refmeta.lab.files import CHECKPOINT, checkpoints, locked, new_folder, replace, save_result, save_theta, writable
+from refmeta.lab.files import CHECKPOINT, locked, new_folder, of_runs, replace, save_result, save_theta, writable
 from refmeta.lab.training import METHODS, NEVER, Diverged, History, Report, Stopped, method_of, optimiser, over_seeds
 from refmeta.trees import Loss, Tasks, Theta
 
@@ -73,26 +74,27 @@ class Run(NamedTuple):
         }
 
 
-class Job(NamedTuple):
-    """One training that a command does."""
-
-    name: str  # for people: the method
-    seed: int
-    place: str  # its folder within the command's; "": the command's own
-    iterations: int
-    names: list[str]  # of θ's arrays
-    run: Callable[[Report, Keep | None], Run]
-
-
 class Plan(NamedTuple):
-    """What a command is going to do."""
+    """What a command is going to do: train every config with every seed."""
 
     folder: str  # the default of --out
-    jobs: list[Job]
+    configs: dict[str, Any]  # by name: for people, the method
+    seeds: list[int]
+    network: Callable[[Any], Any]  # (config) -> the net, whose arrays have names, and the loss
+    run: Callable[..., Run]  # (name, config, seed, report, keep)
     summary: Callable[[dict[str, list[Run]]], Result]  # of the runs of each name, a run for each seed
     draw: Callable[..., Any] | None  # (folder, result, the runs of the first seed); see `drawing`
-    record: Callable[[Run], Result | None] = Run.result  # the result.json of a job's place; None: it has none
+    record: Callable[[Run], Result | None] = Run.result  # the result.json of a run's place; None: it has none
     more: Sequence[str] = ()  # what it draws beside the experiment's figures
+    main: str = ""  # the name whose run, if it has one seed, gets the command's folder itself
+
+    def place(self, name: str, seed: int) -> str:
+        """A run's folder within the command's."""
+        return "" if name == self.main and len(self.seeds) == 1 else place(name, seed)
+
+
+def place(name: str, seed: int) -> str:
+    return f"{name.replace(' ', '-')}-{seed}"
 
 
 class Experiment(NamedTuple):
@@ -141,23 +143,17 @@ def declare(parser: Any, options: Options) -> None:
 
 
 def command(experiment: Experiment, args: Namespace) -> int:
-    """Do the jobs; save, print and draw the results. Returns the exit code: 1 where training or every test diverged."""
-    plan, every = experiment.plan(args), args.checkpoint_every or RESUMED * bool(args.resume)
-    trained: dict[str, list[Run]] = {job.name: [] for job in plan.jobs}
-    with output_folder(args, plan.folder, [job.place for job in plan.jobs]) as folder:
-        for job in plan.jobs:
-            place = folder / job.place
-            keep = partial(resumable, place / CHECKPOINT, every) if every else None
-            try:
-                with bar(job.iterations, f"{job.name}, seed {job.seed}") as move:
-                    run = job.run(lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep)
-            except Stopped as error:
-                which = f", seed {job.seed}" * (len(plan.jobs) > len(trained))  # there are several
-                return stopped(f"{experiment.name}: {job.name}{which}", folder, place, job.names, error)
-            save_run(place, job.names, run.theta, plan.record(run))
-            trained[job.name].append(run)
-        result = plan.summary(trained)
-        if all(job.place for job in plan.jobs):  # else it is that one job's folder, and has its result
+    """Train; save, print and draw the results. Returns the exit code: 1 where every test diverged. Errors: Stopped."""
+    start, plan = perf_counter(), experiment.plan(args)
+    every = args.checkpoint_every or RESUMED * bool(args.resume)
+    trained: dict[str, list[Run]] = {name: [] for name in plan.configs}
+    places = {(name, seed): plan.place(name, seed) for seed in plan.seeds for name in plan.configs}
+    with output_folder(args, plan.folder, places.values()) as folder:
+        for (name, seed), place in places.items():
+            trained[name].append(_trained(plan, name, seed, folder / place, every))
+        seconds = {"seconds": perf_counter() - start}
+        result = {"experiment": experiment.name.split()[0], **plan.summary(trained), **seconds}
+        if all(places.values()):  # else the folder is that of one run, and has its result
             save_result(folder / "result.json", result)
         said = experiment.text(result) + too_short(args)
         print(said)
@@ -168,6 +164,24 @@ def command(experiment: Experiment, args: Namespace) -> int:
     done = chain(*trained.values())
     lost = [row["diverged"] == run.config.test_tasks for run in done for row in run.curve if row["steps"]]
     return failed(experiment.name, lost)
+
+
+def _trained(plan: Plan, name: str, seed: int, place: Path, every: int) -> Run:
+    """One run, with its files in their place. Stopped: early; the last θ is there, as the message says."""
+    config = plan.configs[name]
+    names, keep = plan.network(config)[0].names, partial(resumable, place / CHECKPOINT, every)
+    try:
+        with bar(config.iterations, f"{name}, seed {seed}") as move:
+            how = seed, lambda i, loss: move(i + 1, f"loss {loss:.3f}"), keep if every else None
+            run = plan.run(name, config, *how)
+    except Stopped as error:
+        save_run(place, names, error.theta, None)
+        which = f", seed {seed}" * (len(plan.seeds) > 1)
+        last = "the last good θ" if isinstance(error, Diverged) else "θ"
+        error.args = (f"{name}{which}: {error}; {last} is in {place}/theta.npz",)
+        raise
+    save_run(place, names, run.theta, plan.record(run))
+    return run
 
 
 def failed(what: str, diverged: list[bool]) -> int:
@@ -182,17 +196,6 @@ def save_run(place: Path, names: list[str], theta: Theta, record: Result | None)
     save_theta(place / "theta.npz", names, theta)
     if record is not None:
         save_result(place / "result.json", record)
-
-
-def stopped(what: str, folder: Path, place: Path, names: list[str], error: Stopped) -> int:
-    """Report a run that ended early: save θ, say where it is and how to go on. Returns the exit code."""
-    save_run(place, names, error.theta, None)
-    if isinstance(error, Diverged):  # it would diverge again
-        last, then, code = "the last good θ", "", 1
-    else:
-        last, then, code = "θ", to_go_on(folder), 130
-    print(f"refmeta {what}: {error}; {last} is in {place}/theta.npz{then}", file=sys.stderr)
-    return code
 
 
 def show(folder: Path, files: str, figures: Sequence[str], draw: Callable[..., Any] | None, *made: Any) -> None:
@@ -273,30 +276,23 @@ def trained(name: str, config: Any, seed: int, what: Training, report: Report, k
 
 
 def compared(experiment: str, score: str, args: Namespace, configs: list[Any], network: Any, run: Any) -> Plan:
-    """Every config with every seed, by run(config, seed, report, keep).
-
-    With one seed the method that was asked for, the first config's, gets the folder itself.
-    """
+    """Every config with every seed, by run(config, seed, report, keep); the first is the method that was asked for."""
     seeds = [args.seed] if args.seeds is None else seed_range(args.seeds)
     main = "all" if args.method == "all" else configs[0].method
-
-    def job(config: Any, seed: int) -> Job:
-        place = "" if config.method == main and len(seeds) == 1 else f"{config.method}-{seed}"
-        return Job(config.method, seed, place, config.iterations, network(config)[0].names, partial(run, config, seed))
+    by_name = {config.method: config for config in configs}
 
     def summary(trained: dict[str, list[Run]]) -> Result:
         curves = {method: over_seeds([run.curve for run in runs], score) for method, runs in trained.items()}
         return {
-            "experiment": experiment,
             "method": main,
             "seeds": seeds,
-            "config": {config.method: asdict(config) for config in configs},
+            "config": {name: asdict(config) for name, config in by_name.items()},
             "curve": [{"method": method, **row} for method, curve in curves.items() for row in curve],
-            "seconds": sum(run.seconds for run in chain(*trained.values())),
         }
 
-    jobs = [job(config, seed) for seed in seeds for config in configs]
-    return Plan(f"runs/{experiment}-{main}-{args.seeds or args.seed}", jobs, summary, drawing(experiment))
+    folder = f"runs/{experiment}-{main}-{args.seeds or args.seed}"
+    how = network, lambda name, *given: run(*given), summary, drawing(experiment)
+    return Plan(folder, by_name, seeds, *how, main=main)
 
 
 def drawing(experiment: str, *more: Any) -> Callable[..., Any] | None:
@@ -329,13 +325,14 @@ def output_folder(args: Namespace, default: str, places: Collection[str]) -> Ite
         try:
             yield folder
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(f"interrupted{to_go_on(folder)}") from error
+            more = f"; to go on, the same command with --resume {folder}" if of_runs(folder, CHECKPOINT) else ""
+            raise KeyboardInterrupt(f"{str(error) or 'interrupted'}{more}") from error
 
 
 def _resumed(wanted: str, places: Collection[str]) -> Path:
     folder = Path(wanted)
     try:
-        found = checkpoints(folder)
+        found = of_runs(folder, CHECKPOINT)
     except OSError as error:
         raise ValueError(f"--resume {wanted:.99}: cannot be read: {error.strerror}") from error
     if not found:
@@ -343,10 +340,6 @@ def _resumed(wanted: str, places: Collection[str]) -> Path:
     for other in sorted(found - {folder / place / CHECKPOINT for place in places}):
         raise ValueError(f"--resume {folder}: {other} is of another run; repeat the options that it had")
     return writable(folder)
-
-
-def to_go_on(folder: Path) -> str:
-    return f"; to go on, the same command with --resume {folder}" if checkpoints(folder) else ""
 
 
 # --- Options ----------------------------------------------------------------------------------------
@@ -375,15 +368,12 @@ def steps(text: str) -> tuple[int, ...]:
 
 def seed_range(text: str) -> list[int]:
     """The seeds of "A-B" or "A". ValueError: anything else, or too many."""
-    first, _, last = text.partition("-")
-    try:
-        low, high = int(first), int(last or first)
-    except ValueError:
-        low, high = 0, -1
-    if not low <= high < min(low + MOST_SEEDS, 10**DIGITS):
+    found = re.fullmatch(rf"(\d{{1,{DIGITS}}})(?:-(\d{{1,{DIGITS}}}))?", text)
+    seeds = range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
+    if not 0 < len(seeds) <= MOST_SEEDS:
         most = f"of at most {MOST_SEEDS} seeds of at most {DIGITS} digits"
         raise ValueError(f"--seeds {text:.40}: expected a range as 0-4, {most}")
-    return list(range(low, high + 1))
+    return list(seeds)
 
 
 INNER_HELP = "Reptile's inner optimiser; adam has β₁ = 0 and starts afresh for every task (default: {})"

@@ -1,7 +1,8 @@
 """Meta-training and evaluation, for any algorithm, loss and source of tasks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain, islice
 from math import inf, isfinite
 from typing import Any, NamedTuple
 
@@ -269,15 +270,15 @@ def _outer_step(algorithm: Algorithm, loss: Loss, state: State, tasks: Tasks, al
 
 
 def adapted(
-    loss: Loss, theta: Theta, tasks: Tasks, alpha: float, trajectory: Trajectory, most: int | None = None
+    loss: Loss, theta: Theta, tasks: Iterable[Any], alpha: float, trajectory: Trajectory, most: int | None = None
 ) -> Iterator[tuple[Tasks, list[Theta], Supports, Batch]]:
-    """Adapt θ to the tasks; those of equal shapes together, if the loss allows it, but at most `most` at once.
+    """Adapt θ to the tasks, `most` at a time; those of equal shapes together, if the loss allows it.
 
     Yields (part, [φ_0 … φ_K], supports, query): part is the tasks adapted together. If there are several, all arrays
     of the other three have a leading task axis; those of a single task have none.
     """
-    parts = [g[i : i + (most or len(g))] for g in by_shape(tasks) for i in range(0, len(g), most or len(g))]
-    for part in parts:
+    left = iter(tasks)
+    for part in chain.from_iterable(map(by_shape, iter(lambda: list(islice(left, most)), []))):
         if len(part) > 1 and not why_not_stackable(loss, theta, part):
             supports, query = stack(part)
             yield part, trajectory(loss, copies(theta, len(part)), supports, alpha), supports, query

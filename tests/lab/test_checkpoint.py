@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,18 +27,14 @@ from refmeta import anil, maml, recorded, reptile, stacked
 from refmeta.__main__ import main
 from refmeta.lab import Diverged, Interrupted, adam, files, linear, sgd, train, training
 from refmeta.lab.checkpoint import load, save
-from refmeta.lab.fewshot import FEWSHOT
 from refmeta.lab.fewshot import experiment as fewshot
-from refmeta.lab.files import checkpoints, locked
-from refmeta.lab.geometry.experiment import FIGURES as GEOMETRY
-from refmeta.lab.reuse import REUSE
-from refmeta.lab.sine import SINE
+from refmeta.lab.files import CHECKPOINT, locked, of_runs
 from refmeta.lab.sine import experiment as sine
-from refmeta.lab.sine.experiment import ANIMATION
 from refmeta.lab.sine.waves import LAWS
 from refmeta.lab.training import METHODS, Checkpoint, State
 from refmeta.models import MLP, squared_error
 
+checkpoints = partial(of_runs, names=CHECKPOINT)
 SETTINGS = {"method": "maml", "alpha": 0.01, "widths": (1, 8, 1)}
 OUTER = {"adam": adam(3e-3), "sgd": sgd(linear(0.5, 8))}
 
@@ -562,7 +559,7 @@ def test_several_runs_go_on_where_they_were_and_the_missing_ones_start(tmp_path,
     )
     assert {path.parent.name for path in checkpoints(out)} == {"maml-0", "joint-0", "maml-1"}
     assert not (out / "maml-1/theta.npz").exists()
-    (out / "maml-1/.checkpoint.99.part").write_bytes(b"half a file of a process that was killed")
+    (out / "maml-1/.checkpoint.99.refmeta.part").write_bytes(b"half a file of a process that was killed")
     assert main([*several, "--resume", str(out)]) == 0
     assert left(out) == left(tmp_path / "whole")
     assert capsys.readouterr().out == table.replace(str(tmp_path / "whole"), str(out))
@@ -692,29 +689,30 @@ def test_a_folder_with_checkpoints_is_no_new_one(stopped, capsys):
 @pytest.mark.usefixtures("no_figures")
 def test_killed_before_its_first_checkpoint_a_command_can_be_given_again(tmp_path):
     (tmp_path / "maml-0").mkdir()
-    (tmp_path / "maml-0/.checkpoint.99.part").write_bytes(b"half")
+    (tmp_path / "maml-0/.checkpoint.99.refmeta.part").write_bytes(b"half")
     assert main([*FAST, "--seeds", "0-1", "--out", str(tmp_path)]) == 0
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_the_half_of_any_file_that_a_command_writes_is_known(tmp_path):
-    drawn = [*SINE.figures, ANIMATION, *FEWSHOT.figures, *REUSE.figures, *GEOMETRY, "sweep.png"]
-    for name in [
-        *drawn,
-        "curves.svg",
-        "theta.npz",
-        "result.json",
-        "checkpoint",
-        "table.csv",
-        "table.json",
-        "maml-0-0123456789ab.npz",
-    ]:
-        (tmp_path / f".{name}.99.part").touch()
+def test_the_half_of_any_file_that_a_command_writes_is_known(tmp_path, monkeypatch):
+    """Of every file that a process is killed over, even where it cannot clean up."""
+    halves = set()
+
+    def killed(source, target):
+        halves.add(source.name)
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    assert main([*FAST, "--seeds", "0-1", "--checkpoint-every", "5", "--out", str(tmp_path / "out")]) == 0
+    made = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {name[1:].rsplit(".", 3)[0] for name in halves} == made
+    assert {path.name for path in tmp_path.glob(".*")} == halves
     with locked(tmp_path):
-        assert not list(tmp_path.iterdir())
+        assert not list(tmp_path.glob(".*"))
 
 
-FOREIGN = ".film.part", "deep/er/.film.part", ".checkpoint.part", ".theta.npz.draft.part", "deep/er/.theta.npz.99.part"
+FOREIGN = ".film.part", "deep/er/.film.part", ".film.99.part", "film.9.refmeta.part", "deep/er/.film.9.refmeta.part"
 
 
 def test_the_parts_of_other_programs_are_files_like_any(tmp_path, capsys):
@@ -743,7 +741,7 @@ def test_no_planted_link_is_written_through(tmp_path):
     victim.write_text("do not touch")
 
     def plant(name):
-        (out / f".{name}.{os.getpid()}.part").symlink_to(victim)
+        (out / f".{name}.{os.getpid()}.refmeta.part").symlink_to(victim)
 
     for name in ("result.json", "theta.npz", "checkpoint"):
         plant(name)
@@ -758,7 +756,7 @@ def test_no_planted_link_is_written_through(tmp_path):
 
 
 def test_a_link_planted_in_the_last_moment_is_refused(tmp_path, monkeypatch):
-    partial, victim = tmp_path / f".theta.npz.{os.getpid()}.part", tmp_path / "victim"
+    partial, victim = tmp_path / f".theta.npz.{os.getpid()}.refmeta.part", tmp_path / "victim"
     victim.write_text("do not touch")
     monkeypatch.setattr(type(tmp_path), "unlink", lambda path, missing_ok: None)
     partial.symlink_to(victim)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from refmeta import joint, trajectory
 from refmeta.__main__ import main
 from refmeta.lab.fewshot import Config, episode, glyphs, minibatches, run
-from refmeta.lab.fewshot.experiment import accuracies, baselines, check_images, configure, initial, network
+from refmeta.lab.fewshot.experiment import accuracies, baselines, configure, fitted, initial, network
 from refmeta.lab.fewshot.experiment import test_episodes as episodes_to_test_on
 from refmeta.lab.fewshot.images import nearest_neighbour
 from refmeta.lab.training import trajectory_of_head
@@ -169,11 +169,11 @@ def test_one_way_is_refused():
 
 def test_too_few_classes_or_images_are_found_before_any_work():
     with pytest.raises(ValueError, match="ways 9: glyphs has 8 test classes; ask for fewer ways"):
-        check_images(Config(ways=9), DRAWN)
+        fitted(Config(ways=9), DRAWN)
     with pytest.raises(ValueError, match="maml takes 21 images of a class .* has 20: ask for fewer shots"):
-        check_images(Config(shots=20), DRAWN)
+        fitted(Config(shots=20), DRAWN)
     with pytest.raises(ValueError, match="reptile takes 21 images of a class .* fewer shots, queries or inner steps"):
-        check_images(Config(method="reptile", inner_steps=10), DRAWN)
+        fitted(Config(method="reptile", inner_steps=10), DRAWN)
 
 
 # --- The command ---

@@ -10,8 +10,8 @@ from refmeta.lab.fewshot import experiment as fewshot
 from refmeta.lab.fewshot.images import glyphs
 from refmeta.lab.reproduce import experiment
 from refmeta.lab.reproduce.experiment import pace, shortened
-from refmeta.lab.reproduce.labs import of_waves
 from refmeta.lab.reproduce.papers import FINN2017, PAPER, PAPERS, Bar, Row
+from refmeta.lab.reuse.experiment import of_waves
 from refmeta.lab.sine import experiment as sine
 
 
@@ -72,7 +72,7 @@ def test_ours_are_those_of_the_trained_networks_tested_as_the_row_says(quick):
     for seed in (0, 1):
         with np.load(out / f"joint-{seed}/theta.npz") as archive:
             theta = [archive[name] for name in archive]
-        config = sine.configure("joint", "finn2017", True, {"test_shots": 5, "test_alpha": 0.01})
+        config = sine.configure("joint", True, {"test_shots": 5, "test_alpha": 0.01}, "finn2017")
         means.append([row["mse"] for row in sine.tested(config, theta, seed)])
     assert [each["mse"] for each in joint["here"]] == pytest.approx(np.mean(means, 0))
     assert joint["test"] == {"test_shots": 5, "test_alpha": 0.01}
@@ -132,7 +132,7 @@ def test_every_bar_of_a_paper_is_of_rows_and_steps_that_there_are():
 
 
 def test_minutes_shorten_a_training_that_would_take_longer_and_no_other(monkeypatch):
-    lab, config = of_waves(None), sine.configure("maml", "finn2017", False, {})
+    lab, config = of_waves(), sine.configure("maml", False, {}, "finn2017")
     assert shortened(lab, "maml", config, None, None) == config
     monkeypatch.setattr(experiment, "pace", lambda lab, name, config: 0.01)
     assert shortened(lab, "maml", config, 1, None).iterations == 6000
@@ -143,7 +143,7 @@ def test_minutes_shorten_a_training_that_would_take_longer_and_no_other(monkeypa
 
 def test_the_pace_is_measured(monkeypatch):
     monkeypatch.setattr(experiment, "MEASURED", 0.1)
-    seconds = pace(of_waves(None), "maml", sine.configure("maml", None, True, {}))
+    seconds = pace(of_waves(), "maml", sine.configure("maml", True, {}))
     assert 1e-5 < seconds < 1
 
 

@@ -1,7 +1,6 @@
 """The measurements of feature reuse: invariances, second formulas, what each refuses, and the command."""
 
 import json
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -268,12 +267,19 @@ def test_centred_logits_have_one_direction_less_than_classes(dtype, factor, thet
 
 
 def test_the_command_centres_the_logits_of_images_and_leaves_waves_alone():
-    args = Namespace(quick=True, steps=1, root=None, ways=None)
-    images, waves = of_images(args), of_waves(args)
-    x, theta = images.tasks(0)[0][1][0], images.untrained(0)
-    assert abs(images.layers(theta, x)[-1].sum(-1)).max() < 1e-5 < 1e-3 < abs(images.logits(theta, x)[0].sum(-1)).max()
-    x, theta = waves.tasks(0)[0][1][0], waves.net.init(np.random.default_rng(0))
-    assert_allclose(waves.layers(theta, x)[-1], waves.net(theta, x))
+    (net, layers, x), (mlp, same, points) = (prepared(lab) for lab in (of_images(None), of_waves()))
+    theta = net.init(np.random.default_rng(0), dtype=np.float32)
+    centred, raw = (each(theta, x)[-1] for each in (layers, net.layers))
+    assert abs(centred.sum(-1)).max() < 1e-5 < 1e-3 < abs(raw.sum(-1)).max()
+    theta = mlp.init(np.random.default_rng(0))
+    assert_allclose(same(theta, points)[-1], mlp(theta, points))
+
+
+def prepared(lab):
+    """A network, what of it is compared, and the x of a query."""
+    config = lab.configure("maml", True, {})
+    net, _ = lab.network(config)
+    return net, lab.layers(net), lab.tasks(config, 0)[0][1][0]
 
 
 # --- What diverges, what is refused ---

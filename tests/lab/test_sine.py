@@ -122,7 +122,7 @@ UNLIKE_THE_DEFAULTS = {"shots": 7, "inner_steps": 3, "alpha": 0.03, "tasks": 4, 
 )
 def test_a_run_trains_and_tests_as_configured(method, more, algorithm, adapts):
     """Against the same by hand: the algorithm and how it adapts, the rates, the tasks, the seed, the limit of 20."""
-    config, seed, law = configure(method, None, True, {**UNLIKE_THE_DEFAULTS, **more}), 3, LAWS["finn"]
+    config, seed, law = configure(method, True, {**UNLIKE_THE_DEFAULTS, **more}), 3, LAWS["finn"]
     (net, loss), heard = network(config), []
     run = experiment.run(config, seed, lambda *said: heard.append(said))
 
@@ -145,9 +145,9 @@ def test_a_run_trains_and_tests_as_configured(method, more, algorithm, adapts):
 
 def test_the_test_has_points_a_rate_steps_and_queries_of_its_own():
     more = {"test_shots": 5, "test_alpha": 0.2, "test_steps": (0, 2), "test_queries": 31}
-    config = configure("maml", None, True, {**UNLIKE_THE_DEFAULTS, **more})
+    config = configure("maml", True, {**UNLIKE_THE_DEFAULTS, **more})
     trained, plain = (
-        experiment.run(c, 3, lambda *_: None) for c in (config, configure("maml", None, True, UNLIKE_THE_DEFAULTS))
+        experiment.run(c, 3, lambda *_: None) for c in (config, configure("maml", True, UNLIKE_THE_DEFAULTS))
     )
     assert_same(trained.theta, plain.theta)  # training knows nothing of the test
     tests = unseen(config, 3)
@@ -165,7 +165,7 @@ def test_test_tasks_and_start_depend_on_the_seed_and_test_tasks_are_not_those_of
         return tasks
 
     monkeypatch.setitem(LAWS, "finn", dataclasses.replace(law, train=training))
-    config = configure("maml", None, True, {**UNLIKE_THE_DEFAULTS, "outer": "sgd:1e-300"})  # θ stays where it starts
+    config = configure("maml", True, {**UNLIKE_THE_DEFAULTS, "outer": "sgd:1e-300"})  # θ stays where it starts
     one, other = (experiment.run(config, seed, lambda *_: None) for seed in (1, 2))
     assert (one.theta[0] != other.theta[0]).any()
     tests, others = (unseen(config, seed) for seed in (1, 2))
@@ -175,7 +175,7 @@ def test_test_tasks_and_start_depend_on_the_seed_and_test_tasks_are_not_those_of
 
 
 def test_anil_adapts_its_head_alone():
-    config = configure("anil", None, True, UNLIKE_THE_DEFAULTS)
+    config = configure("anil", True, UNLIKE_THE_DEFAULTS)
     net, loss = network(config)
     theta = net.init(np.random.default_rng(0))
     phis = method_of(config).trajectory(loss, theta, unseen(config, 0)[0][0], 0.1)
@@ -184,7 +184,7 @@ def test_anil_adapts_its_head_alone():
 
 
 def test_reptiles_inner_adam_is_used_in_training_and_in_testing():
-    config = configure("reptile", None, True, {**UNLIKE_THE_DEFAULTS, "inner": "adam"})
+    config = configure("reptile", True, {**UNLIKE_THE_DEFAULTS, "inner": "adam"})
     (net, loss), method = network(config), method_of(config)
     supports, theta = unseen(config, 0)[0][0], net.init(np.random.default_rng(0))
     phi = method.trajectory(loss, theta, supports, 0.1)[1]
@@ -197,7 +197,7 @@ def test_reptiles_inner_adam_is_used_in_training_and_in_testing():
 
 
 def test_the_presets_are_the_published_settings():
-    finn, nichol = (configure(None, name, False, {}) for name in ("finn2017", "nichol2018"))
+    finn, nichol = (configure(None, False, {}, name) for name in ("finn2017", "nichol2018"))
     assert (finn.method, finn.law, finn.widths, finn.activation) == ("maml", "finn", (1, 40, 40, 1), "relu")
     assert (finn.alpha, finn.inner_steps, finn.shots, finn.tasks) == (0.001, 1, 10, 25)
     assert (finn.outer, finn.iterations, finn.init) == ("adam:0.001", 70_000, "finn2017")
@@ -207,23 +207,23 @@ def test_the_presets_are_the_published_settings():
 
 
 def test_explicit_settings_win_over_quick_and_quick_over_the_preset():
-    config = configure("fomaml", "finn2017", True, {"alpha": 0.5})
+    config = configure("fomaml", True, {"alpha": 0.5}, "finn2017")
     assert (config.method, config.alpha, config.iterations) == ("fomaml", 0.5, 200)
 
 
 def test_only_reptile_takes_another_inner_optimiser():
-    assert configure("reptile", None, False, {"inner": "adam"}).inner == "adam"
+    assert configure("reptile", False, {"inner": "adam"}).inner == "adam"
     with pytest.raises(ValueError, match="only reptile takes another inner optimiser"):
-        configure("maml", None, False, {"inner": "adam"})
+        configure("maml", False, {"inner": "adam"})
 
 
 def test_joint_training_beside_a_method_has_the_same_budget():
     for preset, outer in ((None, "adam:0.001"), ("finn2017", "adam:0.001"), ("nichol2018", "sgd:0.01:linear")):
-        config = configure(None, preset, False, {})
+        config = configure(None, False, {}, preset)
         joint_config = experiment.beside(config, preset)
         assert joint_config == dataclasses.replace(config, method="joint", outer=outer, inner="sgd")
 
 
 def test_reptile_keeps_its_own_settings_under_finns_preset():
-    config = configure("reptile", "finn2017", False, {})
+    config = configure("reptile", False, {}, "finn2017")
     assert (config.inner_steps, config.alpha, config.outer) == (5, 0.02, "sgd:1:linear")

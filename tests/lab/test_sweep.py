@@ -411,7 +411,7 @@ def test_a_record_that_is_a_fifo_is_refused(finished):
 
 
 def test_what_a_killed_sweep_had_not_finished_writing_goes_and_hidden_files_of_others_stay(tmp_path):
-    for name in (".maml-0-0123456789ab.json.99.part", ".table.csv.7.part", ".sweep.png.8.part"):
+    for name in (".maml-0-0123456789ab.json.99.refmeta.part", ".table.csv.7.refmeta.part"):
         (tmp_path / name).write_text("half")
     (tmp_path / ".film.part").write_text("do not touch")
     sweep(grid([0], **TINY), tmp_path, Serial())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refmeta.lab.fewshot.images import Images, as_float
-from refmeta.lab.fewshot.stored import Part, by_class, cached, check_apart, of_files, opened
+from refmeta.lab.fewshot.stored import Part, check_apart, classes, of_files, opened
 from refmeta.trees import Array
 
 PARTS = "images_background", "images_evaluation"
@@ -31,7 +31,7 @@ def omniglot(root: str | Path, size: int = 28, rotations: bool = True, split: st
     makes three more classes, as in Santoro et al. 2016 and since; test classes are not turned.
     split="finn": all 1,623 characters are shuffled, 1,200 are for training and 423 for testing. Both then share
     alphabets, and test classes are turned too, as in Finn et al. 2017.
-    The decoded images are cached, see `cached`. Archives are never unpacked to disk, and the size of their members is
+    The decoded images are cached, see `classes`. Archives are never unpacked to disk, and the size of their members is
     limited before decoding.
     ValueError: no pillow; a missing, damaged or foreign archive or member; alphabets that are in both; an unknown
     split, or too few characters for it.
@@ -45,17 +45,17 @@ def omniglot(root: str | Path, size: int = 28, rotations: bool = True, split: st
     with ExitStack() as stack:
         parts = [_part(Path(root), name, stack) for name in PARTS]
         check_apart(Path(root), *({name.split("/")[1] for name in part.stamps} for part in parts))
-        pixels = cached("omniglot", parts, size, lambda: [_decoded(part, size) for part in parts])
-        train, test = (by_class(part, as_float(each)) for part, each in zip(parts, pixels, strict=True))
+        decode = partial(opened, ["PNG"], partial(_drawing, _overlap(size)), EXPECTED)
+        train, test = (list(map(as_float, part)) for part in classes("omniglot", parts, size, 1, decode))
     turns = range(4 if rotations else 1)
-    if split == "lake":
-        return Images(_turned(train, turns), test)
-    every = [*train, *test]
-    if len(every) <= FINNS:
-        raise ValueError(f"{root}: {len(every)} characters; the split finn trains on {FINNS} and tests on the others")
-    order = np.random.default_rng(1).permutation(len(every))
-    train, test = ([every[c] for c in part] for part in np.split(order, [FINNS]))
-    return Images(_turned(train, turns), _turned(test, turns))
+    if split == "finn":
+        every = [*train, *test]
+        if len(every) <= FINNS:
+            raise ValueError(f"{root}: {len(every)} characters; the split finn trains on {FINNS}, tests on the others")
+        order = np.random.default_rng(1).permutation(len(every))
+        train, test = ([every[c] for c in part] for part in np.split(order, [FINNS]))
+        test = _turned(test, turns)
+    return Images(_turned(train, turns), test)
 
 
 FINNS = 1200  # characters to train on
@@ -111,20 +111,18 @@ def _check_listing(where: Path, part: str, stamps: dict[str, tuple[int, int]]) -
             raise ValueError(f"{where}: member {name!r}: {length} bytes, too many for a drawing of Omniglot ({SOURCE})")
 
 
-def _decoded(part: Part, size: int) -> Array:
-    edges, pixel = np.arange(size + 1)[:, None] * SIDE / size, np.arange(SIDE)
-    overlap = (np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel)).clip(0) * size / SIDE
-    pixels = np.empty((len(part.stamps), size, size, 1), np.uint8)
-    for image, name in zip(pixels[..., 0], sorted(part.stamps), strict=True):
-        image[...] = np.rint(overlap @ opened(part, name, ["PNG"], _ink, EXPECTED) @ overlap.T)
-    return pixels
-
-
 EXPECTED = f"a PNG of {SIDE} × {SIDE} pixels, 1 bit or grey; got: {{}}. Omniglot is at {SOURCE}"
 
 
-def _ink(image: Any) -> Array:
-    """One drawing, (105, 105), ink = 255."""
+def _overlap(size: int) -> Array:
+    """(size, 105): the share of each small pixel that each large one covers."""
+    edges, pixel = np.arange(size + 1)[:, None] * SIDE / size, np.arange(SIDE)
+    return (np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel)).clip(0) * size / SIDE
+
+
+def _drawing(overlap: Array, image: Any) -> Array:
+    """One drawing by area means, ink = 255."""
     if (image.size, image.mode) not in [((SIDE, SIDE), "1"), ((SIDE, SIDE), "L")]:  # before it is decoded
         raise ValueError(f"{image.size[0]} × {image.size[1]} pixels of mode {image.mode}")
-    return 255 - np.asarray(image.convert("L"), float)
+    ink = 255 - np.asarray(image.convert("L"), float)
+    return np.rint(overlap @ ink @ overlap.T)[..., None]

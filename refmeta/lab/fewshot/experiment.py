@@ -2,23 +2,22 @@
 labels. Then test it on classes that it has not seen.
 """
 
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from refmeta.fast import recorded
-from refmeta.lab import runs
+from refmeta.lab import runs, training
 from refmeta.lab.display import Curve, Row, by_method, by_steps, over, plural
 from refmeta.lab.fewshot.drawings import SOURCE, SPLITS, omniglot
 from refmeta.lab.fewshot.images import Images, Task, episode, glyphs, minibatches, nearest_neighbour
 from refmeta.lab.fewshot.photographs import LAYOUT, folder
 from refmeta.lab.runs import Keep, Plan, Result, Run, option, whole
-from refmeta.lab.training import INNER, METHODS, Report, adapted, method_of, over_seeds, summary
+from refmeta.lab.training import INNER, METHODS, Report, adapted, method_of, over_seeds
 from refmeta.models import MLP, NORMS, ConvNet, cross_entropy
 from refmeta.trees import Array, Loss, Tasks, Theta
 
@@ -26,10 +25,7 @@ from refmeta.trees import Array, Loss, Tasks, Theta
 
 
 def _widths(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise ArgumentTypeError(f"expected positive whole numbers, as 32,32; got {text!r}")
-    return tuple(map(int, parts))
+    return tuple(map(whole(1), text.split(",")))
 
 
 OUTER = "outer optimiser, as in refmeta sine (default: {}; reptile: sgd:1:linear)"
@@ -100,27 +96,24 @@ def configure(method: str, quick: bool, explicit: dict[str, Any]) -> Config:
     return config
 
 
-def load(config: Config, root: str | None) -> Images:
-    """The images of a config's data. ValueError: no folder, or one that is not needed; as `omniglot` and `folder`."""
-    if config.data == "glyphs" and root is not None:
+def load(root: str | None, data: str, split: str, size: int) -> Images:
+    """The images of a config. ValueError: no folder, or one that is not needed; as `omniglot` and `folder`."""
+    if data == "glyphs" and root is not None:
         raise ValueError(f"--root {root}: only --data {' and '.join(HOLDS)} need it")
-    if config.data != "omniglot" and config.split != Config.split:
-        raise ValueError(f"split {config.split}: only --data omniglot has it")
+    if data != "omniglot" and split != Config.split:
+        raise ValueError(f"split {split}: only --data omniglot has it")
+    if data == "glyphs":
+        return glyphs(size)
     if root is None:
-        if config.data in HOLDS:
-            raise ValueError(f"--data {config.data}: give --root, {HOLDS[config.data]}")
-        return glyphs(config.size)
-    return folder(root, config.size) if config.data == "folder" else omniglot(root, config.size, split=config.split)
+        raise ValueError(f"--data {data}: give --root, {HOLDS[data]}")
+    return folder(root, size) if data == "folder" else omniglot(root, size, split=split)
 
 
 def fitted(config: Config, images: Images) -> Config:
-    """The config with the channels of the images. ValueError: see `check_images`."""
-    check_images(config, images)
-    return replace(config, channels=images.train[0].shape[-1])
+    """The config with the channels of the images.
 
-
-def check_images(config: Config, images: Images) -> None:
-    """ValueError: more ways than classes, or a class with fewer images than an episode takes."""
+    ValueError: more ways than classes, or a class with fewer images than an episode takes.
+    """
     displaces = METHODS[config.method].displacement
     shots = config.batch * config.inner_steps if displaces else config.shots
     takes = shots + config.queries, (config.test_shots or config.shots) + config.test_queries
@@ -132,6 +125,7 @@ def check_images(config: Config, images: Images) -> None:
             scarce = f"{part} class {names[c] if names else c} of {config.data} has {has}"
             said = f"{config.method} takes {needed} images of a class for support and query"
             raise ValueError(f"{said}; {scarce}: ask for fewer shots, queries or inner steps")
+    return replace(config, channels=images.train[0].shape[-1])
 
 
 # --- One run ----------------------------------------------------------------------------------------
@@ -164,9 +158,9 @@ def initial(config: Config, seed: int) -> Theta:
 def run(images: Images, config: Config, seed: int, report: Report, keep: Keep | None = None) -> Run:
     """Meta-train one method on the training classes, from its checkpoint if there is one, and test it on the others.
 
-    Diverged: see `train`. ValueError: see `checkpoint.load` and `check_images`.
+    Diverged: see `train`. ValueError: see `checkpoint.load` and `fitted`.
     """
-    check_images(config, images)
+    config = fitted(config, images)
     displaces, (_, loss), start = METHODS[config.method].displacement, network(config), initial(config, seed)
     draw, shots = (minibatches, config.batch) if displaces else (episode, config.shots)
     shape = config.ways, shots, config.queries, config.inner_steps
@@ -204,12 +198,12 @@ def accuracies(config: Config, theta: Theta, tasks: Iterable[Task]) -> Curve:
     together, as the papers do, in further rows, whose "method" says so (see `TRANSDUCTIVE`).
     """
     (net, loss), trajectory = network(config), recorded(method_of(config).trajectory)
-    ways = [_one_by_one, _together] if config.norm == "batch" else [_together]
-    scores, alpha, left = [], runs.test_alpha(config), iter(tasks)  # scores: (ways, steps, tasks)
-    some = (adapted(loss, theta, part, alpha, trajectory) for part in iter(lambda: list(islice(left, TOGETHER)), []))
+    scores, alpha = [], runs.test_alpha(config)  # scores: (ways, steps, tasks)
     with np.errstate(over="ignore", invalid="ignore"):
-        for part, phis, supports, (x, labels) in chain.from_iterable(some):
-            asked = [[ask(net, phis[k], supports[-1][0], x) for k in config.test_steps] for ask in ways]
+        for part, phis, supports, (x, labels) in adapted(loss, theta, tasks, alpha, trajectory, TOGETHER):
+            asked = [[net(phis[k], x) for k in config.test_steps]]
+            if config.norm == "batch":
+                asked.insert(0, [_one_by_one(net, phis[k], supports[-1][0], x) for k in config.test_steps])
             logits = np.array(asked)  # (ways, steps, [tasks,] n, classes)
             hits = np.where(np.isfinite(logits).all((-2, -1)), (logits.argmax(-1) == labels).mean(-1), np.nan)
             scores.append(hits.reshape(*hits.shape[:2], len(part)))
@@ -221,11 +215,6 @@ def accuracies(config: Config, theta: Theta, tasks: Iterable[Task]) -> Curve:
 TRANSDUCTIVE = ", queries together"
 
 
-def _together(net: MLP | ConvNet, phi: Theta, support: Array, x: Array) -> Array:
-    """The logits of all queries in one batch."""
-    return net(phi, x)
-
-
 def _one_by_one(net: MLP | ConvNet, phi: Theta, support: Array, x: Array) -> Array:
     """The logits of each query in a batch of its own, with the support images (Nichol et al. 2018, §6.1)."""
     batches = (np.concatenate([support, x[..., i : i + 1, :, :, :]], -4) for i in range(x.shape[-4]))
@@ -233,7 +222,7 @@ def _one_by_one(net: MLP | ConvNet, phi: Theta, support: Array, x: Array) -> Arr
 
 
 def _row(steps: int, scores: Sequence[float], **more: Any) -> Row:
-    row = {("accuracy" if key == "mean" else key): n for key, n in summary(scores).items()}
+    row = {("accuracy" if key == "mean" else key): n for key, n in training.summary(scores).items()}
     return {**more, "steps": steps, **row}
 
 
@@ -254,21 +243,21 @@ def baselines(config: Config, images: Images, seed: int) -> dict[str, Curve]:
 def plan(args: Namespace) -> Plan:
     """The runs of a command: every method asked for, all beside the baselines of the first."""
     configs = [configure(name, args.quick, runs.given(args, Config)) for name in runs.asked(args)]
-    images = load(configs[0], args.root)
+    images = load(args.root, configs[0].data, configs[0].split, configs[0].size)
     configs = [fitted(config, images) for config in configs]
     beside = cache(partial(baselines, configs[0], images))
     compared = runs.compared("fewshot", "accuracy", args, configs, network, partial(run, images))
 
-    def summary_of(trained: dict[str, list[Run]]) -> Result:
+    def summary(trained: dict[str, list[Run]]) -> Result:
         result = compared.summary(trained)
-        curves, seconds = [beside(seed) for seed in result["seeds"]], result.pop("seconds")
+        curves = [beside(seed) for seed in result["seeds"]]
         known = {name: over_seeds([each[name] for each in curves], "accuracy") for name in curves[0]}
-        return {**result, "baselines": known, "seconds": seconds}
+        return {**result, "baselines": known}
 
     def record(run: Run) -> Result:
         return {**run.result(), "baselines": beside(run.seed)}
 
-    return compared._replace(summary=summary_of, draw=runs.drawing("fewshot", images), record=record)
+    return compared._replace(summary=summary, draw=runs.drawing("fewshot", images), record=record)
 
 
 def text(result: Result) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refmeta.lab.fewshot.images import Images
-from refmeta.lab.fewshot.stored import Part, by_class, cached, check_apart, of_files, opened
+from refmeta.lab.fewshot.stored import Part, check_apart, classes, of_files, opened
 from refmeta.trees import Array
 
 PARTS = "train", "test"
@@ -29,7 +29,7 @@ def folder(root: str | Path, size: int = 84) -> Images:
     One channel if all images are grey, else three. An image is squeezed into the square by Lanczos's filter, which
     weighs all pixels that it covers (Ravi & Larochelle 2017 made MiniImageNet so); one of that size stays as it is.
     It is turned as its EXIF data say, and transparent pixels are put on white; of 16 bits the upper 8 are taken.
-    The decoded images are kept, see `cached`.
+    The decoded images are kept, see `classes`.
     ValueError: no pillow; another layout; a class in both parts, fewer than two classes, an empty one; a file that is
     no image, is damaged or too large; images that take more than 16 GiB.
     """
@@ -45,8 +45,9 @@ def folder(root: str | Path, size: int = 84) -> Images:
     n = sum(len(part.stamps) for part in parts)
     if (memory := 3 * n * size**2) > MOST_MEMORY:
         raise ValueError(f"{root}: {n} images of {size} × {size} pixels take {memory / 1e9:.0f} GB; ask for fewer")
-    pixels = cached("folder", parts, size, partial(_decoded, parts, size))
-    return Images(by_class(parts[0], pixels[0]), by_class(parts[1], pixels[1]), names)
+    decode = partial(opened, FORMATS, partial(_photograph, size), "an image; got: {}")
+    train, test = classes("folder", parts, size, 3, decode)
+    return Images(train, test, names)
 
 
 def _part(where: Path) -> Part:
@@ -78,17 +79,6 @@ def _files(where: Path) -> list[Path]:
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{path}: expected an image: {LAYOUT}")
     return files
-
-
-def _decoded(parts: list[Part], size: int) -> list[Array]:
-    every = [np.empty((len(part.stamps), size, size, 3), np.uint8) for part in parts]
-    channels = 1
-    for part, pixels in zip(parts, every, strict=True):
-        for i, name in enumerate(sorted(part.stamps)):
-            image = opened(part, name, FORMATS, partial(_photograph, size), "an image; got: {}")
-            channels = max(channels, image.shape[-1])
-            pixels[i] = image  # a grey one: three times the same
-    return every if channels == 3 else [pixels[..., :1].copy() for pixels in every]
 
 
 def _photograph(size: int, image: Any) -> Array:

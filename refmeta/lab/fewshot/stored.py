@@ -38,29 +38,44 @@ def check_apart(root: Path, train: Iterable[str], test: Iterable[str]) -> None:
         raise ValueError(f"{root}: {', '.join(sorted(both))} in both parts; training and test classes must differ")
 
 
-def cached(name: str, parts: Sequence[Part], size: int, decoded: Callable[[], list[Array]]) -> list[Array]:
-    """The images of each part in the order of their names, uint8 (n, size, size, channels): from the cache, or decoded.
+Decode = Callable[[Part, str], Array]  # the image of a name, uint8 (size, size, 1 or 3)
 
-    The cache is $XDG_CACHE_HOME/refmeta (~/.cache/refmeta), a file for each content of the parts and each size. A
-    damaged file is made again; where none can be written, every call decodes.
+
+def classes(name: str, parts: Sequence[Part], size: int, channels: int, decode: Decode) -> list[list[Array]]:
+    """The images of each part in their classes, uint8 (n, size, size, channels); one channel if all images are grey.
+
+    They are from the cache, or decoded. A class is what stands before the last / of an image's name. The cache is
+    $XDG_CACHE_HOME/refmeta (~/.cache/refmeta), a file for each content of the parts and each size. A damaged file is
+    made again; where none can be written, every call decodes.
     """
     key = CACHE_VERSION, size, [sorted(part.stamps.items()) for part in parts]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "refmeta")
     cache = folder / f"{name}-{size}-{sha256(repr(key).encode()).hexdigest()[:16]}.npz"
+    pixels = []
     with suppress(Exception):  # none yet, or zipfile's and NumPy's many errors on a damaged one
         with open(regular(cache), "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            pixels = [file[part.where.stem] for part in parts]
-        shapes = [(len(part.stamps), size, size, pixels[0].shape[-1]) for part in parts]
-        if [(p.shape, p.dtype) for p in pixels] == [(shape, np.uint8) for shape in shapes]:
-            return pixels
-    pixels = decoded()
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_arrays(cache, {part.where.stem: each for part, each in zip(parts, pixels, strict=True)})
-    return pixels
+            found = [file[part.where.stem] for part in parts]
+        shapes = [(len(part.stamps), size, size, found[0].shape[-1]) for part in parts]
+        if [(each.shape, each.dtype) for each in found] == [(shape, np.uint8) for shape in shapes]:
+            pixels = found
+    if not pixels:
+        pixels = _decoded(parts, size, channels, decode)
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_arrays(cache, {part.where.stem: each for part, each in zip(parts, pixels, strict=True)})
+    return [_by_class(part, each) for part, each in zip(parts, pixels, strict=True)]
 
 
-def opened(part: Part, name: str, formats: list[str], pixels: Callable[[Any], Array], expected: str) -> Array:
+def _decoded(parts: Sequence[Part], size: int, channels: int, decode: Decode) -> list[Array]:
+    every, most = [np.empty((len(part.stamps), size, size, channels), np.uint8) for part in parts], 1
+    for part, pixels in zip(parts, every, strict=True):
+        for i, name in enumerate(sorted(part.stamps)):
+            pixels[i] = image = decode(part, name)  # a grey one: three times the same
+            most = max(most, image.shape[-1])
+    return every if channels == most else [pixels[..., :1].copy() for pixels in every]
+
+
+def opened(formats: list[str], pixels: Callable[[Any], Array], expected: str, part: Part, name: str) -> Array:
     """pixels(pillow's image) of one image. ValueError: no pillow, or no image as `expected` says."""
     try:
         from PIL import Image, UnidentifiedImageError
@@ -73,7 +88,6 @@ def opened(part: Part, name: str, formats: list[str], pixels: Callable[[Any], Ar
         raise ValueError(f"{part.where}: image {name!r}: expected {expected.format(why)}") from error
 
 
-def by_class(part: Part, pixels: Array) -> list[Array]:
-    """The pixels of each class; a class is what stands before the last / of a name."""
+def _by_class(part: Part, pixels: Array) -> list[Array]:
     names = [name.rpartition("/")[0] for name in sorted(part.stamps)]
     return np.split(pixels, [i for i in range(1, len(names)) if names[i] != names[i - 1]])

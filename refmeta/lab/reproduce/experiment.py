@@ -4,7 +4,6 @@ from argparse import Namespace
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import chain
 from os.path import isfile
 from pathlib import Path
 from time import perf_counter
@@ -16,9 +15,10 @@ from refmeta.lab.display import Row, cell, markdown, plural
 from refmeta.lab.fewshot import experiment as characters
 from refmeta.lab.files import CHECKPOINT
 from refmeta.lab.reproduce import papers
-from refmeta.lab.reproduce.labs import LABS, Lab
 from refmeta.lab.reproduce.papers import PAPERS, Bar, Paper
-from refmeta.lab.runs import Experiment, Job, Options, Plan, Result, Run
+from refmeta.lab.reproduce.reads import read
+from refmeta.lab.reuse.experiment import Lab, of_images, of_waves
+from refmeta.lab.runs import Experiment, Options, Plan, Result, Run
 from refmeta.lab.training import over_seeds
 
 options: Options = {
@@ -31,10 +31,6 @@ options: Options = {
 # --- How long to train ------------------------------------------------------------------------------
 
 
-class _Enough(Exception):
-    """`pace` has measured for long enough."""
-
-
 def pace(lab: Lab, name: str, config: Any) -> float:
     """Seconds of an iteration, on this machine as busy as it is: the mean over MEASURED seconds."""
     marks: list[tuple[int, float]] = []
@@ -42,9 +38,9 @@ def pace(lab: Lab, name: str, config: Any) -> float:
     def report(iteration: int, loss: float) -> None:
         marks.append((iteration, perf_counter()))
         if len(marks) > 3 and marks[-1][1] - marks[1][1] > MEASURED:
-            raise _Enough
+            raise TimeoutError
 
-    with suppress(_Enough):
+    with suppress(TimeoutError):
         lab.run(name, replace(config, iterations=1000, test_tasks=1), 0, report)
     (first, start), (last, end) = marks[1], marks[-1]
     return (end - start) / (last - first)
@@ -69,34 +65,28 @@ def plan(paper: Paper, args: Namespace) -> Plan:
     """Every training of the paper's tables, with every seed. ValueError: minutes that are not above 0; as the Lab."""
     if args.minutes is not None and not 0 < args.minutes < 1e6:
         raise ValueError(f"--minutes {args.minutes}: expected a number above 0")
-    seeds, lab = runs.seed_range(args.seeds), LABS[paper.data](args)
-    published = {name: lab.configure(False, settings) for name, settings in paper.trainings.items()}
-    jobs: list[Job] = []
+    seeds, lab = runs.seed_range(args.seeds), of_images(args.root) if paper.images else of_waves(paper.name)
+    published = {name: lab.configure(settings["method"], False, settings) for name, settings in paper.trainings.items()}
+    configs = dict(published)
     for name, settings in paper.trainings.items():
-        places = {seed: f"{name.replace(' ', '-')}-{seed}" for seed in seeds}
-        kept = Path(args.resume) / places[seeds[0]] / CHECKPOINT if args.resume else None
-        quick = {key: value for key, value in settings.items() if key != "iterations"}  # --quick has its own
-        config = lab.configure(True, quick) if args.quick else published[name]
-        config = shortened(lab, name, config, args.minutes, kept)
-        jobs += [_job(lab, name, config, seed, place) for seed, place in places.items()]
+        if args.quick:
+            few = {key: value for key, value in settings.items() if key != "iterations"}  # --quick has its own
+            configs[name] = lab.configure(few["method"], True, few)
+        kept = Path(args.resume) / runs.place(name, seeds[0]) / CHECKPOINT if args.resume else None
+        configs[name] = shortened(lab, name, configs[name], args.minutes, kept)
 
     def summary(trained: dict[str, list[Run]]) -> Result:
         return {
-            "experiment": "reproduce",
             "paper": paper.name,
             "seeds": seeds,
             "quick": args.quick,
             "resumed": bool(args.resume),
             "trainings": {name: _told(published[name].iterations, runs) for name, runs in trained.items()},
             "tables": [_table(lab, title, rows, trained) for title, rows in paper.tables.items()],
-            "seconds": sum(run.seconds for run in chain(*trained.values())),
         }
 
-    return Plan(f"runs/{paper.name}-{args.seeds}", jobs, summary, runs.drawing("reproduce"))
-
-
-def _job(lab: Lab, name: str, config: Any, seed: int, place: str) -> Job:
-    return Job(name, seed, place, config.iterations, lab.network(config)[0].names, partial(lab.run, name, config, seed))
+    how = lab.network, lab.run, summary, runs.drawing("reproduce")
+    return Plan(f"runs/{paper.name}-{args.seeds}", configs, seeds, *how)
 
 
 def _told(published: int, trained: list[Run]) -> dict[str, Any]:
@@ -113,9 +103,9 @@ SCORES = {"mse": "mean squared error", "accuracy": "accuracy (%)", "cca": "simil
 
 def _table(lab: Lab, title: str, rows: list[papers.Row], trained: dict[str, list[Run]]) -> Result:
     """{title, score, rows}: of each row {label, training, …, published, bar, here: a curve over the seeds}."""
-    read = {row.label: [lab.read(row, run) for run in trained[row.training]] for row in rows}
-    (score,) = SCORES.keys() & read[rows[0].label][0][0].keys()
-    here = {label: over_seeds(curves, score) for label, curves in read.items()}
+    found = {row.label: [read(lab, row, run) for run in trained[row.training]] for row in rows}
+    (score,) = SCORES.keys() & found[rows[0].label][0][0].keys()
+    here = {label: over_seeds(curves, score) for label, curves in found.items()}
     unit = 100 if score == "accuracy" else 1  # as it is published
     means = {label: {each["steps"]: unit * each[score] for each in curve} for label, curve in here.items()}
     told = [row._asdict() | {"bar": row.bar and _judged(row.bar, row, means), "here": here[row.label]} for row in rows]
@@ -186,20 +176,12 @@ def _trainings(result: Result) -> list[list[str]]:
     return lines
 
 
-def _experiment(paper: Paper) -> Experiment:
-    root = {"required": True, "metavar": "DIR", "help": characters.ARCHIVES}
-    own: Options = {**({"root": root} if paper.data == "omniglot" else {}), **options}
-    files = f"results, each θ, {paper.name}.md"
-    default = f"runs/{paper.name}-SEEDS"
-    name, about = f"reproduce {paper.name}", f"{paper.title}. {paper.link}"
-    return Experiment(
-        name, paper.help, about, own, partial(plan, paper), text, ["reproduce.png"], default, files, f"{paper.name}.md"
-    )
-
-
 def add_reproduce(commands: Any) -> None:
     """Add `reproduce PAPER` to argparse's subparsers."""
     parser = commands.add_parser("reproduce", help="repeat a paper's experiment", description=str(__doc__))
     names = parser.add_subparsers(dest="paper", required=True)
-    for paper in PAPERS.values():
-        runs.add(names, _experiment(paper))
+    root: Options = {"root": {"required": True, "metavar": "DIR", "help": characters.ARCHIVES}}
+    for name, paper in PAPERS.items():
+        about = paper.help, f"{paper.title}. {paper.link}", {**(root if paper.images else {}), **options}
+        made: Any = ["reproduce.png"], f"runs/{name}-SEEDS", f"results, each θ, {name}.md", f"{name}.md"
+        runs.add(names, Experiment(f"reproduce {name}", *about, partial(plan, paper), text, *made))

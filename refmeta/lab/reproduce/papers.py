@@ -26,7 +26,7 @@ class Row(NamedTuple):
     published: dict[int, str] = {}  # by number of steps
     bar: Bar | None = None
     test: dict[str, Any] = {}  # settings other than in training
-    read: str = ""  # of characters: what is read from θ, see `labs.READS`
+    read: str = ""  # of characters: what is read from θ, see `reads`
 
 
 class Paper(NamedTuple):
@@ -36,7 +36,7 @@ class Paper(NamedTuple):
     help: str
     title: str
     link: str
-    data: str  # sine or omniglot
+    images: bool  # Omniglot's; else sine waves
     steps: tuple[int, ...]  # the columns
     trainings: dict[str, dict[str, Any]]
     tables: dict[str, list[Row]]  # by title; the rows of a table have the same score
@@ -67,14 +67,9 @@ FINN2017 = Paper(
     "sine waves: MAML, first-order MAML, joint training, the oracle",
     "Finn, Abbeel & Levine 2017, sine waves: mean squared error (table 2, appendix C)",
     MAML_PAPER,
-    "sine",
+    False,
     (1, 5, 10),
-    {
-        "maml": {"method": "maml"},
-        "fomaml": {"method": "fomaml"},
-        "joint": {"method": "joint"},
-        "oracle": {"method": "joint", "law": "oracle"},
-    },
+    {name: {"method": name} for name in ("maml", "fomaml", "joint")} | {"oracle": {"method": "joint", "law": "oracle"}},
     {
         **_tested_with(5, 0.01, {1: "0.67", 5: "0.38", 10: "0.35"}, {1: "2.41", 5: "2.23", 10: "2.19"}),
         **_tested_with(10, 0.02),
@@ -96,7 +91,7 @@ NICHOL2018 = Paper(
     "sine waves: Reptile, serial and batched, SGD and Adam inside, and its control with k = 1",
     "Nichol, Achiam & Schulman 2018, sine waves: mean squared error",
     REPTILE_PAPER,
-    "sine",
+    False,
     (0, 1, 8, 32),
     {
         "serial": {"method": "reptile"},
@@ -164,9 +159,9 @@ def _on_characters(name: str, split: str, title: str, rows: list[Row]) -> Paper:
         f"characters, 5-way 1-shot, {title}",
         f"Omniglot, 5-way 1-shot, {title}: {of}",
         f"{MAML_PAPER}, {REPTILE_PAPER}",
-        "omniglot",
+        True,
         (0, 1, 3, 5, 10, 50),
-        {training: {**own, "split": split} for training, own in ON_IMAGES.items()},
+        {training: {**own, "data": "omniglot", "split": split} for training, own in ON_IMAGES.items()},
         {"Accuracy (%) on 600 episodes": rows},
         DIFFERS,
     )
@@ -178,7 +173,8 @@ LAKE = _on_characters("omniglot-lake", "lake", "Lake's split, other alphabets at
 
 # --- Raghu et al. 2020 ------------------------------------------------------------------------------
 
-FEATURES = {"split": "finn", "iterations": 30_000, "test_queries": 15, "test_steps": (0, 1)}
+FEATURES = {"data": "omniglot", "split": "finn", "iterations": 30_000, "test_queries": 15, "test_steps": (0, 1)}
+REGIMES = {"maml": "maml", "anil": "anil", "multitask": "joint", "multiclass": "maml"}
 WIDE = {**FEATURES, "ways": 20, "tasks": 4, "test_queries": 5}
 
 RAGHU2020 = Paper(
@@ -186,15 +182,11 @@ RAGHU2020 = Paper(
     "rapid learning or feature reuse: freezing, similarity, NIL, ways of training, ANIL's economy",
     "Raghu et al. 2020, rapid learning or feature reuse, on Omniglot",
     "https://arxiv.org/abs/1909.09157",
-    "omniglot",
+    True,
     (1,),
     {
-        "maml": {"method": "maml", **FEATURES},
-        "anil": {"method": "anil", **FEATURES},
-        "multitask": {"method": "joint", **FEATURES},
-        "multiclass": {"method": "maml", **FEATURES},
-        "maml 20-way": {"method": "maml", **WIDE},
-        "anil 20-way": {"method": "anil", **WIDE},
+        **{name: {"method": method, **FEATURES} for name, method in REGIMES.items()},
+        **{f"{method} 20-way": {"method": method, **WIDE} for method in ("maml", "anil")},
     },
     {
         "20-way 1-shot, accuracy (%, table 2)": [

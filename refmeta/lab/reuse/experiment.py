@@ -4,10 +4,11 @@ accuracy without the head (NIL), after five ways of training.
 """
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
+from operator import attrgetter
 from statistics import fmean
 from textwrap import indent
 from time import perf_counter
@@ -18,17 +19,19 @@ from refmeta.lab.display import Row, bar, cell, plural, table
 from refmeta.lab.fewshot import experiment as characters
 from refmeta.lab.fewshot.images import Images
 from refmeta.lab.reuse import measurements as measure
-from refmeta.lab.runs import Experiment, Job, Keep, Options, Plan, Result, Run, whole
+from refmeta.lab.runs import Experiment, Keep, Options, Plan, Result, Run, whole
 from refmeta.lab.sine import experiment as waves
 from refmeta.lab.training import NEVER, Report, optimiser
-from refmeta.models import accuracy
-from refmeta.trees import Array, Loss, Tasks, Theta
+from refmeta.models import accuracy, squared_error
+from refmeta.trees import Loss, Tasks
 
 # 15 queries of a class, as the papers have for MiniImageNet: CCA needs far more samples than channels.
 IMAGES: dict[str, Any] = {"test_queries": 15}
 ALIKE = 50  # tasks of a seed for a mean similarity: it varies little, and is slow to compute
 Paper = dict[str, tuple[float, ...]]
 REGIMES = "maml", "anil", "multiclass", "multitask", "random features"
+BOTH = {"maml": "maml", "anil": "anil"}
+METHODS = {**BOTH, "multitask": "joint"}  # the paper's multitask training has one head for all tasks, as joint's
 
 # Raghu et al. 2020 on MiniImageNet, 5-way, by shots: tables 1 (final version), 2 and 5, in per cent, without the
 # numbers known from memory only. Then table 2, Omniglot 20-way; and table 3, the body's CCA and CKA between seeds.
@@ -58,55 +61,44 @@ options: Options = {
 # --- The trainings -----------------------------------------------------------------------------------
 
 
-Training = Callable[[int, Report, Keep | None], Run]  # of a seed
+class Lab(NamedTuple):
+    """The experiment on waves, or on images, as trainings and measurements use it."""
+
+    Config: Any
+    configure: Callable[..., Any]  # (method, quick, settings) -> Config
+    network: Callable[[Any], tuple[Any, Loss]]  # of a Config
+    run: Callable[..., Run]  # (the training's name, Config, seed, report, keep)
+    tasks: Callable[[Any, int], Tasks]  # of a Config and a seed, unseen
+    layers: Callable[[Any], measure.Layers]  # of a net, as `similarity` compares them
+    score: Callable[[Any], measure.Score]  # of a net
+    images: Any = None  # (Config) -> Images; waves have none, and no NIL
 
 
-class Study(NamedTuple):
-    """The trainings, and all that the measurements need. The score of waves is the loss."""
-
-    configs: dict[str, Any]  # of each regime that is meta-trained
-    trainings: Mapping[str, Training]  # by regime
-    net: Any
-    layers: measure.Layers  # those of the net; of classifiers, the logits centred
-    loss: Loss
-    score: measure.Score
-    tasks: Callable[[int], Tasks]  # of a seed, unseen
-    untrained: Callable[[int], Theta] | None = None  # the random features of a seed; waves have no NIL
-
-    def logits(self, theta: Theta, x: Array) -> list[Array]:
-        """The head alone, as it is."""
-        return [self.net.layers(theta, x)[-1]]
+def of_waves(preset: str | None = None) -> Lab:
+    """Sine waves. Their score is the loss."""
+    configure, run = partial(waves.configure, preset=preset), lambda name, *given: waves.run(*given)
+    return Lab(waves.Config, configure, waves.network, run, waves.unseen, attrgetter("layers"), squared_error)
 
 
-def of_waves(args: Namespace) -> Study:
-    """MAML and ANIL on sine waves. ValueError: an impossible option, or one for images only."""
-    if args.ways is not None:
-        raise ValueError("--ways: only images have classes; --data sine has none")
-    explicit = {**runs.given(args, waves.Config), "test_steps": (0, args.steps)}
-    configs = {name: waves.configure(name, None, args.quick, explicit) for name in ("maml", "anil")}
-    trainings = {name: partial(waves.run, config) for name, config in configs.items()}
-    net, loss = waves.network(configs["maml"])
-    return Study(configs, trainings, net, net.layers, loss, loss, partial(waves.unseen, configs["maml"]))
+def of_images(root: str | None) -> Lab:
+    """Images of `root`, each data set read once. Of the logits, the mean over the classes is taken away."""
+    load = cache(partial(characters.load, root))
 
+    def images(config: Any) -> Images:
+        return load(config.data, config.split, config.size)
 
-def of_images(args: Namespace) -> Study:
-    """The four ways of training on images. ValueError: an impossible option."""
-    explicit = {**IMAGES, **runs.given(args, characters.Config), "test_steps": (0, args.steps)}
-    # The paper's multitask training has one head for all tasks, as joint training has.
-    methods = {"maml": "maml", "anil": "anil", "multitask": "joint"}
-    configs = {name: characters.configure(method, args.quick, explicit) for name, method in methods.items()}
-    images = characters.load(configs["maml"], args.root)
-    configs = {name: characters.fitted(each, images) for name, each in configs.items()}
-    config = configs["maml"]
-    net, loss = characters.network(config)
-    trained: dict[str, Training] = {name: partial(characters.run, images, each) for name, each in configs.items()}
-    trained["multiclass"] = partial(classified, images, config)
-    untrained = partial(characters.initial, config)
+    def configure(*given: Any) -> Any:
+        config = characters.configure(*given)
+        return characters.fitted(config, images(config))
 
-    def tasks(seed: int) -> Tasks:
-        return list(characters.test_episodes(config, images, seed))
+    def run(name: str, config: Any, *given: Any) -> Run:
+        train = classified if name == "multiclass" else characters.run
+        return train(images(config), config, *given)
 
-    return Study(configs, trained, net, measure.centred(net), loss, accuracy(net), tasks, untrained)
+    def tasks(config: Any, seed: int) -> Tasks:
+        return list(characters.test_episodes(config, images(config), seed))
+
+    return Lab(characters.Config, configure, characters.network, run, tasks, measure.centred, accuracy, images)
 
 
 def classified(images: Images, config: Any, seed: int, report: Report, keep: Keep | None = None) -> Run:
@@ -122,62 +114,65 @@ def classified(images: Images, config: Any, seed: int, report: Report, keep: Kee
 
 def plan(args: Namespace) -> Plan:
     """Every training of every seed; the measurements come after all of them."""
-    start, seeds = perf_counter(), runs.seed_range(args.seeds)
+    seeds, waving = runs.seed_range(args.seeds), args.data == "sine"
     if len(seeds) < 2:
         raise ValueError(f"--seeds {args.seeds}: expected two or more, as 0-1, because their networks are compared")
-    study = of_waves(args) if args.data == "sine" else of_images(args)
-    jobs = [
-        Job(name, seed, f"{name}-{seed}", study.configs["maml"].iterations, study.net.names, partial(train, seed))
-        for seed in seeds
-        for name, train in study.trainings.items()
-    ]
+    if waving and args.ways is not None:
+        raise ValueError("--ways: only images have classes; --data sine has none")
+    lab, methods, usual = (of_waves(), BOTH, {}) if waving else (of_images(args.root), METHODS, IMAGES)
+    explicit = {**usual, **runs.given(args, lab.Config), "test_steps": (0, args.steps)}
+    configs = {name: lab.configure(method, args.quick, explicit) for name, method in methods.items()}
+    config = configs["maml"]
+    trainings = configs if waving else {**configs, "multiclass": config}
 
     def summary(runs: dict[str, list[Run]]) -> Result:
         trained = {seed: {name: runs[name][i] for name in runs} for i, seed in enumerate(seeds)}
         return {
-            "experiment": "reuse",
             "data": args.data,
             "seeds": seeds,
-            "config": {name: asdict(each) for name, each in study.configs.items()},
-            **_pooled([_measure(study, seed, own) for seed, own in trained.items()]),
-            "between": _between(study, trained),
-            "seconds": perf_counter() - start,
+            "config": {name: asdict(each) for name, each in configs.items()},
+            **_pooled([_measure(lab, config, seed, own) for seed, own in trained.items()]),
+            "between": _between(lab, config, trained),
         }
 
-    return Plan(f"runs/reuse-{args.data}-{args.seeds}", jobs, summary, runs.drawing("reuse"), lambda run: None)
+    folder, how = f"runs/reuse-{args.data}-{args.seeds}", (lab.network, lab.run, summary, runs.drawing("reuse"))
+    return Plan(folder, trainings, seeds, *how, record=lambda run: None)
 
 
 # --- The measurements -------------------------------------------------------------------------------
 
 
-def _measure(study: Study, seed: int, trained: dict[str, Run]) -> dict[str, Any]:
-    tasks, theta, alpha = study.tasks(seed), trained["maml"].theta, study.configs["maml"].alpha
+def _measure(lab: Lab, config: Any, seed: int, trained: dict[str, Run]) -> dict[str, Any]:
+    (net, loss), tasks, theta = lab.network(config), lab.tasks(config, seed), trained["maml"].theta
+    few = loss, theta, tasks[:ALIKE], config.alpha
     with bar(4, f"measuring, seed {seed}") as move:
-        rows: dict[str, Any] = {"frozen": measure.frozen(study.loss, theta, tasks, alpha, study.score)}
+        rows: dict[str, Any] = {"frozen": measure.frozen(loss, theta, tasks, config.alpha, lab.score(net))}
         move(1, "similarity")
-        rows["similarity"] = measure.similarity(study.layers, study.loss, theta, tasks[:ALIKE], alpha)
+        rows["similarity"] = measure.similarity(lab.layers(net), *few)
         move(2, "distances")
-        rows["moved"] = measure.moved(study.loss, theta, tasks, alpha)
+        rows["moved"] = measure.moved(loss, theta, tasks, config.alpha)
         move(3, "NIL")
-        if study.untrained:
-            rows["raw_logits"] = measure.similarity(study.logits, study.loss, theta, tasks[:ALIKE], alpha)
-            thetas = {**{name: run.theta for name, run in trained.items()}, "random features": study.untrained(seed)}
-            nets = {name: replace(study.net, classes=theta[-1].size) for name, theta in thetas.items()}  # all heads fit
-            rows["regimes"] = measure.regimes({name: (nets[name], thetas[name]) for name in REGIMES}, tasks)
+        if lab.images:
+            rows["raw_logits"] = measure.similarity(lambda *at: net.layers(*at)[-1:], *few)
+            thetas = {name: run.theta for name, run in trained.items()}
+            thetas["random features"] = characters.initial(config, seed)
+            nets = {name: (replace(net, classes=theta[-1].size), theta) for name, theta in thetas.items()}  # heads fit
+            rows["regimes"] = measure.regimes({name: nets[name] for name in REGIMES}, tasks)
         move(4, "")
-    return {**rows, "own": {name: _own(trained[name].curve[-1]) for name in ("maml", "anil")}}
+    return {**rows, "own": {name: _own(trained[name].curve[-1]) for name in BOTH}}
 
 
 def _own(row: Row) -> Row:
     return {"mean" if key in ("accuracy", "mse") else key: value for key, value in row.items()}
 
 
-def _between(study: Study, trained: dict[int, dict[str, Run]]) -> dict[str, list[Row]]:
+def _between(lab: Lab, config: Any, trained: dict[int, dict[str, Run]]) -> dict[str, list[Row]]:
     """The similarity of two seeds' networks, the mean over neighbouring seeds."""
+    layers = lab.layers(lab.network(config)[0])
 
     def alike(names: str, s: int, t: int) -> list[Row]:
         a, b = names.split("–")
-        return measure.between(study.layers, trained[s][a].theta, trained[t][b].theta, study.tasks(s)[:ALIKE])
+        return measure.between(layers, trained[s][a].theta, trained[t][b].theta, lab.tasks(config, s)[:ALIKE])
 
     return {names: _pooled([alike(names, *seeds) for seeds in pairwise(trained)]) for names in PAIRS}
 

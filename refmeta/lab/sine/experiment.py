@@ -78,7 +78,7 @@ options: runs.Options = {
 }
 
 
-def configure(method: str | None, preset: str | None, quick: bool, explicit: dict[str, Any]) -> Config:
+def configure(method: str | None, quick: bool, explicit: dict[str, Any], preset: str | None = None) -> Config:
     """The settings of one method: the defaults, the preset's, the method's, --quick's, then the caller's.
 
     ValueError: a setting that is impossible, or does not fit the method.
@@ -148,7 +148,7 @@ def test_task(config: Config, wave: Wave, rng: Rng) -> Task:
 
 def plan(args: argparse.Namespace) -> Plan:
     """The runs of a command: every method asked for, and joint training beside it."""
-    configs = [configure(name, args.preset, args.quick, runs.given(args, Config)) for name in runs.asked(args)]
+    configs = [configure(name, args.quick, runs.given(args, Config), args.preset) for name in runs.asked(args)]
     if all(config.method != "joint" for config in configs):
         configs.append(beside(configs[0], args.preset))
     compared = runs.compared("sine", "mse", args, configs, network, run)

@@ -27,7 +27,7 @@ from typing import Any, get_args
 import numpy as np
 
 from refmeta.lab import display, runs
-from refmeta.lab.files import RECORD, locked, plain, regular, save_csv, save_result, save_theta, versions, writable
+from refmeta.lab.files import locked, plain, regular, save_csv, save_result, save_theta, versions, writable
 from refmeta.lab.runs import DIGITS, Options, Result, Run, add_command, drawing, seed_range, show, whole
 from refmeta.lab.sine import experiment as sine
 from refmeta.lab.sine.experiment import Config
@@ -39,6 +39,7 @@ RunJob = Callable[[Config, int, Any], Run]
 SETTINGS = [field.name for field in fields(Config)]
 CHOICES = {"method": list(METHODS), **{name: sine.options[name]["choices"] for name in ("law", "inner")}}
 COLUMNS = "steps", "mse", "median", "ci95", "diverged"  # of a record's curve
+RECORD = r"\w+-\d+-[0-9a-f]{12}\.(json|npz)"  # see `name_of`
 MADE = "table.csv", "table.json", "sweep.png"
 BLAS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
 ALONE = Lock()  # autograd keeps its traces in one place: two threads tracing at once get wrong gradients
@@ -62,7 +63,7 @@ def grid(seeds: Iterable[int], preset: str | None = None, quick: bool = False, *
         raise ValueError(f"seeds: expected whole numbers of at most {DIGITS} digits, got {strange[0]!s:.40}")
     values = {name: _values(name, given) for name, given in settings.items()}
     combinations = [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
-    configs = [sine.configure(each.pop("method", None), preset, quick, each) for each in combinations]
+    configs = [sine.configure(each.pop("method", None), quick, each, preset) for each in combinations]
     jobs = [(config, seed) for seed in whole_seeds for config in configs]  # all of a seed first, should time run out
     return list({name_of(job): job for job in jobs}.values())
 
