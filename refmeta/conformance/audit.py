@@ -4,7 +4,7 @@ The caller's `grad` and Hessian-vector products (or else differences of `grad`) 
 meta-gradient, and that of each known mistake, all in float64 where the caller's functions allow it.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -165,30 +165,27 @@ def examine(
     if isinstance(doubt, Finding):
         return report(algorithm, {asked[-1]: doubt})
     ask = averaged(ask) if tasks_are == "mean" else ask
-    findings = dict(in_turn(network.remembering(), ask, right, dict.fromkeys(asked)))
+    findings = in_turn(network.remembering(), ask, right, asked)
     remarks = " ".join(filter(None, (doubt, remark)))
     return report(algorithm, {d: f._replace(text=f"{f.text} {remarks}".strip()) for d, f in findings.items()})
 
 
-def in_turn(
-    network: Network, ask: Ask, right: dict[Factor, float], asked: Collection[str]
-) -> Iterator[tuple[str, Finding]]:
+def in_turn(network: Network, ask: Ask, right: dict[Factor, float], asked: Sequence[str]) -> dict[str, Finding]:
     """The findings in each dtype, up to the first that is not right. After a right one, none accuses."""
-    *_, last = asked
-    before = False
-    for dtype in asked:
+    findings: dict[str, Finding] = {}
+    for dtype in dict.fromkeys(asked):
         try:
             finding = _judge(network, ask, right, dtype)
         except Exception:
-            if dtype == last:
+            if dtype == asked[-1]:
                 raise
             continue  # a float32 module that takes no float64
-        if before and finding.kind not in ("pass", "form"):
+        if findings and finding.kind not in ("pass", "form"):
             finding = Finding("imprecise", AUDIT["float32"].format(finding.digits), finding.digits)
-        yield dtype, finding
-        before = finding.kind == "pass"
-        if not before:
-            return
+        findings[dtype] = finding
+        if finding.kind != "pass":
+            break
+    return findings
 
 
 def averaged(ask: Ask) -> Ask:
