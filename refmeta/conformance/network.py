@@ -28,13 +28,12 @@ def to_settings(algorithm: str, theta: Theta, tasks: Tasks, alpha: float, head: 
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
     theta, alpha = cast(check_theta(theta), "float64"), check_alpha(alpha)
-    rates = moves(len(theta), None)
-    if algorithm == "anil":
-        if not isinstance(head, Sequence):
-            check_head(head, len(theta))
-        rates = tuple(head) if isinstance(head, Sequence) else moves(len(theta), head)
+    head = head if algorithm == "anil" else len(theta)
+    if not isinstance(head, Sequence):
+        check_head(head, len(theta))
+        head = moves(len(theta), head)
     tasks = cast([(list(S), Q) for S, Q in check_tasks(tasks, queries_needed=algorithm != "reptile")], "float64")
-    found = (Setting(theta, *task, alpha, rates, tasks=tasks, **ALGORITHMS[algorithm]) for task in tasks)
+    found = (Setting(theta, *task, alpha, tuple(head), tasks=tasks, **ALGORITHMS[algorithm]) for task in tasks)
     return [s._replace(place=place, **_sizes(s.supports)) for place, s in enumerate(found)]
 
 
