@@ -101,8 +101,7 @@ def unpatches(p: Array, shape: tuple[int, ...]) -> Array:
     """The adjoint of `patches`: an image of this shape, each patch added where it came from."""
     *lead, h, w, c = shape
     parts = p.reshape(*lead, (h + 1) // 2, (w + 1) // 2, 3, 3, c)
-    padded = numpy.empty((*lead, h + 2, w + 2, c), p.dtype)
-    padded[..., 0, :, :] = padded[..., 0, :] = 0
+    padded = numpy.zeros((*lead, h + 2, w + 2, c), p.dtype)
     for i, j in product((1, 2, 0), repeat=2):
         part, place = parts[..., i, j, :], padded[..., i : i + h : 2, j : j + w : 2, :]
         if i and j:
