@@ -101,22 +101,14 @@ def unpatches(p: Array, shape: tuple[int, ...]) -> Array:
     """The adjoint of `patches`: an image of this shape, each patch added where it came from."""
     *lead, h, w, c = shape
     parts = p.reshape(*lead, (h + 1) // 2, (w + 1) // 2, 3, 3, c)
-    image = numpy.empty(shape, p.dtype)
-    for (i, from_row, to_row), (j, from_column, to_column) in product(_taps(h), _taps(w)):
-        part, place = parts[..., from_row, from_column, i, j, :], image[..., to_row, to_column, :]
+    padded = numpy.zeros((*lead, h + 2, w + 2, c), p.dtype)
+    for i, j in product((1, 2, 0), repeat=2):
+        part, place = parts[..., i, j, :], padded[..., i : i + h : 2, j : j + w : 2, :]
         if i and j:
             place[...] = part  # the first patch there
         else:
             place += part
-    return image
-
-
-def _taps(n: int) -> list[tuple[int, slice, slice]]:
-    """For the middle, the last and the first of three taps: which patches have it inside, and at which pixels."""
-    middle = 1, slice(None), slice(0, n, 2)
-    last = 2, slice(0, n // 2), slice(1, n, 2)
-    first = 0, slice(1, None), slice(1, 2 * ((n - 1) // 2), 2)
-    return [middle, last, first]
+    return padded[..., 1 : h + 1, 1 : w + 1, :]
 
 
 defvjp(patches, lambda y, x: lambda g: unpatches(g, x.shape))

@@ -5,12 +5,12 @@ from copy import deepcopy
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch.func import functional_call
 from torch.nn import Module
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, mse_loss
+from torch.utils._pytree import tree_map
 
 from refmeta.conformance.audit import examine
 from refmeta.conformance.cases import Case
@@ -51,23 +51,13 @@ def audit(
         copy = deepcopy(net).to(kind)
         copy.zero_grad()
         with torch.enable_grad():
-            found = meta_gradient(copy, mapped(partial(_cast, kind), tasks[:many]))
+            found = meta_gradient(copy, tree_map(partial(_cast, kind), tasks[:many]))
             return _gradients(found, dict(copy.named_parameters()), names)
 
     theta = [_array(net.get_parameter(name).double()) for name in names]
-    settings = to_settings(algorithm, theta, to_tasks(mapped(_array, tasks), steps), lr, _adapts(net, names, head))
+    settings = to_settings(algorithm, theta, to_tasks(tree_map(_array, tasks), steps), lr, _adapts(net, names, head))
     network = exact(_derivatives(net, criterion, names), settings)
     return examine(network, ask, algorithm, ["float64", dtype], tasks_are, remark=_changing(net, settings[0]))
-
-
-def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    """The lists, tuples and dicts with the function's value in place of every leaf."""
-    if isinstance(tree, dict):
-        return {key: mapped(function, leaf) for key, leaf in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        leaves = [mapped(function, leaf) for leaf in tree]
-        return type(tree)(*leaves) if hasattr(tree, "_fields") else type(tree)(leaves)
-    return function(tree)
 
 
 def check_step(
@@ -90,7 +80,7 @@ def check_step(
 
     def answer(case: Case) -> Theta:
         net, criterion = _module(case)
-        tensors = mapped(lambda leaf: None if leaf is None else torch.as_tensor(leaf), case.tasks)
+        tensors = tree_map(lambda leaf: None if leaf is None else torch.as_tensor(leaf), case.tasks)
         if algorithm == "anil" and not case.head:
             raise Skip("ANIL without a head: PyTorch takes no gradient of nothing")
         names = [name for name, _ in net.named_parameters()]
@@ -148,24 +138,20 @@ def _derivatives(net: Module, criterion: Any, names: list[str]) -> Derivatives:
     net = deepcopy(net).double().cpu()
     criterion = deepcopy(criterion).double().cpu() if isinstance(criterion, Module) else criterion
 
-    def first(phi: Theta, batch: Batch, create_graph: bool = False) -> Any:
+    def derivative(phi: Theta, batch: Batch, v: Theta | None = None) -> Theta:
         theta = [torch.tensor(leaf, requires_grad=True) for leaf in phi]
         x, y = map(torch.as_tensor, batch)
         buffers = {name: b.clone() for name, b in net.named_buffers()}  # batch norm writes into them
-        loss = criterion(functional_call(net, {**dict(zip(names, theta, strict=True)), **buffers}, (x,)), y)
-        return theta, _pulled(_scalar(loss), theta, create_graph)
-
-    def grad(phi: Theta, batch: Batch) -> Theta:
+        pull = partial(torch.autograd.grad, inputs=theta, allow_unused=True, materialize_grads=True)
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-            return [g.detach().numpy() for g in first(phi, batch)[1]]
+            out = functional_call(net, {**dict(zip(names, theta, strict=True)), **buffers}, (x,))
+            found = pull(_scalar(criterion(out, y)), create_graph=v is not None)
+            if v is not None:
+                slopes = ((g * torch.as_tensor(leaf)).sum() for g, leaf in zip(found, v, strict=True))
+                found = pull(sum(slopes, torch.zeros((), requires_grad=True)))  # a graph, if no slope has one
+        return [g.detach().numpy() for g in found]
 
-    def hvp(phi: Theta, batch: Batch, v: Theta) -> Theta:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            theta, g = first(phi, batch, create_graph=True)
-            slope = sum((gi * torch.as_tensor(vi)).sum() for gi, vi in zip(g, v, strict=True))
-            return [h.numpy() for h in _pulled(slope, theta)]
-
-    return Derivatives(grad, hvp)
+    return Derivatives(derivative, derivative)
 
 
 def _scalar(found: Any) -> torch.Tensor:
@@ -178,21 +164,12 @@ def _scalar(found: Any) -> torch.Tensor:
     return found.reshape(())
 
 
-def _pulled(of: Any, theta: list[torch.Tensor], create_graph: bool = False) -> tuple[torch.Tensor, ...]:
-    """The gradient, zero where nothing is connected."""
-    if not of.requires_grad:
-        return tuple(torch.zeros_like(leaf) for leaf in theta)
-    more = {"create_graph": create_graph, "allow_unused": True, "materialize_grads": True}
-    return tuple(torch.autograd.grad(of, theta, **more))
-
-
 def _gradients(found: Any, parameters: dict[str, torch.nn.Parameter], names: list[str]) -> Theta:
     """The gradients that a meta-gradient returned, or left in `.grad`."""
     if found is None:
         found = {name: parameters[name].grad for name in names}
     if isinstance(found, torch.Tensor) and found.numel() == 1 and found.requires_grad:
-        wanted = [parameters[name] for name in names]
-        found = torch.autograd.grad(found.reshape(()), wanted, allow_unused=True)
+        found = torch.autograd.grad(found.reshape(()), [parameters[name] for name in names], allow_unused=True)
     if not isinstance(found, Mapping):
         if not isinstance(found, Iterable) or isinstance(found, torch.Tensor):
             got = f"{tuple(found.shape)} without a graph" if isinstance(found, torch.Tensor) else type(found).__name__
@@ -208,8 +185,7 @@ def _gradients(found: Any, parameters: dict[str, torch.nn.Parameter], names: lis
 
 
 def _leaf(name: str, found: Any, parameter: torch.nn.Parameter) -> Array:
-    if found is None:
-        return np.zeros(tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."))
+    found = torch.zeros_like(parameter) if found is None else found
     if not isinstance(found, torch.Tensor):
         raise TypeError(f"meta_gradient returned {type(found).__name__} for {name}: expected a tensor")
     if found.shape != parameter.shape:

@@ -4,26 +4,15 @@ The caller's `grad` and Hessian-vector products (or else differences of `grad`) 
 meta-gradient, and that of each known mistake, all in float64 where the caller's functions allow it.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refmeta.conformance import differences
+from refmeta.conformance import differences, explain
 from refmeta.conformance.check import correct_digits, read_array
-from refmeta.conformance.explain import (
-    Answered,
-    Explanation,
-    Factor,
-    Program,
-    Search,
-    explain,
-    listed,
-    listed_pairs,
-    others,
-    step_sizes,
-)
+from refmeta.conformance.explain import Answered, Explanation, Factor, Program
 from refmeta.conformance.network import EPS, FLOOR, UNSTABLE, Network, cast, size, sketch, to_settings
 from refmeta.conformance.report import AUDIT, Report, Row, Verdict, describe
 from refmeta.conformance.rules import Derivatives, flat
@@ -63,11 +52,10 @@ def audit(
         settings = to_settings(algorithm, theta, tasks, alpha, head)
         first, *_ = settings
         some = first.supports[0] if first.supports else first.query
-        dtype = finest(grad, theta, some)
+        dtype = finest(grad, list(theta), some)
 
         def ask(many: int, dtype: str) -> Theta:
-            given = [([cast(batch, dtype) for batch in s], q and cast(q, dtype)) for s, q in tasks[:many]]
-            found = meta_gradient([leaf.astype(dtype) for leaf in theta], given, first.alpha)
+            found = meta_gradient(cast(first.theta, dtype), cast(first.tasks[:many], dtype), first.alpha)
             return like(theta, "meta_gradient", found)
 
         own = _own("grad", grad, theta, dtype)
@@ -89,7 +77,7 @@ def imprecise(found: Report) -> bool:
 def finest(grad: Callable[[Theta, Batch], Theta], theta: Theta, batch: Batch) -> str:
     """The finest dtype in which `grad` computes."""
     try:
-        leaves = grad([leaf.astype(float) for leaf in theta], cast(batch, "float64"))
+        leaves = grad(*cast([theta, batch], "float64"))
         return "float64" if all(read_array(leaf).dtype.itemsize >= 8 for leaf in leaves) else "float32"
     except Exception:  # a float32 module takes no float64
         if all(leaf.dtype.itemsize >= 8 for leaf in theta):
@@ -100,11 +88,7 @@ def finest(grad: Callable[[Theta, Batch], Theta], theta: Theta, batch: Batch) ->
 def _own(what: str, function: Callable[..., Theta], theta: Theta, dtype: str) -> Callable[..., Theta]:
     """The caller's function on copies in this dtype, its result checked."""
 
-    def called(phi: Theta, batch: Batch, *v: Theta) -> Theta:
-        given = [[np.array(leaf, dtype) for leaf in tree] for tree in (phi, *v)]
-        return like(theta, what, function(given[0], cast(batch, dtype), *given[1:]))
-
-    return called
+    return lambda *given: like(theta, what, function(*cast(given, dtype)))
 
 
 def like(theta: Theta, what: str, tree: Any) -> Theta:
@@ -122,7 +106,7 @@ def _scalar(loss: Loss, dtype: str) -> Loss:
     """The loss as a float. ValueError: it returned no single number."""
 
     def called(phi: Theta, batch: Batch) -> float:
-        value = read_array(loss([np.array(leaf, dtype) for leaf in phi], cast(batch, dtype)))
+        value = read_array(loss(*cast([phi, batch], dtype)))
         if value.size != 1:
             raise ValueError(f"loss returned an array of shape {value.shape}: expected one number")
         return float(value.reshape(()))
@@ -165,30 +149,27 @@ def examine(
     if isinstance(doubt, Finding):
         return report(algorithm, {asked[-1]: doubt})
     ask = averaged(ask) if tasks_are == "mean" else ask
-    findings = dict(in_turn(network.remembering(), ask, right, dict.fromkeys(asked)))
+    findings = in_turn(network.remembering(), ask, right, asked)
     remarks = " ".join(filter(None, (doubt, remark)))
     return report(algorithm, {d: f._replace(text=f"{f.text} {remarks}".strip()) for d, f in findings.items()})
 
 
-def in_turn(
-    network: Network, ask: Ask, right: dict[Factor, float], asked: Collection[str]
-) -> Iterator[tuple[str, Finding]]:
+def in_turn(network: Network, ask: Ask, right: dict[Factor, float], asked: Sequence[str]) -> dict[str, Finding]:
     """The findings in each dtype, up to the first that is not right. After a right one, none accuses."""
-    *_, last = asked
-    before = False
-    for dtype in asked:
+    findings: dict[str, Finding] = {}
+    for dtype in dict.fromkeys(asked):
         try:
             finding = _judge(network, ask, right, dtype)
         except Exception:
-            if dtype == last:
+            if dtype == asked[-1]:
                 raise
             continue  # a float32 module that takes no float64
-        if before and finding.kind not in ("pass", "form"):
+        if findings and finding.kind not in ("pass", "form"):
             finding = Finding("imprecise", AUDIT["float32"].format(finding.digits), finding.digits)
-        yield dtype, finding
-        before = finding.kind == "pass"
-        if not before:
-            return
+        findings[dtype] = finding
+        if finding.kind != "pass":
+            break
+    return findings
 
 
 def averaged(ask: Ask) -> Ask:
@@ -290,10 +271,11 @@ def _name(network: Network, under: Rows, ask: Ask, got: np.ndarray, precision: f
         return Answered(got / unit, scaled, network.factors(many), limit, rounding, network.settings[:many], small)
 
     small = flat(start.theta).size <= SMALL
-    searches: tuple[Search, ...] = (listed, others, step_sizes, listed_pairs)[: 4 if small else 3]
+    known = explain.listed, explain.others, explain.step_sizes, explain.listed_pairs
+    searches = known[: 4 if small else 3]
     every = answered(got, many)
     try:
         alone = answered(sketch(flat(ask(1, dtype))), 1)  # cheaper for every mistake
     except Exception:  # it takes no other number of tasks
-        return explain([every], searches)
-    return explain([alone, every], searches) or (explain([every], [listed]) if small else [])
+        return explain.explain([every], searches)
+    return explain.explain([alone, every], searches) or (explain.explain([every], [explain.listed]) if small else [])

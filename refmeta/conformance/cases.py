@@ -88,20 +88,12 @@ class Case:
     @property
     def settings(self) -> list[Setting]:
         """One Setting for each task, in the arithmetic of the case's arrays."""
-        examples = self.model["kind"] == "mlp" and self.conventions["examples"] == "mean"
+        summed, of_examples = self.conventions["examples"] == "sum", self.model["kind"] == "mlp"
         outputs = self.model["widths"][-1] if self.loss["kind"] == "squared_error" else None
+        same: dict[str, Any] = {"outputs": outputs, "summed": summed, "tasks": self.tasks, "divisor": self.divisor}
         found = [setting(self.algorithm, self.theta, task, self.alpha, self.head) for task in self.tasks]
-        return [
-            s._replace(
-                n=len(s.supports[0][0]) if examples and s.supports else None,
-                outputs=outputs,
-                summed=self.conventions["examples"] == "sum",
-                tasks=self.tasks,
-                place=place,
-                divisor=self.divisor,
-            )
-            for place, s in enumerate(found)
-        ]
+        sizes = [len(s.supports[0][0]) if of_examples and s.supports and not summed else None for s in found]
+        return [s._replace(n=n, place=i, **same) for i, (s, n) in enumerate(zip(found, sizes, strict=True))]
 
     def factor(self, supports: Supports) -> Any:
         """What the declared convention multiplies a task's displacement by; 1 for all but Reptile."""

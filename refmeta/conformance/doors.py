@@ -34,7 +34,7 @@ CHUNK = 1 << 20  # bytes of one read; no pipe holds more
 
 
 class DoorError(ValueError):
-    """A command that cannot be started, or a results file that cannot be read."""
+    """A program that cannot be started or does not answer, or a results file that cannot be read."""
 
 
 # --- Answers in JSON ---
@@ -126,6 +126,7 @@ def answers_of(command: Sequence[str], vectors: Sequence[Vector], timeout: float
     """The program's answer to each vector, or how it failed; after a failure a new process goes on."""
     answers: list[Answer] = []
     while len(answers) < len(vectors) or not answers:
+        program = None
         try:
             with started(command, timeout) as program:
                 while len(answers) < len(vectors):
@@ -133,35 +134,31 @@ def answers_of(command: Sequence[str], vectors: Sequence[Vector], timeout: float
                 program.stop()
                 break
         except DoorError as error:
-            failed = isinstance(error, Failed)
-            if not failed and not answers:
+            if not program and not answers:
                 raise
-            answers.append(Answer(problem=f"{'' if failed else 'could not be started again: '}{error}"))
+            answers.append(Answer(problem=f"{'' if program else 'could not be started again: '}{error}"))
     return answers
-
-
-class Failed(DoorError):
-    """A started program did not answer as the protocol says."""
 
 
 @contextlib.contextmanager
 def started(command: Sequence[str], timeout: float) -> Iterator["Program"]:
     """A program that has answered "start". At the end it is killed, with all that it started.
 
-    DoorError: it cannot be started, or does not answer. Failed comes through with the program's last complaint.
+    DoorError: it cannot be started, or does not answer; or one from inside, with the program's last complaint.
     """
     try:
         program = Program(command, timeout)
     except OSError as error:
         raise DoorError(f"{command[0]}: cannot be started: {error.strerror}") from error
     with contextlib.ExitStack() as end:
+        end.enter_context(program.process)  # closes its pipes
         end.callback(program.kill)
         try:
             program.greet()
             yield program
         except DoorError as error:
             end.close()
-            raise type(error)(f"{error}{program.complaint}") from None
+            raise DoorError(f"{error}{program.complaint}") from None
 
 
 class Program:
@@ -169,31 +166,29 @@ class Program:
 
     def __init__(self, command: Sequence[str], timeout: float):
         pipe, self.name, self.timeout = subprocess.PIPE, command[0], timeout
-        self.process = subprocess.Popen(  # in a session of its own, to be killed with all that it starts
+        self.process: Any = subprocess.Popen(  # in a session of its own, to be killed with all that it starts
             list(command), bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
         )
-        pipes: Any = self.process.stdin, self.process.stdout, self.process.stderr
-        self.stdin, self.stdout, self.stderr = pipes
-        os.set_blocking(self.stdin.fileno(), False)
+        os.set_blocking(self.process.stdin.fileno(), False)  # type: ignore[union-attr]
+        self.reading: list[Any] = [self.process.stdout, self.process.stderr]
         self.unsent, self.unread, self.errors = bytearray(), bytearray(), bytearray()
-        self.reading = [self.stdout, self.stderr]
 
     def greet(self) -> None:
         """DoorError unless it answers "start" as the protocol says."""
-        expected = f'expected {{"version": {VERSION}, …}} to "start"'
         try:
             reply = self.say({"cmd": "start", "version": VERSION})
-        except Failed as error:
+            if not isinstance(reply, dict) or reply.get("version") != VERSION:
+                raise DoorError(f"answered {str(reply)[:80]!r}")
+        except DoorError as error:
+            expected = f'expected {{"version": {VERSION}, …}} to "start"'
             raise DoorError(f"{self.name}: {error}; {expected}") from error
-        if not isinstance(reply, dict) or reply.get("version") != VERSION:
-            raise DoorError(f"{self.name}: answered {str(reply)[:80]!r}; {expected}")
 
     def ask(self, seq: int, vector: Vector) -> Answer:
-        """The answer to one vector. Failed: none came."""
+        """The answer to one vector. DoorError: none came."""
         reply = self.say({"cmd": "run", "seq": seq, "case": vector.case.to_json()})
         got = reply.get("seq") if isinstance(reply, dict) else reply
         if not isinstance(reply, dict) or got != seq:
-            raise Failed(f"answered out of turn: expected seq {seq}, got {str(got)[:40]!r}")
+            raise DoorError(f"answered out of turn: expected seq {seq}, got {str(got)[:40]!r}")
         if "skipped" in reply:
             return Answer(problem=str(reply["skipped"])[:200], skipped=True)
         if "errored" in reply:
@@ -201,56 +196,58 @@ class Program:
         return answer_from_json(vector, reply)
 
     def say(self, message: dict[str, Any]) -> Any:
-        """Send one line, return the line that comes back, decoded. Failed: none came, or no JSON."""
+        """Send one line, return the line that comes back, decoded. DoorError: none came, or no JSON."""
         self.unsent += json.dumps(message).encode() + b"\n"
         line = self.line()
         try:
             return decoded(line, MOST)
         except (ValueError, RecursionError) as error:
-            raise Failed(f"answered with a line that is no JSON: {line[:60]!r}: {error}") from None
+            raise DoorError(f"answered with a line that is no JSON: {line[:60]!r}: {error}") from None
 
     def line(self) -> bytes:
-        """The next line. Failed: it came too late, not at all, or without an end."""
+        """The next line. DoorError: it came too late, not at all, or without an end."""
         deadline = time.monotonic() + self.timeout
         while b"\n" not in self.unread:
-            ended = self.stdout not in self.reading
+            ended = self.process.stdout not in self.reading
             if len(self.unread) > LONGEST or (ended and self.unread):
-                raise Failed("answered with a line that is cut off, or is longer than 16 MiB")
+                raise DoorError("answered with a line that is cut off, or is longer than 16 MiB")
             if ended:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(1)
-                raise Failed(f"ended with exit code {self.process.poll()} before it answered")
+                self.wait()
+                raise DoorError(f"ended with exit code {self.process.poll()} before it answered")
             left = deadline - time.monotonic()
             if left <= 0 or not self.exchange(left):
-                raise Failed(f"gave no answer within {self.timeout:g} seconds")
+                raise DoorError(f"gave no answer within {self.timeout:g} seconds")
         line, end_of_line, self.unread = self.unread.partition(b"\n")
         return bytes(line + end_of_line)
 
     def exchange(self, seconds: float) -> bool:
         """Write and read once, as soon as possible. False: neither was possible for so many seconds."""
-        writing = [self.stdin] if self.unsent else []
+        writing = [self.process.stdin] if self.unsent else []
         readable, writable, _ = select.select(self.reading, writing, [], seconds)
         for pipe in readable:
-            data = os.read(pipe.fileno(), CHUNK)
-            if not data:
-                self.reading.remove(pipe)
-            elif pipe is self.stdout:
-                self.unread += data
+            if data := os.read(pipe.fileno(), CHUNK):
+                said = self.unread if pipe is self.process.stdout else self.errors
+                said += data
             else:
-                self.errors = (self.errors + data)[-2000:]
+                self.reading.remove(pipe)
+        del self.errors[:-2000]
         if writable:
             try:
-                del self.unsent[: os.write(self.stdin.fileno(), self.unsent)]
+                del self.unsent[: os.write(self.process.stdin.fileno(), self.unsent)]
             except OSError:  # it reads no more, but may still write
                 self.unsent.clear()
         return bool(readable or writable)
 
-    def stop(self) -> None:
-        """Ask it to end, and give it a second."""
-        self.unsent += b'{"cmd": "stop"}\n'
-        self.exchange(0)
+    def wait(self) -> None:
+        """Give it a second to end."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(1)
+
+    def stop(self) -> None:
+        """Ask it to end, and wait."""
+        self.unsent += b'{"cmd": "stop"}\n'
+        self.exchange(0)
+        self.wait()
 
     def kill(self) -> None:
         """End the program and everything that it started."""
@@ -259,8 +256,6 @@ class Program:
         self.process.wait()
         self.unsent.clear()
         self.exchange(0)  # to read its last complaints; a child that escaped may keep the pipes open
-        for pipe in (self.stdin, self.stdout, self.stderr):
-            pipe.close()
 
     @property
     def complaint(self) -> str:

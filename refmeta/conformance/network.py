@@ -10,7 +10,7 @@ from refmeta.checks import check_alpha, check_head, check_tasks, check_theta
 from refmeta.conformance.explain import Factor, Program, factors, slow
 from refmeta.conformance.programs import with_mistakes
 from refmeta.conformance.rules import ALGORITHMS, Derivatives, Setting, finished, flat, gradients, moves
-from refmeta.trees import Batch, Tasks, Theta
+from refmeta.trees import Batch, Supports, Tasks, Theta
 
 EPS = {"float64": float(np.finfo(float).eps), "float32": float(np.finfo(np.float32).eps)}
 FLOOR = {"float64": 1e-10, "float32": 1e-5}  # nothing is known better than this
@@ -27,27 +27,27 @@ def to_settings(algorithm: str, theta: Theta, tasks: Tasks, alpha: float, head: 
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
-    theta, alpha = [leaf.astype(float) for leaf in check_theta(theta)], check_alpha(alpha)
-    adapts = moves(len(theta), None)
-    if algorithm == "anil":
-        if not isinstance(head, Sequence):
-            check_head(head, len(theta))
-        adapts = tuple(head) if isinstance(head, Sequence) else moves(len(theta), head)
-    found: list[Setting] = []
-    for supports, query in check_tasks(tasks, queries_needed=algorithm != "reptile"):
-        batches = [cast(batch, "float64") for batch in supports]
-        x, y = batches[0] if batches else (np.zeros(0), np.zeros(0))
-        outputs = 1 if y.dtype.kind == "f" and y.shape[1:] == (1,) else None
-        query = query and cast(query, "float64")
-        of = ALGORITHMS[algorithm]
-        found.append(Setting(theta, batches, query, alpha, adapts, len(x) or None, outputs, place=len(found), **of))
-    return [s._replace(tasks=[(other.supports, other.query) for other in found]) for s in found]
+    theta, alpha = cast(check_theta(theta), "float64"), check_alpha(alpha)
+    head = head if algorithm == "anil" else len(theta)
+    if not isinstance(head, Sequence):
+        check_head(head, len(theta))
+        head = moves(len(theta), head)
+    tasks = cast([(list(S), Q) for S, Q in check_tasks(tasks, queries_needed=algorithm != "reptile")], "float64")
+    found = (Setting(theta, *task, alpha, tuple(head), tasks=tasks, **ALGORITHMS[algorithm]) for task in tasks)
+    return [s._replace(place=place, **_sizes(s.supports)) for place, s in enumerate(found)]
 
 
-def cast(batch: Batch, dtype: str) -> Batch:
-    """A copy of the batch, its floating-point numbers in another dtype."""
-    x, y = (np.array(a, dtype if a.dtype.kind == "f" else a.dtype) for a in batch)
-    return x, y
+def _sizes(supports: Supports) -> dict[str, Any]:
+    x, y = supports[0] if supports else (np.zeros(0), np.zeros(0))
+    return {"n": len(x) or None, "outputs": 1 if y.dtype.kind == "f" and y.shape[1:] == (1,) else None}
+
+
+def cast(tree: Any, dtype: str) -> Any:
+    """A copy of nested lists and tuples of arrays, their floating-point numbers in another dtype; None stays."""
+    if isinstance(tree, Sequence):
+        found = [cast(part, dtype) for part in tree]
+        return tuple(found) if isinstance(tree, tuple) else found
+    return tree if tree is None else np.array(tree, dtype if tree.dtype.kind == "f" else tree.dtype)
 
 
 class Network(NamedTuple):

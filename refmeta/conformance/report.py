@@ -3,7 +3,7 @@
 import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
@@ -52,11 +52,11 @@ class Report:
     rows: list[Row]
     verdicts: list[Verdict]
     title: str = "refmeta check"
-    passed: bool = field(init=False)
 
-    def __post_init__(self) -> None:
+    @property
+    def passed(self) -> bool:
         statuses = {row.status for row in self.rows}
-        object.__setattr__(self, "passed", "pass" in statuses and statuses <= {"pass", "skip"})
+        return "pass" in statuses and statuses <= {"pass", "skip"}
 
     def __str__(self) -> str:
         lines = [f"{self.title}: {'passed' if self.passed else 'FAILED'}", ""]
@@ -155,31 +155,15 @@ AUDIT = {
     "pairs": " Pairs of mistakes are not tried on more than {} parameters.",
     "float32": "right in float64. With {:.1f} digits in float32 it cannot be judged: a kink near, or an unstable loop?",
 }
-UNEXPLAINED = "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made."
-WHERE = "\nIt is wrong exactly on the vectors with {}: on {} of {}."
-UNLESS = "\nIt is right exactly on the vectors with {}: on {} of {}."
-OUTSIDE = "\nIt is wrong on all vectors, also where α = 0: look outside the inner loop."
-ARRAYS = "\nOf several arrays only these are wrong: {}."
-MULTIPLES = "\nIt is always a multiple of the right answer, but not always the same one: from {:.4g} to {:.4g}."
-SPAN = "\nOn every vector it is a sum of multiples of {}, but not everywhere the same multiples."
 TWICE = "asked twice, {} got two answers: it draws random numbers or keeps state between calls."
-PIECES = "\nOn every vector it is {}."
-NEAREST = "\nClosest: {}. That explains {} of {}, but not {}."
 ASK = '\nReturn {"gradient": …, "phi": …}, with φ_0 … φ_K of every task, and the report names the first wrong step.'
-LOW = "right to about {:.1f} digits everywhere, by no known mistake: low precision ({}), or differences too coarse."
 FORMATS = {"float32": 5.5, "TF32 or float16": 2.3, "bfloat16": 1.5}  # and the digits that are left of a gradient
-TIMES = "right to {:.0f} digits: it is the right answer times {:.8g}, on every vector."
 ALPHA = "α is rounded: all is right for its first six digits. The vectors' α are float32, as 0.30000001192092896."
-OWN = "\nIt keeps a convention of its own, whatever a vector asks for: {}."
-MANY = "wrong in one of {} ways that the answers do not tell apart, so none is named."
-WAYS = "\nThe ways: {}."
 ALONE = "one vector, no diagnosis: {}"
 ZEROS = (
     "every gradient is zero: it went to a copy (B13, B14). PyTorch: deepcopy, load_state_dict and .data cut θ off; "
     "higher: copy_initial_weights=False. JAX, TensorFlow: the gradient is taken in other variables than θ."
 )
-OVERWRITTEN = "Cause: a loss or gradient is overwritten, or cleared, inside the loop over tasks."
-CONVENTION = "all else is right, but {}: a convention, not a mistake, but not the one that was asked for"
 INSIDE = {
     "phi": "φ_{k} is the first wrong value: look at inner step {k}",
     "inner_gradient": "φ_{k} is right, and the inner gradient there is the first wrong value",
@@ -193,9 +177,12 @@ def describe(found: Sequence[Explanation]) -> str:
     if e == ZERO:
         return ZEROS
     if len(found) > APART:
-        return MANY.format(len(found)) + WAYS.format(_each(found)) * (len(found) <= FEW)
+        many = f"wrong in one of {len(found)} ways that the answers do not tell apart, so none is named."
+        return many + f"\nThe ways: {_each(found)}." * (len(found) <= FEW)
     mistakes, parts = _mistakes(e), _parts(e)
-    lines = ["; ".join(parts or ["right"]) + "."] + [OVERWRITTEN] * (not mistakes and e.tasks != "all")
+    lines = ["; ".join(parts or ["right"]) + "."]
+    if not mistakes and e.tasks != "all":
+        lines.append("Cause: a loss or gradient is overwritten, or cleared, inside the loop over tasks.")
     for m in mistakes:
         lines += [f"Cause: {m.cause}.", f"Seen in: {m.seen}." + f" Ledger: {m.ledger}." * bool(m.ledger)]
     return "\n".join(lines + [f"The answers cannot tell it from: {_each(found[1:])}."] * (len(found) > 1))
@@ -221,7 +208,8 @@ def _parts(e: Explanation) -> list[str]:
         parts.append(f"{lost} (B4, B5)" if isinstance(e.tasks, str) else f"the tasks are {pattern(e.tasks)}")
     if e.scale._replace(own=()) != Factor():
         factor = f"the result is multiplied by {e.scale}"
-        parts.append(CONVENTION.format(factor) if e.convention else factor)
+        whole = f"all else is right, but {factor}: a convention, not a mistake, but not the one that was asked for"
+        parts.append(whole if e.convention else factor)
     return parts
 
 
@@ -229,26 +217,32 @@ def own(conventions: dict[str, str], algorithm: str) -> str:
     """The conventions that an implementation keeps, whatever a vector asks for."""
     said = [f"the {conventions[what]} over the {what}" for what in ("tasks", "examples") if what in conventions]
     said += [conventions["reptile"]] if algorithm == "reptile" and "reptile" in conventions else []
-    return OWN.format(", ".join(said))
+    return f"\nIt keeps a convention of its own, whatever a vector asks for: {', '.join(said)}."
 
 
-def evidence(proof: Evidence) -> str:
+def evidence(p: Evidence) -> str:
     """The evidence in words."""
-    if proof.factor != 1:
-        return TIMES.format(proof.digits, proof.factor)
-    if proof.digits:
-        formats = [name for name, digits in FORMATS.items() if proof.digits >= digits]
-        return LOW.format(proof.digits, formats[0] if formats else "float16")
-    pieces = " and ".join(f"{c:.4g} times {name}" if c != 1 else name for name, c in proof.pieces.items())
-    near = "; ".join(known(name).title for name in proof.nearest)
-    many = proof.asked - len(proof.missing)
-    lines = [UNEXPLAINED, WHERE.format(proof.where, proof.wrong, proof.asked) * bool(proof.where)]
-    lines += [UNLESS.format(proof.unless, proof.asked - proof.wrong, proof.asked) * bool(proof.unless)]
-    lines += [OUTSIDE] if proof.outside else []
-    lines += [ARRAYS.format(proof.arrays) * bool(proof.arrays), PIECES.format(pieces) * bool(pieces)]
-    lines += [MULTIPLES.format(*proof.multiples)] if proof.multiples else []
-    lines += [SPAN.format(proof.span)] if proof.span else []
-    return "".join([*lines, NEAREST.format(near, many, proof.asked, ", ".join(proof.missing)) * bool(near)])
+    if p.factor != 1:
+        return f"right to {p.digits:.0f} digits: it is the right answer times {p.factor:.8g}, on every vector."
+    if p.digits:
+        name = next((name for name, digits in FORMATS.items() if p.digits >= digits), "float16")
+        why = f"by no known mistake: low precision ({name}), or differences too coarse."
+        return f"right to about {p.digits:.1f} digits everywhere, {why}"
+    pieces = " and ".join(f"{c:.4g} times {name}" if c != 1 else name for name, c in p.pieces.items())
+    near, missing = "; ".join(known(name).title for name in p.nearest), ", ".join(p.missing)
+    between = " to ".join(f"{factor:.4g}" for factor in p.multiples)
+    said = {
+        "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made.": True,
+        f"It is wrong exactly on the vectors with {p.where}: on {p.wrong} of {p.asked}.": p.where,
+        f"It is right exactly on the vectors with {p.unless}: on {p.asked - p.wrong} of {p.asked}.": p.unless,
+        "It is wrong on all vectors, also where α = 0: look outside the inner loop.": p.outside,
+        f"Of several arrays only these are wrong: {p.arrays}.": p.arrays,
+        f"On every vector it is {pieces}.": pieces,
+        f"It is always a multiple of the right answer, but not always the same one: from {between}.": between,
+        f"On every vector it is a sum of multiples of {p.span}, but not everywhere the same multiples.": p.span,
+        f"Closest: {near}. That explains {p.asked - len(p.missing)} of {p.asked}, but not {missing}.": near,
+    }
+    return "\n".join(sentence for sentence, holds in said.items() if holds)
 
 
 def pattern(tasks: Pattern) -> str:

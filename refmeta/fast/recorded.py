@@ -1,8 +1,7 @@
 """A function of arrays, traced once and then replayed as a straight list of NumPy calls.
 
     record     trace the function: its calls, with their arguments; it must not look at a value
-    simplify   run autograd's functions of lists now, drop calls that change nothing, make equal calls once:
-               this removes a third of MAML's calls
+    simplify   drop calls that change nothing, make equal calls once: this removes a third of MAML's calls
     free       find each value's last use, so that large tasks stay in the cache
     compile    write the calls as one Python function, the replay, which takes NumPy's time only
     prove      compare it with the function on other arrays: a trace cannot see randomness, state, changing arrays
@@ -11,25 +10,24 @@
 """
 
 import dis
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from functools import partial, wraps
 from gc import get_referents
 from itertools import count
 from math import isfinite
 from numbers import Number
-from operator import add, iadd
+from operator import add
 from threading import RLock
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+import autograd.numpy as anp
 import numpy
 from autograd import tracer
-from autograd.builtins import container_take, container_untake
-from autograd.core import SparseObject, VSpace, sparse_add
-from autograd.extend import defvjp, primitive, vspace
+from autograd.builtins import container_untake, make_sequence, sequence_extend_left, sequence_extend_right
+from autograd.extend import SparseObject, VSpace, defjvp, defvjp, primitive, vspace
 from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.numpy.numpy_vjps import untake
 from autograd.tracer import Node, getval, isbox, trace_stack
@@ -58,7 +56,7 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     shape, or an argument or a result is of another kind. ValueError: the function reads an array that is no argument
     and can change, or the replay differs from it.
     """
-    replays: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+    replays: dict[Any, Callable[..., Any]] = {}
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -86,7 +84,7 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
                     return function(*args, **kwargs)
                 replays[key] = replay
                 if len(replays) > KEPT:
-                    replays.popitem(last=False)
+                    del replays[next(iter(replays))]
         return replay(*arrays)
 
     return call
@@ -161,39 +159,53 @@ Traced.register(Traced)  # inside a derivative too
 
 
 @contextmanager
-def recording() -> Iterator[int]:
-    """A new trace, in which numbers are Traced, autograd's sums write into nothing, and tuples may index with boxes."""
-    new_box, make_sparse = tracer.new_box, SparseObject.__init__
+def recording() -> Iterator[Callable[[Any, "Call"], Any]]:
+    """A new trace: it boxes a value of a call. Lists stay lists, and autograd's sums write into nothing."""
+    new_box = tracer.new_box
 
-    def boxed(value: Any, trace: int, node: Node) -> Any:
-        return (Traced if isinstance(node, Call) and kind_of(value) else new_box)(value, trace, node)
+    def boxed(value: Any, trace: int, node: Any) -> Any:
+        if not isinstance(node, Call):
+            return new_box(value, trace, node)
+        if node.fun in ON_LISTS:  # run it again, on boxes: the operations on the elements are recorded
+            pairs = zip(node.given, node.args, strict=True)
+            return node.fun(*[boxed(v, trace, a) if isinstance(a, Call) else v for v, a in pairs])
+        return (Traced if kind_of(value) else new_box)(value, trace, node)
 
-    def sparse(self: Any, space: VSpace, mut_add: Callable[[Any], Any]) -> None:
-        make_sparse(self, space, lambda a: mut_add(copy(a)))
+    def plus(space: VSpace, a: Any, b: Any) -> Any:  # numpy.add can change the sign of a number's NaN
+        return anp.add(a, b) if kind_of(a)[0] or kind_of(b)[0] else _plus(a, b)
 
-    new: list[tuple[Any, str, Any]] = [
-        (tracer, "new_box", boxed),
-        (VSpace, "_mut_add", lambda space, a, b: _added(a, b)),
-        (SparseObject, "__init__", sparse),
-        (ArrayBox, "__getitem__", _at),
-    ]
-    old = [(owner, name, getattr(owner, name)) for owner, name, _ in new]
-    try:
-        with trace_stack.new_trace() as level:
-            for change in new:
-                setattr(*change)
-            yield level
-    finally:
-        for change in old:
-            setattr(*change)
+    def added(space: VSpace, a: Any, b: Any) -> Any:
+        if not alike(a, b) or not kind_of(a)[0]:
+            return _added(a, b)
+        if isbox(b) and not isbox(a) and not a.any():  # autograd's own, which nobody changes
+            a = boxed(a, level, make(numpy.zeros, kind_of(a), kind_of(a)))
+        return anp.add(a, b)
+
+    with trace_stack.new_trace() as level, ExitStack() as end:
+        sums = (VSpace, "_add", plus), (VSpace, "_mut_add", added)
+        for owner, name, value in (*sums, (tracer, "new_box", boxed), (ArrayBox, "__getitem__", _at)):
+            end.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        yield lambda value, call: boxed(value, level, call)
 
 
-_getitem = ArrayBox.__getitem__
+LISTS = make_sequence, sequence_extend_left, sequence_extend_right, container_untake
+ON_LISTS = [f.fun for f in (*LISTS, VSpace.add, VSpace.mut_add)]
+
+_plus = primitive(add)
+
+
+@primitive  # type: ignore[untyped-decorator]
+def _added(a: Any, b: Any) -> Any:
+    """a += b on a copy, because no call of a recording may change an argument."""
+    a = copy(a)
+    a += b
+    return a
 
 
 def _at(a: Any, index: Any) -> Any:
     """a[index]; autograd does not see a box within a tuple."""
-    return _take(a, *index) if type(index) is tuple and any(map(isbox, index)) else _getitem(a, index)
+    return _take(a, *(index if type(index) is tuple else (index,)))
 
 
 @primitive  # type: ignore[untyped-decorator]
@@ -203,55 +215,38 @@ def _take(a: Array, *index: Any) -> Array:
 
 @primitive  # type: ignore[untyped-decorator]
 def _untake(g: Array, space: VSpace, *index: Any) -> SparseObject:
-    return untake.fun(g, index, space)
+    sparse = untake.fun(g, index, space)
+    return SparseObject(space, lambda a: sparse.mut_add(numpy.array(a)))
 
 
+defvjp(_plus, lambda y, a, b: lambda g: g, lambda y, a, b: lambda g: g)
+defvjp(_added, lambda y, a, b: lambda g: g, lambda y, a, b: lambda g: g)
 defvjp(_take, lambda y, a, *index: lambda g: _untake(g, vspace(a), *index), argnums=(0,))
 defvjp(_untake, lambda y, g, space, *index: lambda h: _take(h, *index), argnums=(0,))
+defjvp(_take, "same", argnums=(0,))
+defjvp(_untake, "same", argnums=(0,))
 
-INDEXED = [_getitem.fun, untake.fun, _take.fun, _untake.fun]
 SHAPED_BY_DATA = {"nonzero", "flatnonzero", "argwhere", "unique", "compress", "extract", "trim_zeros", "bincount"}
 
 
 class Call(Node):  # type: ignore[misc]
-    """fun(*args, **kwargs), an argument that varies being the Call that it comes from; an input has no fun.
-
-    autograd's functions of lists can run on Calls; each operation on an element becomes another Call.
-    """
+    """fun(*args, **kwargs), an argument that varies being the Call that it comes from; an input has no fun."""
 
     made = count()
 
     def __init__(self, value: Any, fun: Any, args: Any, kwargs: Any, places: Any, parents: Any):
-        masks = [
-            call for place, call in zip(places, parents, strict=True) if place and call.kind and call.kind[1] == "?"
-        ]
-        name = getattr(fun.fun, "__name__", "")
-        if name in SHAPED_BY_DATA or (name == "where" and len(args) == 1) or (masks and fun.fun in INDEXED):
-            what = "a Boolean index" if masks else name
-            raise TypeError(f"the data decide the shape of an array, by {what}: use autograd.numpy.where(mask, a, 0)")
+        self.given = args if fun.fun in ON_LISTS else ()
         self.initialize_root(fun.fun, subvals(args, zip(places, parents, strict=True)), kind_of(value), kwargs)
+        masked = fun is _take and any(call.kind and call.kind[1] == "?" for call in _calls(self.args[1:]))
+        name = "a Boolean index" if masked else getattr(fun.fun, "__name__", "")
+        if masked or name in SHAPED_BY_DATA or (name == "where" and len(args) == 1):
+            raise TypeError(f"the data decide the shape of an array, by {name}: use autograd.numpy.where(mask, a, 0)")
 
     def initialize_root(self, fun: Any, args: Any, kind: Any = None, kwargs: Any = None) -> None:
         self.fun, self.args, self.kind, self.kwargs, self.number = fun, args, kind, kwargs or {}, next(Call.made)
 
-    def __add__(self, b: Any) -> "Call":
-        (shape, dtype), (other, its) = self.kind, kind_of(b)
-        kind = numpy.broadcast_shapes(shape, other), numpy.result_type(dtype, its)
-        return make(numpy.add if kind[0] else add, (self, b), kind)  # on numbers, + can change the sign of NaN
-
-    def __iadd__(self, b: Any) -> "Call":
-        return self + b if alike(self, b) and self.kind[0] else make(_added, (self, b), self.kind)
-
-    def mut_add(self, a: "Call") -> "Call":  # if this is one of autograd's sparse objects
-        return make(_added, (a, self), a.kind)
-
 
 make: Callable[..., Call] = Call.new_root
-
-
-def _added(a: Any, b: Any) -> Any:
-    """a += b on a copy, because no call of a recording may change an argument; b can be a sparse object."""
-    return b.mut_add(numpy.array(a)) if isinstance(b, SparseObject) else iadd(copy(a), b)  # type: ignore[no-untyped-call]
 
 
 def kind_of(value: Any) -> Any:
@@ -269,10 +264,10 @@ def alike(a: Any, b: Any) -> bool:
 
 def record(function: Callable[..., Any], arrays: Sequence[Array]) -> tuple[list[Call], Any]:
     """The inputs, and the function's result as the calls that made it."""
-    inputs = [make(None, (), kind_of(array)) for array in arrays]
+    inputs = [make(None, (i,), kind_of(array)) for i, array in enumerate(arrays)]
     try:
-        with recording() as level:
-            return inputs, function(*[Traced(copy(a), level, call) for a, call in zip(arrays, inputs, strict=True)])
+        with recording() as box:
+            return inputs, function(*map(box, map(copy, arrays), inputs))
     except Exception as error:
         function(*arrays)  # the function's own error, if it has one
         raise TypeError(f"recorded: {error}") from error
@@ -315,52 +310,41 @@ def _each(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def simplify(result: Any) -> Any:
-    """The same result by fewer calls."""
-    result = _rewritten(on_elements, result)
-    result = _rewritten(without_idle(result), result)
-    return _returned(_rewritten(each_once(), result))
+    """The same result by fewer calls: none that changes nothing, and equal calls once."""
+    new: dict[Any, Any] = {}
+    first: dict[str, Call] = {}
+    signed = with_signs(result)
+
+    def renewed(tree: Any) -> Any:
+        return _each(lambda leaf: new.get(leaf, leaf) if isinstance(leaf, Call) else leaf, tree)
+
+    for call in in_order(result):
+        now = without_idle(make(call.fun, renewed(call.args), call.kind, renewed(call.kwargs)), call in signed)
+        same = _source((now.fun, now.args, now.kwargs), lambda leaf: f"v{id(leaf)}")
+        new[call] = first.setdefault(same, now)
+    return _returned(renewed(result))
 
 
-def on_elements(call: Call, _: Call) -> Any:
-    """Run autograd's functions of lists, on lists of Calls: calls on their elements remain."""
-    if call.fun in (container_take.fun, container_untake.fun):
-        opaque = call.fun is container_take.fun and isinstance(call.args[0], Call)  # a NumPy result, as of svd
-        return call if opaque else call.fun(*call.args)
-    if call.fun not in (VSpace.add.fun, VSpace.mut_add.fun, sparse_add.fun):
-        return call
-    space, a, b = call.args
-    return call.fun(space, _each(_zero, space.zeros()) if a is None else _each(_constant, a), b)
+def with_signs(result: Any) -> set[Call]:
+    """The calls in whose values the sign of a zero has an effect.
 
-
-def _zero(array: Array) -> Call:
-    return make(numpy.zeros, kind_of(array), kind_of(array))
-
-
-def _constant(value: Any) -> Call:
-    return value if isinstance(value, Call) else make(copy, (value,), kind_of(value))
-
-
-def without_idle(result: Any) -> Callable[[Call, Call], Any]:
-    """A rule that drops calls that can only change the sign of a zero, where that sign has no effect.
-
-    These are 0 + b, and sums over axes of length 1. A sum 0 + b is never −0, so the signs of b's zeros have no effect,
-    nor do those of values that reach b by BLIND calls alone.
+    A sum 0 + b is never −0, so the signs of b's zeros have no effect, nor do those of values that reach b by BLIND
+    calls alone.
     """
     seen = set(_calls(result))
     for call in reversed(in_order(result)):
         if not _adds_zero(call) and (call in seen or not _blind(call.fun)):
             seen.update(_calls((call.args, call.kwargs)))
+    return seen
 
-    def rule(call: Call, before: Call) -> Any:
-        if _adds_zero(call):
-            kept = before in seen and call.kind[1].kind == "f"
-            return make(numpy.add, (call.args[1], 0.0), call.kind) if kept else call.args[1]
-        if before in seen:
-            return call
-        idle = call.fun is numpy.sum and call.kwargs.keys() == {"axis", "keepdims"} and alike(call, call.args[0])
-        return call.args[0] if idle else call
 
-    return rule
+def without_idle(call: Call, signed: bool) -> Call:
+    """The call, or its argument if it can only change the sign of a zero, where that has no effect."""
+    if _adds_zero(call):
+        kept = signed and call.kind[1].kind == "f"
+        return make(numpy.add, (call.args[1], 0.0), call.kind) if kept else call.args[1]
+    idle = call.fun is numpy.sum and call.kwargs.keys() == {"axis", "keepdims"} and alike(call, call.args[0])
+    return call.args[0] if idle and not signed else call
 
 
 BLIND = numpy.add, numpy.subtract, numpy.multiply, numpy.negative, numpy.matmul, numpy.square, numpy.tanh, numpy.sum
@@ -368,30 +352,12 @@ BLIND = numpy.add, numpy.subtract, numpy.multiply, numpy.negative, numpy.matmul,
 
 def _blind(fun: Any) -> bool:
     """Whether −0 in place of a 0 can only change the sign of a 0 in the value."""
-    return fun in BLIND or (getattr(fun, "__module__", "").startswith("refmeta.") and fun is not _added)
+    return fun in BLIND or (getattr(fun, "__module__", "").startswith("refmeta.") and fun is not _added.fun)
 
 
 def _adds_zero(call: Call) -> bool:
     zero = call.fun is numpy.add and not call.kwargs and getattr(call.args[0], "fun", None) is numpy.zeros
     return zero and alike(*call.args)
-
-
-def each_once() -> Callable[[Call, Call], Call]:
-    """A rule that replaces a call by the first one of the same function on the same arguments."""
-    first: dict[str, Call] = {}
-    return lambda c, _: first.setdefault(_source((c.fun, c.args, c.kwargs), lambda leaf: f"v{id(leaf)}"), c)
-
-
-def _rewritten(rule: Callable[[Call, Call], Any], result: Any) -> Any:
-    """The result with rule(call, original call) for every call, its arguments rewritten first."""
-    new: dict[Any, Any] = {}
-
-    def renewed(tree: Any) -> Any:
-        return _each(lambda leaf: new.get(leaf, leaf) if isinstance(leaf, Call) else leaf, tree)
-
-    for call in in_order(result):
-        new[call] = rule(make(call.fun, renewed(call.args), call.kind, renewed(call.kwargs)), call)
-    return renewed(result)
 
 
 def _returned(result: Any) -> Any:
@@ -481,7 +447,7 @@ def _source(value: Any, name: Callable[[Any], str]) -> str:
 
 def _may_vary(call: Call) -> bool:
     """Whether the values may decide the shape: if it is not NumPy's, or takes integers such as a length."""
-    if isinstance(call.fun, numpy.ufunc) or not call.kind or call.fun in INDEXED:
+    if isinstance(call.fun, numpy.ufunc) or not call.kind or call.fun in (_take.fun, _untake.fun):
         return False
     known = str(getattr(call.fun, "__module__", "")).split(".")[0] in KNOWN
     return not known or any(c.kind and c.kind[1].kind in "iu" for c in _calls(call.args[1:]))
@@ -579,10 +545,8 @@ def _captured(value: Any) -> list[tuple[str, Any]]:
     """The values that a function, method, partial or container holds, with their names in a function."""
     if isinstance(value, MethodType):
         return [("", value.__func__)]
-    if isinstance(value, partial):
-        return [("", held) for held in (value.func, value.args, value.keywords)]
-    if type(value) in (list, tuple):
-        return [("", item) for item in value]
+    if isinstance(value, partial) or type(value) in (list, tuple):
+        return [("", held) for held in get_referents(value)]
     if type(value) is dict:
         return [(str(key), item) for key, item in value.items()]
     if not isinstance(value, FunctionType) or value.__module__.split(".")[0] in ("numpy", "autograd"):

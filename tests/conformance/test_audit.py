@@ -1108,7 +1108,7 @@ def test_of_a_million_parameters_one_is_seen_and_a_mistake_named(monkeypatch):
     assert audit(**functions, meta_gradient=meta_gradient).passed
     found = audit(**functions, meta_gradient=partial(meta_gradient, second_order=False)).verdicts[0]
     assert [e.suspects for e in found.explanations] == [("first_order",)]
-    monkeypatch.setattr(MODULE, "explain", lambda *_: [])  # nothing would be found, but after 20 s
+    monkeypatch.setattr(MODULE.explain, "explain", lambda *_: [])  # nothing would be found, but after 20 s
 
     def but_one(*arguments):
         (g,) = meta_gradient(*arguments)
@@ -1122,7 +1122,7 @@ def test_of_a_million_parameters_one_is_seen_and_a_mistake_named(monkeypatch):
 @pytest.mark.parametrize("n, untried", [(SMALL, False), (SMALL + 1, True)])
 def test_pairs_are_not_tried_on_large_networks_and_that_is_said(n, untried, monkeypatch):
     functions, meta_gradient = separable(n)
-    monkeypatch.setattr(MODULE, "listed_pairs", lambda answers: tried.append(answers) or [])
+    monkeypatch.setattr(MODULE.explain, "listed_pairs", lambda answers: tried.append(answers) or [])
     tried = []
     rng = np.random.default_rng(3)
     noise = rng.normal(size=n)

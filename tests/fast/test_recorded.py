@@ -5,10 +5,11 @@ from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
+import autograd.builtins as ag
 import autograd.numpy as anp
 import numpy as np
 import pytest
-from autograd import grad, hessian, jacobian, make_vjp, value_and_grad
+from autograd import grad, hessian, jacobian, make_jvp, make_vjp, value_and_grad
 from autograd.extend import primitive
 from autograd.misc import flatten
 from hypothesis import given, settings
@@ -498,6 +499,9 @@ STRANGERS = {
     "hessian": hessian(lambda x: anp.sum(x**3) * x[0]),
     "value and gradient": value_and_grad(lambda x: anp.sum(x**2)),
     "flatten": lambda x: (lambda flat, back: back(flat * 2)["a"])(*flatten({"a": x, "b": [x[0], x[1]]})),
+    "eigenvalues' gradient": grad(lambda x: anp.sum(anp.linalg.eigh(anp.outer(x, x) + anp.diag(x))[0] ** 2)),
+    "forward": lambda x: make_jvp(grad(lambda a: anp.sum(a[1:] ** 3) * a[0]))(x)(2 * x)[1],
+    "lists of autograd's own": grad(lambda x: anp.sum((ag.list([x, x * x]) + [x])[1] * ag.dict(a=x)["a"])),
     "array of parts": grad(lambda x: anp.sum(anp.array([[x[0], x[1]], [x[2], 1.0]]) ** 2)),
     "cumulative": grad(lambda x: anp.sum(anp.cumsum(x) ** 2) + anp.prod(x)),
     "padded and split": grad(lambda x: anp.sum(anp.pad(x, 1, "constant") ** 2) + anp.sum(anp.split(x, 3)[1] ** 2)),
