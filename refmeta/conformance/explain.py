@@ -494,9 +494,9 @@ def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
 
 def partly(answers: Sequence[Answered], programs: Iterable[Program]) -> list[Program]:
     """The programs that explain most of the first wrong answers, of which more mistakes would explain the others."""
-    first = [a for a in answers if a.wrong() and a.got.size > 2][:FIRST]
-    explained = {program: sum(bool(a.fits(program)) for a in first) for program in programs}
-    return sorted([p for p, many in explained.items() if many], key=lambda p: -explained[p])[:FEW]
+    first = [a for a in answers if a.wrong() and a.got.size > 2][: 2 * FIRST]
+    some = [program for program in programs if any(a.fits(program) for a in first[:2])]
+    return sorted(some, key=lambda program: -sum(bool(a.fits(program)) for a in first))[:FIRST]
 
 
 def slow(items: Collection[T], what: str) -> Iterator[T]:
