@@ -1,4 +1,4 @@
-"""Wrong ones in JAX, the fifth set, and four right ones: thirty-four authors who had read a paper or a repository."""
+"""Wrong ones in JAX, the fifth set, and four right ones: thirty-four authors who had read a paper."""
 
 from functools import partial
 
@@ -113,10 +113,7 @@ def sign_of_the_correction(case):
     loss, theta, parts = make_loss(case), theta_of(case), []
     for supports, query in tasks_of(case):
         *phis, last = forward(loss, theta, supports, case.alpha)
-        batch = query
-        for batch in supports:
-            pass
-        v = jax.grad(loss)(last, batch)
+        v = jax.grad(loss)(last, [query, *supports][-1])
         for phi, batch in zip(phis[::-1], supports[::-1], strict=True):
             v = tree_map(lambda a, h: a + case.alpha * h, v, hvp(loss, phi, batch, v))
         parts.append(v)
@@ -244,7 +241,11 @@ def proximal(case, lam=0.1):
     return tree_map(lambda g: g / len(tasks), total)
 
 
-@wrong("maml", "at most three steps; the inner step is a running mean of gradients; the result is clamped to ±1", mistakes=3)
+@wrong(
+    "maml",
+    "at most three steps; the inner step is a running mean of gradients; the result is clamped to ±1",
+    mistakes=3,
+)
 def settings_left_over(case, max_steps=3, decay=0.9):
     def episode(loss, theta, supports, query):
         m = tree_map(jnp.zeros_like, theta)
@@ -396,7 +397,7 @@ def per_step(case):
     moved = []
     for supports, _ in tasks_of(case):
         delta = minus(theta, adapt(loss, theta, supports, case.alpha))
-        moved.append(divided(case, supports, tree_map(lambda d, n=len(supports): d / n, delta)))
+        moved.append(divided(case, supports, tree_map(lambda d: d / len(supports), delta)))
     return mean_or_sum(case, moved)
 
 

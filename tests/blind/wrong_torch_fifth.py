@@ -1,7 +1,7 @@
-"""Wrong ones in PyTorch, the fifth set, and four right ones: thirty-four authors who had read a paper or a repository."""
+"""Wrong ones in PyTorch, the fifth set, and four right ones: thirty-four authors who had read a paper."""
 
 import copy
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 
 import torch
 from torch import nn
@@ -225,7 +225,9 @@ def carried_over(case):
     return outer(theta, mean_or_sum(case, values))
 
 
-@wrong("maml", "a graph for the last step alone; every step on the first batch; an L2 penalty of 1e-3 on theta", mistakes=3)
+@wrong(
+    "maml", "a graph for the last step alone; every step on the first batch; an L2 penalty of 1e-3 on theta", mistakes=3
+)
 def grown_prototype(case):
     theta, loss = theta_of(case), make_loss(case)
     total = []
@@ -455,7 +457,7 @@ class Net(nn.Module):
     def __init__(self, case):
         super().__init__()
         self.case, self.act = case, getattr(torch, case.model["activation"])
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in zip(case.model["widths"], case.model["widths"][1:]))
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(case.model["widths"]))
 
     def forward(self, batch):
         x, y = batch
