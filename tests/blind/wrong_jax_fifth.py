@@ -191,8 +191,8 @@ def two_draws(case):
 def clipped_by_norm(case):
     def step(loss, phi, batch):
         g = jax.grad(loss)(phi, batch)
-        norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in g))
-        return tree_map(lambda p, d: p - case.alpha * d / jnp.maximum(norm, 1.0), phi, g)
+        norm = jnp.sqrt(jnp.maximum(sum(jnp.vdot(leaf, leaf) for leaf in g), 1.0))  # of 0 it would give NaN
+        return tree_map(lambda p, d: p - case.alpha * d / norm, phi, g)
 
     def episode(loss, theta, supports, query):
         for batch in supports:
@@ -326,10 +326,10 @@ def gradient_of_the_head(case):
     return mean_or_sum(case, parts)
 
 
-@wrong("anil", "the mask of what is frozen reaches the optimiser as all ones")
+@wrong("anil", "the mask of what adapts is all ones: its two terms are the wrong way round")
 def mask_of_ones(case):
     def episode(loss, theta, supports, query):
-        mask = [jnp.ones_like(t) if i >= len(theta) - case.head else jnp.ones(()) for i, t in enumerate(theta)]
+        mask = [float(i >= case.head - len(theta)) for i in range(len(theta))]
         for batch in supports:
             g = jax.grad(loss)(theta, batch)
             theta = [p - case.alpha * m * d for p, m, d in zip(theta, mask, g, strict=True)]
