@@ -9,8 +9,8 @@ from refmeta.conformance import Case, Skip
 
 FRAMEWORKS = {
     "numpy": ("right", "wrong", "wrong_later", "wrong_third", "wrong_fourth"),
-    "torch": ("right_torch", "wrong_torch", "wrong_torch_third", "wrong_torch_fourth"),
-    "jax": ("right_jax", "wrong_jax"),
+    "torch": ("right_torch", "wrong_torch", "wrong_torch_third", "wrong_torch_fourth", "wrong_torch_fifth"),
+    "jax": ("right_jax", "wrong_jax", "wrong_jax_fifth"),
 }
 ENTRIES: dict[str, "Entry"] = {}
 # They write out a network, and knew of tanh alone. All others take theirs from `make_loss`, which asks the case.
