@@ -167,35 +167,36 @@ def parts(s: Setting, many: Callable[[int], int]) -> dict[str, Fields]:
     return {"_inside": inside, "_outside": outside, "_only": inside | outside if inside and outside else {}}
 
 
-def rescaled(part: int, of: Callable[[np.ndarray], np.ndarray]) -> Callable[[Batch], Batch]:
-    return lambda batch: (of(batch[0]), batch[1]) if part == 0 else (batch[0], of(batch[1]))
+@choice()
+def prepared(s: Setting, p: float | None) -> dict[str, Fields]:
+    """The data are prepared in another way than they come in the case.
 
-
-def standard(sample: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda a: (a - a.mean(0)) / (a.std(0, ddof=sample) + 1e-8)
-
-
-PREPARED: dict[str, tuple[str, Callable[[Batch], Batch]]] = {
-    "x_standard": ("the inputs are standardised, by σ with n", rescaled(0, standard(0))),
-    "x_standard_sample": ("the inputs are standardised, by σ with n − 1", rescaled(0, standard(1))),
-    "y_standard": ("the targets are standardised, by σ with n", rescaled(1, standard(0))),
-    "y_standard_sample": ("the targets are standardised, by σ with n − 1", rescaled(1, standard(1))),
-    "x_centred": ("the inputs are centred", rescaled(0, lambda a: a - a.mean(0))),
-    "y_centred": ("the targets are centred", rescaled(1, lambda a: a - a.mean(0))),
-}
-
-
-@choice(PREPARED)
-def prepared(s: Setting, change: Callable[[Batch], Batch]) -> dict[str, Fields]:
-    """The data are changed.
-
-    _: {}, batch by batch
-    Cause: the data are prepared in another way than they come in the case
+    x_centred: the inputs are centred, batch by batch
+    y_centred: the targets are centred, batch by batch
+    x_standard 0.00000001 0.00001 0.001: the inputs are standardised, batch by batch, by σ + {}
+    y_standard 0.00000001 0.00001 0.001: the targets are standardised, batch by batch, by σ + {}
+    x_standard_sample 0.00000001 0.00001 0.001: the inputs are standardised, batch by batch, by σ + {}, σ with n − 1
+    y_standard_sample 0.00000001 0.00001 0.001: the targets are standardised, batch by batch, by σ + {}, σ with n − 1
+    Cause: data are prepared by the batch that they come in
     """
-    batches = [*s.supports, *filter(None, [s.query])]
-    if not network(s) or any(len(y) < 2 or y.dtype.kind not in "f" for _, y in batches):
+
+    def standard(a: np.ndarray, sample: bool = False) -> np.ndarray:
+        return np.asarray((a - a.mean(0)) / (a.std(0, ddof=sample) + p if p else 1))
+
+    def sampled(a: np.ndarray) -> np.ndarray:
+        return standard(a, sample=True)
+
+    def of(place: int, way: Callable[[np.ndarray], np.ndarray]) -> Fields:
+        def change(batch: Batch) -> Batch:
+            return (way(batch[0]), batch[1]) if place == 0 else (batch[0], way(batch[1]))
+
+        return {"supports": list(map(change, s.supports)), "query": s.query and change(s.query)}
+
+    ways = {"centred": standard, "standard": standard, "standard_sample": sampled}
+    places = [(0, "x"), (1, "y")] if s.outputs else [(0, "x")]  # labels stay labels
+    if not network(s) or any(len(x) < 2 for x, _ in s.supports):
         return {}
-    return {"_": {"supports": list(map(change, s.supports)), "query": s.query and change(s.query)}}
+    return {f"{name}_{id}": of(place, way) for place, name in places for id, way in ways.items()}
 
 
 @choice()
