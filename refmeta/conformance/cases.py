@@ -93,7 +93,10 @@ class Case:
         same: dict[str, Any] = {"outputs": outputs, "summed": summed, "tasks": self.tasks, "divisor": self.divisor}
         found = [setting(self.algorithm, self.theta, task, self.alpha, self.head) for task in self.tasks]
         sizes = [len(s.supports[0][0]) if of_examples and s.supports and not summed else None for s in found]
-        return [s._replace(n=n, place=i, **same) for i, (s, n) in enumerate(zip(found, sizes, strict=True))]
+        return [
+            s._replace(n=n, place=i, scale=self.factor(s.supports), **same)
+            for i, (s, n) in enumerate(zip(found, sizes, strict=True))
+        ]
 
     def factor(self, supports: Supports) -> Any:
         """What the declared convention multiplies a task's displacement by; 1 for all but Reptile."""

@@ -18,7 +18,17 @@ import numpy as np
 
 from refmeta.conformance import report as words
 from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
-from refmeta.conformance.evidence import Evidence, combination, factor, multiples, nearest, rule, span, wrong_arrays
+from refmeta.conformance.evidence import (
+    Evidence,
+    combination,
+    factor,
+    multiples,
+    nearest,
+    rule,
+    span,
+    threshold,
+    wrong_arrays,
+)
 from refmeta.conformance.explain import (
     SEARCHES,
     ZERO,
@@ -391,7 +401,7 @@ def proven(came: list[Judged], answers: list[Answered]) -> Evidence:
     if worst >= LOW:
         return Evidence(wrong=len(wrong), asked=len(came), digits=worst, factor=factor(answers))
     cases, others = [j.vector.case for j in wrong], [j.vector.case for j in came if j not in wrong]
-    where, (program, missing) = rule(cases, others), nearest(answers)
+    where, (program, missing) = rule(cases, others) or threshold(cases, others), nearest(answers)
     times, made = multiples(answers), combination(answers)
     return Evidence(
         where,

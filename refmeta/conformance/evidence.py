@@ -11,7 +11,7 @@ from refmeta.conformance.cases import Case
 from refmeta.conformance.explain import Answered, Fit, Program, cheapest_first, touches, usual
 from refmeta.conformance.mistakes import after_every_step
 from refmeta.conformance.programs import ARRAYS, EVERY, inner_gradients
-from refmeta.conformance.rules import Outer, at_the_end, at_theta, flat
+from refmeta.conformance.rules import Outer, at_the_end, at_theta, flat, walk
 
 MOST = 3  # conditions of a rule, pieces of a combination, and first answers that a near program misses
 EQUATIONS = 8  # numbers in the answers for each coefficient
@@ -155,6 +155,25 @@ def rule(wrong: Sequence[Case], right: Sequence[Case]) -> str:
             if not any(all(so[name] for name in names) for so in of_right):
                 return " and ".join(names)
     return ""
+
+
+def threshold(wrong: Sequence[Case], right: Sequence[Case]) -> str:
+    """How large the inner gradients are where it is wrong, if all are smaller where it is right; "" if not."""
+    of_wrong, of_right = ([sizes(case) for case in cases if case.alpha] for cases in (wrong, right))
+    of_wrong, of_right = ([case for case in cases if case] for cases in (of_wrong, of_right))
+    for name in of_wrong[0] if min(len(of_wrong), len(of_right)) >= MOST else ():
+        least, most = min(case[name] for case in of_wrong), max(case[name] for case in of_right)
+        if least > most:
+            return f"an inner gradient {name} {least:.3g} or more (elsewhere it is at most {most:.3g})"
+    return ""
+
+
+def sizes(case: Case) -> dict[str, float]:
+    """The largest norm, and the largest number, of a case's inner gradients; {} if it has none."""
+    steps = [walk(case.derivatives, s, len(s.supports))[1] for s in case.settings if s.adapts]
+    found = [flat(g) for made in steps for _, g, _ in made]
+    norm, number = (max(map(of, found), default=0.0) for of in (np.linalg.norm, lambda g: abs(g).max()))
+    return {"of norm": float(norm), "whose largest number is": float(number)} if found else {}
 
 
 def factor(answers: Sequence[Answered]) -> float:

@@ -32,6 +32,7 @@ NEAR = 1e-3  # of an answer: an explanation must be nearer
 FAR = 20  # times the usual numbers
 STEPS, SOON = 12, 5  # of Gauss–Newton, and those after which it must be near
 BEAM, FEW = 32, 8  # programs that another mistake is added to, and those where that is dear
+COMMON = "first_order", "one_step_short", "support_as_query", "inner_loss_summed"  # beside anything
 FIRST = 3  # answers by which they are chosen
 
 
@@ -395,6 +396,7 @@ def likely_pairs(answers: Sequence[Answered]) -> list[Program]:
     rest = [name for name in names if "=" not in name and "update" not in touched[name]]
     some = [*product(close[: 2 * FEW], names), *product([name for name in close if name in rest], rest)]
     some += product(filter(MISTAKES.__contains__, names), [name for name in names if "=" in name])
+    some += product(filter(names.__contains__, COMMON), names)
     both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some if a != b}
     reads = {name: touched[name] | {"supports"} for name in names}  # many choices are made from the support batches
     turned = [(b, a) for a, b in both if {a, b} <= {*MISTAKES} or touched[a] & reads[b] or touched[b] & reads[a]]

@@ -177,6 +177,7 @@ def prepared(s: Setting, p: float | None) -> dict[str, Fields]:
     y_standard 0.00000001 0.00001 0.001: the targets are standardised, batch by batch, by σ + {}
     x_standard_sample 0.00000001 0.00001 0.001: the inputs are standardised, batch by batch, by σ + {}, σ with n − 1
     y_standard_sample 0.00000001 0.00001 0.001: the targets are standardised, batch by batch, by σ + {}, σ with n − 1
+    labels_anew: the labels are numbered anew, batch by batch
     Cause: data are prepared by the batch that they come in
     """
 
@@ -185,6 +186,9 @@ def prepared(s: Setting, p: float | None) -> dict[str, Fields]:
 
     def sampled(a: np.ndarray) -> np.ndarray:
         return standard(a, sample=True)
+
+    def anew(y: np.ndarray) -> np.ndarray:
+        return np.unique(y, return_inverse=True)[1]
 
     def of(place: int, way: Callable[[np.ndarray], np.ndarray]) -> Fields:
         def change(batch: Batch) -> Batch:
@@ -196,7 +200,8 @@ def prepared(s: Setting, p: float | None) -> dict[str, Fields]:
     places = [(0, "x"), (1, "y")] if s.outputs else [(0, "x")]  # labels stay labels
     if not network(s) or any(len(x) < 2 for x, _ in s.supports):
         return {}
-    return {f"{name}_{id}": of(place, way) for place, name in places for id, way in ways.items()}
+    found = {} if s.outputs else {"labels_anew": of(1, anew)}
+    return found | {f"{name}_{id}": of(place, way) for place, name in places for id, way in ways.items()}
 
 
 @choice()
@@ -593,6 +598,7 @@ WHEN: dict[str, tuple[str, Callable[[Setting], bool]]] = {
     "if_deep": ("networks with a hidden layer", lambda s: len(s.theta) > 2),
     "if_network": ("networks", network),
     "if_arrays": ("models of several arrays", lambda s: len(s.theta) > 1),
+    "if_head": ("networks whose head has arrays", lambda s: any(s.rates)),
     "if_steps": ("tasks of several steps", lambda s: len(s.supports) > 1),
     "if_tasks": ("batches of several tasks", lambda s: len(s.tasks) > 1),
     "if_labels": ("classification", lambda s: network(s) and not s.outputs),
@@ -632,6 +638,7 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
 
     gradients_at_theta: all inner gradients are taken at θ
     gradients_late: every inner gradient is taken at the φ of the step before
+    arrays_in_turn: the gradient of an array is taken after the arrays before it have moved
     Cause: the inner gradient is not taken at the φ that it is subtracted from
 
     after_outer_steps: a task starts after an outer step of α on the tasks before it
@@ -687,6 +694,8 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     if len(s.supports) > 1:
         found |= {"restarted": {"restarts": True}, "gradients_at_theta": {"lag": len(s.supports)}}
         found |= {"gradients_late": {"lag": 1}}
+    if len(s.theta) > 1:
+        found |= {"arrays_in_turn": {"supports": [batch for batch in s.supports for _ in s.theta], "in_turn": True}}
     if s.split:
         found |= {"head_in_front": {"rates": s.rates[::-1]}, "body_for_head": {"rates": tuple(body)}}
         found |= {"one_layer_more": {"rates": tuple(map(max, s.rates, (*s.rates[2:], True, True)))}}
@@ -918,6 +927,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     Cause: a scheduler lowers the inner rate
 
     clamp 0.1 0.5 1 5 10 40: the inner gradients are clipped to ±{}
+    clamp_inclusive 0.1 0.5 1 5 10 40: the inner gradients are clipped to ±{}, those on the bounds are differentiated
     norm 0.1 0.25 0.5 1 2 5 10 40: the inner gradient is clipped to norm {}
     norm_arrays 0.1 0.25 0.5 1 2 5 10 40: every array of the inner gradient is clipped to norm {}
     norm_constant 0.1 0.25 0.5 1 2 5 10 40: the inner gradient is clipped to norm {}, which is not differentiated
@@ -953,6 +963,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
 
     updates: dict[str, Fields] = {name: {name: p} for name in ("momentum", "pull", "decay", "clamp", "norm")}
     updates |= {kind: {"kind": kind, "momentum": p} for kind in ("nesterov", "average")}
+    updates |= {"clamp_inclusive": {"clamp": p, "inclusive": True}}
     updates |= {"norm_arrays": {"norm": p, "apart": True}, "norm_constant": {"norm": p, "constant": True}}
     lists = {"always": (S * n)[:n], "always_last": (S + S[-1:] * n)[:n], "at_most": S[:n]}
     found: dict[str, Fields] = {name: {"update": u._replace(**fields)} for name, fields in updates.items()}
@@ -1024,7 +1035,7 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     through: dict[str, Any] = {"step_cut": lambda k, steps: k != p - 1, "first_steps_cut": lambda k, steps: k >= p}
     through |= {"last_steps_alone": lambda k, steps: k >= steps - p, "first_steps_alone": lambda k, steps: k < p}
     found |= {"l2": {"ridge": (p, p)}, "l2_outside": {"ridge": (0, p)}}
-    found |= {} if s.displaced else {"descended": {"descends": p}}
+    found |= {"descended": {"descends": p}}
     back = {id: {"through": steps} for id, steps in through.items()} | {"bend": {"back": p * s.back}}
     ways = {"differences": (0, False), "central_differences": (-0.5, False), "unit_differences": (-0.5, True)}
     back |= {id: {"curvature": differences(p, *way)} for id, way in ways.items()}

@@ -34,6 +34,7 @@ class Update(NamedTuple):
     momentum: float = 0
     decay: float = 0
     clamp: float = float("inf")
+    inclusive: bool = False  # numbers on the bounds of the clamp are differentiated
     norm: float = float("inf")
     unit: bool = False  # a shorter gradient gets that norm too
     apart: bool = False  # of every array, not of all
@@ -88,6 +89,8 @@ class Setting(NamedTuple):
     pace: Callable[["Setting", int], Any] | None = None  # of step k, times α
     restarts: bool = False  # a step subtracts from θ, not from φ_k
     starts: tuple[int, ...] = ()  # steps that begin at θ: those of a task after another whose memory goes on
+    in_turn: bool = False  # a step moves one array: of the first, the second, … step the first, the second, …
+    scale: Any = 1  # of a displacement, by the case's convention
     lag: int = 0  # a step's gradient is taken at φ_{k − lag}
     displaced: bool = False
     origin: int = 0
@@ -176,7 +179,7 @@ def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
             s = s._replace(supports=before + s.supports, starts=starts)
         found.append(gradient(d, s))
         if s.leaks or s.descends:
-            end = path(d, s)[-1] if s.leaks else axpy(-s.descends, found[-1], s.theta)
+            end = path(d, s)[-1] if s.leaks else axpy(-s.descends * s.scale, found[-1], s.theta)
             start = end if s.leaks in (0, 1) else axpy(s.leaks, axpy(-1, s.theta, end), s.theta)
         before = s.supports
     return found
@@ -230,7 +233,7 @@ def walk(d: Derivatives, s: Setting, steps: int) -> tuple[list[Theta], list[Any]
         base, g = phis[s.base(k)], d.grad(phis[s.at(k)], support)
         made.append((base, g, memory))
         if s.update == Update():
-            phis.append(axpy(-rate(s, k), kept(g, s.rates), base))
+            phis.append(axpy(-rate(s, k), kept(g, moving(s, k)), base))
         else:
             phi, memory = step(s, k, flat(base), flat(g), memory)
             phis.append(unflat(phi, base))
@@ -240,6 +243,11 @@ def walk(d: Derivatives, s: Setting, steps: int) -> tuple[list[Theta], list[Any]
 def rate(s: Setting, k: int) -> Any:
     """α at step k."""
     return s.alpha * s.pace(s, k) if s.pace else s.alpha
+
+
+def moving(s: Setting, k: int) -> Sequence[Any]:
+    """How fast each array moves at step k, times α."""
+    return [rate * (k % len(s.rates) == i) for i, rate in enumerate(s.rates)] if s.in_turn else s.rates
 
 
 def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
@@ -269,7 +277,7 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
         factor = -(rate(s, k) if s.alpha_back is None else s.alpha_back) * s.back
         through = s.through(k, len(s.supports))
         if s.update == Update() or not through or not (s.curvature or s.detached):  # φ_K is taken for θ
-            w = kept(vs[last] if s.linear else v, s.rates)
+            w = kept(vs[last] if s.linear else v, moving(s, k))
         else:
             v, w, memory = step_back(s, k, made[k], v, memory)
             factor = s.back
@@ -345,7 +353,8 @@ def step(s: Setting, k: int, phi: Any, g: Any, memory: Any) -> tuple[Any, Any]:
 def regular(u: Update, phi: Any, g: Any, start: Any) -> Any:
     """The gradient with what pulls φ to 0 or to φ_0, and its numbers clipped."""
     g = g + u.decay * phi + u.pull * (phi - start)
-    return np.where(abs(g.real) >= u.clamp, u.clamp * np.sign(g.real), g) if u.clamp < np.inf else g
+    clipped = abs(g.real) > u.clamp if u.inclusive else abs(g.real) >= u.clamp
+    return np.where(clipped, u.clamp * np.sign(g.real), g) if u.clamp < np.inf else g
 
 
 def sums(s: Setting, a: Any) -> Any:
@@ -373,7 +382,9 @@ def moved(s: Setting, k: int, g: Any, m: Any, squares: Any) -> tuple[Any, ...]:
         m = u.momentum * m + (1 - u.momentum if u.kind == "average" else 1) * g
         ways = {"nesterov": g + u.momentum * m, "mean": m / (k + 1), "sign": np.sign(g.real)}
         way = ways.get(u.kind, m)
-    rates = np.concatenate([np.full(leaf.size, share, float) for leaf, share in zip(s.theta, s.rates, strict=True)])
+    rates = np.concatenate(
+        [np.full(leaf.size, share, float) for leaf, share in zip(s.theta, moving(s, k), strict=True)]
+    )
     return -rate(s, k) * rates * way, m, squares
 
 
