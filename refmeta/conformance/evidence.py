@@ -22,7 +22,8 @@ SHARE = 0.75  # share of the answers that a program explains, to be called close
 class Evidence(NamedTuple):
     """where: a condition that holds for the wrong vectors only. wrong: how many of those asked.
 
-    unless: a condition that holds for the right ones only. outside: wrong also where the inner loop does nothing.
+    unless: a condition that holds for the right ones only. shared: one that all wrong ones have, and fewest right ones,
+    with their number. outside: wrong also where the inner loop does nothing.
     arrays: the only wrong arrays. multiples: the smallest and largest factor of the right answer. span: of what every
     answer is a sum of multiples. pieces: the answer as a combination of these. nearest, missing: the program that
     explains most, and the ids that it does not explain. digits: how many are correct everywhere, if only precision is
@@ -33,6 +34,7 @@ class Evidence(NamedTuple):
     wrong: int = 0
     asked: int = 0
     unless: str = ""
+    shared: tuple[str, int] = ("", 0)
     outside: bool = False
     arrays: str = ""
     multiples: tuple[float, ...] = ()
@@ -155,6 +157,14 @@ def rule(wrong: Sequence[Case], right: Sequence[Case]) -> str:
             if not any(all(so[name] for name in names) for so in of_right):
                 return " and ".join(names)
     return ""
+
+
+def shared(wrong: Sequence[Case], right: Sequence[Case]) -> tuple[str, int]:
+    """What all wrong ones have, and fewest of the right ones, with the number of these; if two right ones lack it."""
+    of_wrong, of_right = ([conditions(case) for case in cases] for cases in (wrong, right))
+    kept = {name: sum(so[name] for so in of_right) for name in of_wrong[0] if all(so[name] for so in of_wrong)}
+    name = min(kept, key=lambda name: kept[name], default="")
+    return (name, kept[name]) if name and len(right) - kept[name] > 1 else ("", 0)
 
 
 def threshold(wrong: Sequence[Case], right: Sequence[Case]) -> str:

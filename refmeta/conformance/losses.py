@@ -50,7 +50,9 @@ class Network(NamedTuple):
 
     def biases(self, last: bool) -> int:
         """How many times a bias is added."""
-        return 0 if self.name == "no_biases" else 2 if last and self.name == "bias_twice" else 1
+        if self.name == "no_biases" or (last and self.name == "no_last_bias"):
+            return 0
+        return 2 if last and self.name == "bias_twice" else 1
 
     def forward(self, theta: Theta, x: Array) -> list[Array]:
         values, (bend, _) = [x], ACTIVATIONS.get(self.name, ACTIVATIONS[self.activation])

@@ -36,6 +36,7 @@ from refmeta.conformance.rules import (
     at_the_end,
     at_theta,
     flat,
+    hessian,
     kept,
     moves,
     unflat,
@@ -117,6 +118,7 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
     first_supports: every task adapts to the first task's support data
     last_supports: every task adapts to the last task's support data
     tasks_together: every inner step descends the mean of all tasks' support losses
+    shortest_together: the same, and there are as many steps as in the shortest task
     Cause: the tasks' data are indexed by another counter
     """
     S, Q, K, tasks = s.supports, s.query, len(s.supports), s.tasks
@@ -135,14 +137,17 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
         lists |= {"last_on_query": [*S[:-1], Q], "query_among_them": [joined(s, [b, Q]) for b in S]}
     if tasks:
         lists |= {"first_supports": tasks[0][0], "last_supports": tasks[-1][0]}
-        lists |= {"tasks_together": [at_each_step(s, k)[0] for k in range(max(len(S) for S, _ in tasks))]}
-    apart = {"tasks_together": {"pieces": with_neighbours}, "adapted_before": {"through": lambda k, steps: k >= K}}
+        steps = {"tasks_together": max(len(S) for S, _ in tasks), "shortest_together": min(len(S) for S, _ in tasks)}
+        lists |= {id: [at_each_step(s, k)[0] for k in range(many)] for id, many in steps.items()}
+    together = dict.fromkeys(("tasks_together", "shortest_together"), {"pieces": with_neighbours})
+    apart: dict[str, Fields] = {**together, "adapted_before": {"through": lambda k, steps: k >= K}}
     return further | {id: {"supports": found, **apart.get(id, {})} for id, found in lists.items()}
 
 
 PARTS: dict[str, tuple[str, Callable[[int], int]]] = {
     "first_example": ("the first example", lambda n: 1),
     "first_half": ("the first half", lambda n: max(n // 2, 1)),
+    "pairs": ("whole pairs of examples", lambda n: n - n % 2 or 1),
     "last_missing": ("what is before the last example", lambda n: n - 1),
 }
 
@@ -457,6 +462,13 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
     Cause: PyTorch: .detach(), .data or requires_grad_() inside the inner loop, or create_graph=True not at every
         step. JAX: stop_gradient in the carry
 
+    identity_missing: every inner step is differentiated by its gradient alone: −αH in place of I − αH
+    first_cut: nothing comes back through the first inner step
+    last_cut: nothing comes back through the last inner step
+    odd_cut: nothing comes back through every second inner step
+    even_cut: nothing comes back through every second inner step, beginning with the first
+    Cause: .detach(), stop_gradient, around the parameters that a step subtracts from
+
     detached: first-order, but the inner optimiser's decay is differentiated
     Cause: the inner gradient alone is a constant: create_graph=True is missing
 
@@ -466,8 +478,13 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
     query_features_detached: the query features are detached: the body gets no direct gradient
     Cause: features under no_grad or .detach() in the query pass
     """
+
+    def gone(steps: Callable[[int, int], bool]) -> Fields:
+        return {"cut": steps, "through": lambda k, K: not steps(k, K)}
+
+    constant: Fields = {"cut": lambda k, K: True, "curvature": hessian}
     if not s.differentiates:
-        return {}
+        return {"identity_missing": constant} if s.adapts and not s.displaced else {}
     found: dict[str, Fields] = {"arrays_apart": {"curvature": arrays_apart}} if len(s.theta) > 1 else {}
     found |= {"diagonal": {"curvature": diagonal}} if sum(map(np.size, s.theta)) < DEAREST else {}
     found |= {f.__name__: {"curvature": f} for f in (hessian_of_ones, outer_product, on_support_gradient)}
@@ -478,6 +495,11 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
         "query_hessian": {"curved_on": lambda s, k: s.query},
         "first_batch_hessian": {"curved_on": lambda s, k: s.supports[0]},
         "last_batch_hessian": {"curved_on": lambda s, k: s.supports[-1]},
+        "identity_missing": constant,
+        "first_cut": gone(lambda k, K: k == 0),
+        "last_cut": gone(lambda k, K: k == K - 1),
+        "odd_cut": gone(lambda k, K: k % 2 == 1),
+        "even_cut": gone(lambda k, K: k % 2 == 0),
         "odd_steps_cut": {"through": lambda k, steps: k % 2 == 0},
         "even_steps_cut": {"through": lambda k, steps: k % 2 == 1},
         "last_step_cut": {"through": lambda k, steps: k < steps - 1},
@@ -742,11 +764,17 @@ def rates(s: Setting, _: None) -> dict[str, Fields]:
     return found
 
 
+def largest(s: Setting) -> int:
+    """Examples of the largest batch."""
+    return max(len(x) for supports, query in s.tasks for x, _ in [*supports, *filter(None, [query])])
+
+
 COUNTS: dict[str, tuple[str, Callable[[Setting, Batch], Any]]] = {
     "n": ("examples", lambda s, batch: len(batch[0])),
     "entries": ("examples and of outputs", lambda s, batch: len(batch[0]) * (s.outputs or 1)),
     "outputs": ("outputs", lambda s, batch: s.outputs or 1),
     "everything": ("examples, or of numbers", lambda s, batch: len(batch[0])),  # for a quadratic too
+    "padded": ("examples, as a share of the largest batch", lambda s, batch: len(batch[0]) / largest(s)),
     "classes": ("classes", lambda s, batch: 1 if s.outputs else len(s.theta[-1])),
     "squared": ("examples under squared errors", lambda s, batch: len(batch[0]) if s.outputs else 1),
 }
@@ -792,6 +820,7 @@ def loss(s: Setting, where: tuple[str, ...]) -> dict[str, Fields]:
     linear: the activation is missing{}
     one_activation_short: the last hidden layer has no activation{}
     no_biases: the biases are not used in the forward pass{}
+    no_last_bias: the last bias is not used{}
     bias_twice: the last bias is added twice{}
     tanh_at_the_end: the last layer has an activation too{}
     Cause: the network is another than the vector's
@@ -927,8 +956,11 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     Cause: a scheduler lowers the inner rate
 
     clamp 0.1 0.5 1 5 10 40: the inner gradients are clipped to ±{}
-    clamp_inclusive 0.1 0.5 1 5 10 40: the inner gradients are clipped to ±{}, those on the bounds are differentiated
+    clamp_whole 0.5 1 5 10: the inner gradients are clipped to ±{}, those on the bounds are differentiated
+    clamp_half 0.5 1 5 10: the inner gradients are clipped to ±{}, those on the bounds are differentiated by half
     norm 0.1 0.25 0.5 1 2 5 10 40: the inner gradient is clipped to norm {}
+    norm_whole 0.5 1 5 10: the inner gradient is clipped to norm {}, also where it has it
+    norm_half 0.5 1 5 10: the inner gradient is clipped to norm {}, by half where it has it
     norm_arrays 0.1 0.25 0.5 1 2 5 10 40: every array of the inner gradient is clipped to norm {}
     norm_constant 0.1 0.25 0.5 1 2 5 10 40: the inner gradient is clipped to norm {}, which is not differentiated
     Cause: a clip meant for the outer gradients, or for reinforcement learning
@@ -963,7 +995,8 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
 
     updates: dict[str, Fields] = {name: {name: p} for name in ("momentum", "pull", "decay", "clamp", "norm")}
     updates |= {kind: {"kind": kind, "momentum": p} for kind in ("nesterov", "average")}
-    updates |= {"clamp_inclusive": {"clamp": p, "inclusive": True}}
+    for name, tie in (("half", 0.5), ("whole", 1)):
+        updates |= {f"clamp_{name}": {"clamp": p, "tie": tie}, f"norm_{name}": {"norm": p, "tie": tie}}
     updates |= {"norm_arrays": {"norm": p, "apart": True}, "norm_constant": {"norm": p, "constant": True}}
     lists = {"always": (S * n)[:n], "always_last": (S + S[-1:] * n)[:n], "at_most": S[:n]}
     found: dict[str, Fields] = {name: {"update": u._replace(**fields)} for name, fields in updates.items()}
@@ -1005,6 +1038,9 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     stepped 0.1 0.01 0.001 0.5 1: θ less {} times the gradient is returned
     Cause: what an outer optimiser does is done before the gradient is returned
 
+    body_less 0.1 0.01 0.5: the gradient of the body is multiplied by {}
+    Cause: the outer optimiser has parameter groups with rates of their own
+
     bend 2 0.5 0.1: the second-order term is multiplied by {}
     Cause: a hand-written backward pass
 
@@ -1034,6 +1070,7 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     found |= {id: after(s, change) for id, change in total.items()}
     through: dict[str, Any] = {"step_cut": lambda k, steps: k != p - 1, "first_steps_cut": lambda k, steps: k >= p}
     through |= {"last_steps_alone": lambda k, steps: k >= steps - p, "first_steps_alone": lambda k, steps: k < p}
+    found |= {"body_less": only(s, [rate or p for rate in s.rates])} if s.split else {}
     found |= {"l2": {"ridge": (p, p)}, "l2_outside": {"ridge": (0, p)}}
     found |= {"descended": {"descends": p}}
     back = {id: {"through": steps} for id, steps in through.items()} | {"bend": {"back": p * s.back}}

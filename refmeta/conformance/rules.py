@@ -34,7 +34,7 @@ class Update(NamedTuple):
     momentum: float = 0
     decay: float = 0
     clamp: float = float("inf")
-    inclusive: bool = False  # numbers on the bounds of the clamp are differentiated
+    tie: float = 0  # the share of what lies on a bound, of clamp or norm, that is differentiated otherwise
     norm: float = float("inf")
     unit: bool = False  # a shorter gradient gets that norm too
     apart: bool = False  # of every array, not of all
@@ -103,6 +103,7 @@ class Setting(NamedTuple):
     curved_on: Callable[["Setting", int], Batch] = lambda s, k: s.supports[k]
     detached: bool = False  # without a curvature the rest of a step, as a decay, is differentiated all the same
     through: Callable[[int, int], bool] = lambda k, steps: True
+    cut: Callable[[int, int], bool] = lambda k, steps: False  # φ is a constant there, but perhaps not its gradient
     back: Any = 1  # times α in (I − αH)
     alpha_back: Any = None  # in the place of α in (I − αH)
     linear: bool = False  # every step's curvature meets v_K, not v_{k+1}
@@ -281,7 +282,7 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
         else:
             v, w, memory = step_back(s, k, made[k], v, memory)
             factor = s.back
-        vs[base] = plus(vs[base], 1, v)
+        vs[base] = plus(vs[base], 1, v) if not s.cut(k, len(s.supports)) else vs[base]
         if through and s.curvature:
             j = min(s.curved_at(s, k), last)
             vs[at] = plus(vs[at], factor, s.curvature(d, phis[j], s.curved_on(s, k), w, s))
@@ -353,8 +354,10 @@ def step(s: Setting, k: int, phi: Any, g: Any, memory: Any) -> tuple[Any, Any]:
 def regular(u: Update, phi: Any, g: Any, start: Any) -> Any:
     """The gradient with what pulls φ to 0 or to φ_0, and its numbers clipped."""
     g = g + u.decay * phi + u.pull * (phi - start)
-    clipped = abs(g.real) > u.clamp if u.inclusive else abs(g.real) >= u.clamp
-    return np.where(clipped, u.clamp * np.sign(g.real), g) if u.clamp < np.inf else g
+    if u.clamp == np.inf:
+        return g
+    bound = u.clamp * np.sign(g.real)
+    return np.where(abs(g.real) < u.clamp, g, bound + (abs(g.real) == u.clamp) * u.tie * 1j * g.imag)
 
 
 def sums(s: Setting, a: Any) -> Any:
@@ -402,7 +405,9 @@ def step_back(s: Setting, k: int, made: Any, v: Theta, memory: Any) -> tuple[The
     share = shares(s, g)
     w, *before = pulled(lambda *t: moved(s, k, *t), [g * share, *before], np.stack([flat(v), *memory[:2]]))
     if s.update.norm < np.inf and not s.update.constant:
-        w = w - (s.update.unit or share != 1) * g * sums(s, g * w) / np.maximum(sums(s, g * g), 1e-300)
+        size = sums(s, g * g)
+        much = np.where(share != 1, 1, s.update.tie * (size == s.update.norm**2)) if not s.update.unit else 1
+        w = w - much * g * sums(s, g * w) / np.maximum(size, 1e-300)
     more, w, start = pulled(lambda *t: [regular(s.update, *t)], first, (share * w)[None])
     return unflat(flat(v) + more, base), unflat(w, base), np.stack([*before, memory[2] + start])
 

@@ -21,10 +21,9 @@ def judged(entry, verdict):
             return "several", ""
         good, asked = true(entry.function, verdict.explanations[0], entry.algorithm)
         return "named" if good == asked > 0 else "FALSE", f" [{good} of {asked} fresh cases]"
-    proof = verdict.evidence
-    return verdict.kind + " with evidence" * bool(
-        proof.where or proof.unless or proof.outside or proof.arrays or proof.pieces or proof.multiples or proof.span
-    ), ""
+    p = verdict.evidence
+    proofs = p.where, p.unless, p.shared[0], p.outside, p.arrays, p.pieces, p.multiples, p.span
+    return verdict.kind + " with evidence" * any(map(bool, proofs)), ""
 
 
 def asked(entry):
