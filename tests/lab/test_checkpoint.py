@@ -551,6 +551,7 @@ def interrupt(monkeypatch):
     return set_up
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_several_runs_go_on_where_they_were_and_the_missing_ones_start(tmp_path, interrupt, capsys):
     several = [*FAST, "--seeds", "0-1"]
     assert main([*several, "--out", str(tmp_path / "whole")]) == 0
