@@ -641,7 +641,7 @@ def test_a_resumed_run_shows_how_far_it_had_come(tmp_path, capsys):
 def stopped(tmp_path_factory):
     """The folder of a finished run, with its checkpoints."""
     out = tmp_path_factory.mktemp("stopped")
-    assert main([*FAST, "--checkpoint-every", "5", "--out", str(out)]) == 0
+    assert command(*FAST, "--checkpoint-every", "5", "--out", out).wait() == 0
     return out
 
 
