@@ -76,7 +76,11 @@ def test_low_precision_is_told_by_its_digits(dtype, named):
 
 def test_multiples_of_the_right_answer_that_differ_are_said():
     found = on_maml(lambda case, g: [leaf / len(case.id) for leaf in g])
-    ids = [len(v.case.id) for v in load() if v.case.algorithm == "maml" and v.case.tier in TIERS and sum(map(np.size, v.gradient)) > 2]
+    ids = [
+        len(v.case.id)
+        for v in load()
+        if v.case.algorithm == "maml" and v.case.tier in TIERS and sum(map(np.size, v.gradient)) > 2
+    ]
     assert found.kind == "unexplained" and found.evidence.multiples == pytest.approx((1 / max(ids), 1 / min(ids)))
     assert "It is always a multiple of the right answer, but not always the same one" in found.text
 

@@ -427,7 +427,7 @@ def test_what_ends_a_training_early_comes_through_a_pickle(kind):
 # --- Commands that are killed ---
 
 SMALL = ["sine", "--quick", "--iterations", "120", "--tasks", "3"]
-KILLS = 6  # of each of two chains
+KILLS = 10  # of each of two chains
 # The command without figures, which take longer than the rest.
 BARE = """
 import importlib.util, sys
@@ -476,10 +476,10 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(every, seed, whole, 
         before = written()
         process = command(*SMALL, "--checkpoint-every", every, "--resume" if before else "--out", out)
         if kills < KILLS:
-            if kills % 3:  # else anywhere, from the first import on
+            if kills % 5:  # else anywhere, from the first import on
                 while written() == before and process.poll() is None:
                     time.sleep(0.001)
-            time.sleep(rng.uniform(0, 0.1 if kills % 3 else 1))
+            time.sleep(rng.uniform(0, 0.1 if kills % 5 else 1))
             process.kill()
         if process.wait() == 0:
             assert left(out) == whole
