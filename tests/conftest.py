@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 
@@ -21,6 +22,12 @@ settings.register_profile(
 settings.load_profile("refmeta")
 # For mutation testing: the same examples each time, and a failure is enough.
 settings.register_profile("mutation", derandomize=True, phases=[Phase.generate])
+
+
+def pytest_collection_finish():
+    """What the modules hold stays: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -77,7 +77,8 @@ def said(algorithm, program):
     def answer(case):
         return case.combine(rules.gradients(case.derivatives, with_mistakes(program, case.settings)))
 
-    (verdict,) = check(answer, algorithms=[algorithm]).verdicts
+    small = ["canary", "quadratic", "regression", "tanh", "softmax", "edge", "scalar"]
+    (verdict,) = check(answer, algorithms=[algorithm], tiers=small).verdicts
     return verdict
 
 

@@ -54,8 +54,12 @@ STEPS = {
 }
 
 
-def said(harness, algorithm="maml"):
-    return next(v for v in check(harness).verdicts if v.algorithm == algorithm)
+SMALL = ["canary", "quadratic", "regression", "tanh", "softmax", "edge", "scalar"]
+
+
+def said(harness, algorithm="maml", tiers=SMALL):
+    """The verdict on its answers to all but the large vectors."""
+    return check(harness, algorithms=[algorithm], tiers=tiers).verdicts[0]
 
 
 @pytest.mark.parametrize("first_order", [False, True], ids=["maml", "first order"])

@@ -548,6 +548,7 @@ def interrupt(monkeypatch):
     return set_up
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_several_runs_go_on_where_they_were_and_the_missing_ones_start(tmp_path, interrupt, capsys):
     several = [*FAST, "--seeds", "0-1"]
     assert main([*several, "--out", str(tmp_path / "whole")]) == 0
@@ -637,7 +638,7 @@ def test_a_resumed_run_shows_how_far_it_had_come(tmp_path, capsys):
 def stopped(tmp_path_factory):
     """The folder of a finished run, with its checkpoints."""
     out = tmp_path_factory.mktemp("stopped")
-    assert main([*FAST, "--checkpoint-every", "5", "--out", str(out)]) == 0
+    assert command(*FAST, "--checkpoint-every", "5", "--out", out).wait() == 0
     return out
 
 

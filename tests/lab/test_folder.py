@@ -310,9 +310,8 @@ def test_an_image_all_black_is_nearest_to_none():
 SMALL = ["--quick", "--filters", "4", "--iterations", "6", "--tasks", "2", "--size", "12", "--ways", "3"]
 
 
-@pytest.mark.parametrize("mode, channels", [("RGB", 3), ("L", 1)])
-@pytest.mark.parametrize("network", ["conv", "mlp"])
-def test_a_quick_run_goes_from_the_folder_to_its_figures(mode, channels, network, tmp_path, capsys):
+@pytest.mark.parametrize("network, mode, channels", [("conv", "RGB", 3), ("conv", "L", 1), ("mlp", "RGB", 3)])
+def test_a_quick_run_goes_from_the_folder_to_its_figures(network, mode, channels, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="figures need the extra lab")
     root = draw(tmp_path / "photos", 3, 6, mode, ".jpg")
     options = [word for word in SMALL if network == "conv" or word not in ("--filters", "4")]

@@ -17,10 +17,11 @@ from refmeta.lab.sine import experiment as sine
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly():
-    """Even shorter trainings: what is learned is not the point here."""
+    """Even shorter trainings and tests: what is learned is not the point here."""
     with pytest.MonkeyPatch.context() as patch:
         for lab in (sine, fewshot):
-            patch.setitem(lab.QUICKLY, "iterations", 20)
+            for name, number in (("iterations", 20), ("test_tasks", 10)):
+                patch.setitem(lab.QUICKLY, name, number)
         yield
 
 

@@ -451,24 +451,30 @@ def test_reuse_of_waves_has_three_tables_and_none_of_the_papers_numbers(tmp_path
     }
 
 
-def test_a_figure_has_a_row_for_each_result_and_names_its_data(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "save_figure", lambda path, figure: drawn.append(figure))
-    for data in ("glyphs", "sine"):
-        assert main(["reuse", *FEW, "--data", data, "--out", str(tmp_path / data)]) == 0
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Of characters and of waves: the result that the command leaves, and its figure."""
+    found, folder = {}, tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        for settings in (IMAGES, QUICKLY):
+            patch.setitem(settings, "test_tasks", 12)
+        for data in ("glyphs", "sine"):
+            patch.setattr(figures, "save_figure", lambda path, figure, data=data: found.update({data: figure}))
+            assert main(["reuse", *FEW, "--data", data, "--out", str(folder / data)]) == 0
+    return {data: (json.loads((folder / data / "result.json").read_text()), figure) for data, figure in found.items()}
+
+
+def test_a_figure_has_a_row_for_each_result_and_names_its_data(drawn):
     for data in ("sine", "glyphs"):  # as docs/reuse.py draws them, in rows of three
-        figures.panels(figures.Figure().subplots(1, 3), json.loads((tmp_path / data / "result.json").read_text()))
-    titles = [[axis.get_title() for axis in figure.axes] for figure in drawn]
+        figures.panels(figures.Figure().subplots(1, 3), drawn[data][0])
+    titles = [[axis.get_title() for axis in drawn[data][1].axes] for data in ("glyphs", "sine")]
     assert [len(names) for names in titles] == [4, 3]
     assert "glyphs" in titles[0][0] and "sine" in titles[1][0]
 
 
-def test_the_figure_has_the_numbers_of_the_result(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "save_figure", lambda path, figure: drawn.append(figure))
-    assert main(["reuse", *FEW, "--data", "sine", "--out", str(tmp_path / "out")]) == 0
-    result = json.loads((tmp_path / "out/result.json").read_text())
-    frozen, moved, _ = drawn[0].axes
+def test_the_figure_has_the_numbers_of_the_result(drawn):
+    result, figure = drawn["sine"]
+    frozen, moved, _ = figure.axes
     *some, nothing = [row["mean"] for row in result["frozen"]]
     dots = [line.get_ydata().tolist() for line in frozen.lines if line.get_marker() == "o"]
     assert dots == [some, [result["own"]["anil"]["mean"]]]

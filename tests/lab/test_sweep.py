@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -352,9 +353,15 @@ def test_a_record_with_the_checksum_of_what_it_says_is_read(finished):
     assert read(finished.parent)[finished.stem]["note"] == "mine"
 
 
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    sweep(grid([0], **TINY), out := tmp_path_factory.mktemp("swept"), Serial())
+    return out
+
+
 @pytest.fixture
-def finished(tmp_path):
-    sweep(grid([0], **TINY), tmp_path, Serial())
+def finished(swept, tmp_path):
+    shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
     return tmp_path / f"{name_of(grid([0], **TINY)[0])}.json"
 
 

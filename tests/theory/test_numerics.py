@@ -155,8 +155,10 @@ def test_one_task_with_one_example_is_right(algorithm):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_thousand_tasks_are_the_exact_sum(algorithm):
-    case = case_of(algorithm, (2, 2), steps=1, tasks=1000)
-    truth = exact(case)
+    """A hundred different ones, ten times."""
+    case = case_of(algorithm, (2, 2), steps=1, tasks=100)
+    truth = 10 * exact(case)
+    case.tasks.extend(9 * case.tasks)
     for got in computed(algorithm, case):
         assert_right(got, truth, 13, 1000 * rounding(algorithm, case))
 
@@ -183,20 +185,20 @@ def peak(function, *arguments):
 
 
 def test_the_adjoints_memory_stays_flat_as_the_inner_loop_grows():
-    """At K = 100 twice that at K = 1 and the φ that are kept; MAML itself, and its recording, keep every step."""
+    """At K = 25 twice that at K = 1 and the φ that are kept; MAML itself, and its recording, keep every step."""
     rng, net = np.random.default_rng(0), MLP((4, 32, 32, 1))
     theta, batch = net.init(rng), (rng.normal(size=(100, 4)), rng.normal(size=(100, 1)))
     replay = recorded(maml)
     most = {}
-    for k in (1, 100):
+    for k in (1, 25):
         arguments = squared_error(net), theta, [([batch] * k, batch)], 1e-3
         replay(*arguments)  # the first call is recorded, and proved
         for way, run in (("adjoint", adjoint.maml), ("maml", maml), ("recorded", replay)):
             most[way, k] = peak(run, *arguments)
-    kept = 100 * sum(leaf.nbytes for leaf in theta)
-    assert most["adjoint", 100] < 2 * most["adjoint", 1] + kept
-    assert most["maml", 100] > 10 * most["maml", 1] + kept
-    assert most["recorded", 100] > 10 * most["recorded", 1] + kept
+    kept = 25 * sum(leaf.nbytes for leaf in theta)
+    assert most["adjoint", 25] < 2 * most["adjoint", 1] + kept
+    assert most["maml", 25] > 10 * most["maml", 1] + kept
+    assert most["recorded", 25] > 10 * most["recorded", 1] + kept
 
 
 # --- Arrays of other kinds ---
@@ -259,9 +261,10 @@ def everywhere(change, case, theta=True):
 @pytest.mark.parametrize("change", [spread, frozen, np.asfortranarray, of_the_other_byte_order])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_where_and_how_numbers_lie_in_memory_does_not_matter(algorithm, change):
-    for loss, in_theta in product(["squared_error", "cross_entropy"], [True, False]):
+    for loss in ("squared_error", "cross_entropy"):
         case = case_of(algorithm, (2, 3, 2), loss=loss)
-        theta, tasks = everywhere(change, case, in_theta)
+        theta, _ = everywhere(change, case)
+        _, tasks = everywhere(change, case, theta=False)
         expected = algorithm(case.loss_fn, case.theta, case.tasks, 0.1)
         for run in (algorithm, stacked(algorithm), recorded(algorithm), recorded(stacked(algorithm))):
             got = run(case.loss_fn, theta, tasks, 0.1)
