@@ -94,7 +94,6 @@ def patterns(n: int) -> dict[str, np.ndarray]:
         "all": 0 * last + 1,
         "last": last,
         "first": first,
-        "the first two alone": 1.0 * (np.arange(n) < 2),
         "all but the last": 1 - last,
         "all but the first": 1 - first,
         "all but the last, of several": 1 - last * (n > 1),

@@ -357,7 +357,7 @@ def regular(u: Update, phi: Any, g: Any, start: Any) -> Any:
     if u.clamp == np.inf:
         return g
     bound = u.clamp * np.sign(g.real)
-    return np.where(abs(g.real) < u.clamp, g, bound + (abs(g.real) == u.clamp) * u.tie * 1j * g.imag)
+    return np.where(abs(g.real) < u.clamp, g, bound + (abs(g.real) == u.clamp) * u.tie * (g - g.real))
 
 
 def sums(s: Setting, a: Any) -> Any:

@@ -224,6 +224,7 @@ def test_a_pair_of_mistakes_is_found_under_every_convention(id, tasks, reptile):
 
 def test_of_all_pairs_the_two_orders_alone_explain_it():
     found = plain(pairs([of_both("reptile-quadratic-k2-t3", "mean", "over_alpha_k")]))
+    found = [e for e in found if "descended=0.5" not in e.suspects]  # αK is ½: an outer step of ½ ends in φ too
     assert Explanation(BOTH) in found and set(found) <= {Explanation(BOTH), Explanation(BOTH[::-1])}
 
 
@@ -478,8 +479,7 @@ def test_where_a_mistake_cannot_be_made_it_is_not(name, ids):
 
 def test_every_mistake_that_no_vector_lists_has_words_of_its_own():
     assert all(m.title and m.cause and m.id == name and name not in MISTAKES for name, m in OTHERS.items())
-    titles = [m.title for name, m in OTHERS.items() if not name.startswith(("odd", "even"))]
-    assert len(set(titles)) == len(titles) == len(OTHERS) - 2 and OTHERS["odd_steps_cut"].title == CUT
+    assert len({m.title for m in OTHERS.values()}) == len(OTHERS) and OTHERS["odd_steps_cut"].title == CUT
 
 
 # --- Progress ---
