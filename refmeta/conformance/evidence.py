@@ -208,15 +208,16 @@ def spanned(answers: Sequence[Answered], parts: Callable[[Answered], np.ndarray]
     return not any(off) and any(a.wrong() for a, _ in long)
 
 
-SPANS: dict[str, Callable[[Answered], np.ndarray]] = {
-    "the tasks' right gradients": lambda a: a.under(()),
-    "the right answer and θ": lambda a: np.stack([a.under(()).sum(0), flat(a.settings[0].theta)]),
-}
-
-
 def span(answers: Sequence[Answered]) -> str:
     """Of what all answers are sums of multiples, which differ from one to the next; "" if of nothing."""
-    return next((name for name, parts in SPANS.items() if spanned(answers, parts)), "")
+    if spanned(answers, lambda a: a.under(())):
+        return "the tasks' right gradients"
+    parts = {id(a): pieces(a) | {"the right answer": a.under(()).sum(0)} for a in answers}
+    names = ["the right answer", *filter(lambda name: all(name in found for found in parts.values()), [*PIECES, "θ"])]
+    pairs = (
+        pair for pair in combinations(names, 2) if spanned(answers, lambda a: np.stack([parts[id(a)][n] for n in pair]))
+    )
+    return " and ".join(next(pairs, ()))
 
 
 def wrong_arrays(parts: Sequence[tuple[Answered, Sequence[bool]]]) -> str:

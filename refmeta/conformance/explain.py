@@ -496,7 +496,7 @@ def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
 def partly(answers: Sequence[Answered], programs: Iterable[Program]) -> list[Program]:
     """The programs that explain most of the first wrong answers, of which more mistakes would explain the others."""
     first = [a for a in answers if a.wrong() and a.got.size > 2][: 2 * FIRST]
-    some = [program for program in programs if any(a.fits(program) for a in first[:2])]
+    some = [program for program in programs if first and first[0].fits(program)]
     return sorted(some, key=lambda program: -sum(bool(a.fits(program)) for a in first))[:FIRST]
 
 

@@ -285,7 +285,7 @@ def darts_differences(case):
 
 
 @wrong("maml", "the inner loop is pulled back to θ, as in iMAML")
-def proximal(case, lam=0.5):
+def proximal_again(case, lam=0.5):
     loss = make_loss(case)
 
     def inner(phi, theta, batch):
@@ -631,7 +631,7 @@ def trains_on_all(case):
 
 
 @wrong("reptile", "the end point is the average of the weights after every step")
-def averaged_weights(case):
+def averaged_weights_again(case):
     loss, ends = make_loss(case), []
     for supports, _ in case.tasks:
         phis = path(loss, case.theta, supports, case.alpha)[1:]
