@@ -38,12 +38,15 @@ def plain(a: Array) -> dict[str, Any]:
 class Case:
     """One question to an implementation: what is this meta-gradient? A harness sees nothing else.
 
-    model: {"kind": "quadratic"}: L(θ; (A, b)) = ½ tᵀAt − bᵀt, t all arrays of θ one after the other;
-           {"kind": "mlp", "widths": […], "activation": "tanh" | "relu"}: θ = [W1, b1, …], layers x @ W + b.
+    model: {"kind": "quadratic"}, without widths or activation: L(θ; (A, b)) = ½ tᵀAt − bᵀt, t all arrays of θ one
+           after the other; {"kind": "mlp", "widths": […], "activation": "tanh" | "relu"}: θ = [W1, b1, …], layers
+           x @ W + b.
     loss:  {"kind": "quadratic" | "squared_error" | "cross_entropy"}.
-    conventions: tasks "sum" | "mean"; examples "mean" | "sum" (squared error: over all entries); reptile
-           "displacement" (θ − φ) | "over_alpha" | "over_alpha_k".
-    head: how many of the last arrays adapt, for ANIL; else None.
+    tasks: a task may have any number of support batches, none included; a query may be None for Reptile.
+    conventions: tasks "sum" | "mean"; examples "mean" | "sum" (squared error: over all entries, so that a mean divides
+           by np.size(y)); reptile, for Reptile alone, "displacement" (θ − φ) | "over_alpha" (divided by α) |
+           "over_alpha_k" (by αK, with each task's own K).
+    head: how many of the last arrays adapt, for ANIL; else None. It may be 0: the body is theta[: len(theta) - head].
     """
 
     id: str
