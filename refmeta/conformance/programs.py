@@ -44,6 +44,7 @@ from refmeta.conformance.rules import (
 from refmeta.trees import Batch, Theta, axpy, dot
 
 Arrays = Callable[[Setting], Sequence[Any]]  # the share of each array
+MANY = 64  # examples: of more, every few are no step of their own
 DEAREST = 200  # parameters: a Hessian's diagonal takes a product for each
 
 
@@ -203,7 +204,7 @@ def prepared(s: Setting, p: float | None) -> dict[str, Fields]:
 
     ways = {"centred": standard, "standard": standard, "standard_sample": sampled}
     places = [(0, "x"), (1, "y")] if s.outputs else [(0, "x")]  # labels stay labels
-    if not network(s) or any(len(x) < 2 for x, _ in s.supports):
+    if not network(s) or any(len(x) < 2 for x, _ in [*s.supports, *filter(None, [s.query])]):
         return {}
     found = {} if s.outputs else {"labels_anew": of(1, anew)}
     return found | {f"{name}_{id}": of(place, way) for place, name in places for id, way in ways.items()}
@@ -666,20 +667,6 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     after_outer_steps: a task starts after an outer step of α on the tasks before it
     Cause: the outer optimiser steps within the loop over tasks
 
-    head_in_front: the head is taken at the other end of θ
-    body_for_head: the body adapts, and the head stays
-    head_without_gradient: the head gets no outer gradient
-    one_layer_more: one layer more adapts than the head
-    one_array_more: one array more adapts than the head
-    one_array_less: one array less adapts than the head
-    head_in_layers: twice as many arrays adapt as the head has
-    body_put_back: the body adapts too, and is put back before the query
-    Cause: the head and the body are told apart in another way
-
-    head_of_zeros: the head starts from zeros
-    head_of_zeros_constant: the head starts from zeros and gets no gradient
-    Cause: the head is made anew for each task
-
     added_up: each inner step takes the sum of all gradients until then
     averaged_up: each inner step takes the mean of all gradients until then
     never_cleared: each inner step takes the sum of all gradients until then, those of earlier tasks too
@@ -703,7 +690,6 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     outside |= {"serial": {"leaks": 1 / len(s.tasks)}} if s.tasks and s.adapts else {}
     if not s.adapts:
         return outside
-    body = [not rate for rate in s.rates] if s.split else but(last_layer)(s)
     kinds: dict[str, Fields] = {kind: {"kind": kind} for kind in ("sign", *ADAPTIVE)}
     kinds |= {f"{kind}_inside": {"kind": kind, "inside": 1e-10} for kind in ("adam", "rmsprop", "adagrad")}
     kinds |= {"unit": {"norm": 1, "unit": True}, "unit_arrays": {"norm": 1, "unit": True, "apart": True}}
@@ -718,20 +704,41 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
         found |= {"gradients_late": {"lag": 1}}
     if len(s.theta) > 1:
         found |= {"arrays_in_turn": {"supports": [batch for batch in s.supports for _ in s.theta], "in_turn": True}}
-    if s.split:
-        found |= {"head_in_front": {"rates": s.rates[::-1]}, "body_for_head": {"rates": tuple(body)}}
-        found |= {"one_layer_more": {"rates": tuple(map(max, s.rates, (*s.rates[2:], True, True)))}}
-        found |= {
-            "one_array_more": {"rates": (*s.rates[1:], True)},
-            "one_array_less": {"rates": (False, *s.rates[:-1]) if sum(s.rates) > 1 else s.rates},
-        }
-        found |= {"head_in_layers": {"rates": moves(len(s.theta), 2 * sum(s.rates))}}
-        found |= {"body_put_back": {"rates": (True,) * len(s.theta), "mixed": s.rates}}
-        found |= {"head_without_gradient": only(s, body)}
-    if s.split or len(s.theta) > 2:
-        zeros: Fields = {"start": kept(s.theta, body)}
-        found |= {"head_of_zeros": zeros, "head_of_zeros_constant": zeros | only(s, body)}
     return found | ({"one_chain": {"together": True}} if s.differentiates else {})
+
+
+@choice()
+def heads(s: Setting, _: None) -> dict[str, Fields]:
+    """ANIL: another head.
+
+    head_in_front: the head is taken at the other end of θ
+    body_for_head: the body adapts, and the head stays
+    head_without_gradient: the head gets no outer gradient
+    one_layer_more: one layer more adapts than the head
+    one_array_more: one array more adapts than the head
+    one_array_less: one array less adapts than the head
+    head_in_layers: twice as many arrays adapt as the head has
+    body_put_back: the body adapts too, and is put back before the query
+    Cause: the head and the body are told apart in another way
+
+    head_of_zeros: the head starts from zeros
+    head_of_zeros_constant: the head starts from zeros and gets no gradient
+    Cause: the head is made anew for each task
+    """
+    body = tuple(not rate for rate in s.rates) if s.split else but(last_layer)(s)
+    if not s.adapts or not (s.split or len(s.theta) > 2):
+        return {}
+    zeros: Fields = {"start": kept(s.theta, body)}
+    found: dict[str, Fields] = {"head_of_zeros": zeros, "head_of_zeros_constant": zeros | only(s, body)}
+    if not s.split:
+        return found
+    some = {"head_in_front": s.rates[::-1], "body_for_head": body, "one_array_more": (*s.rates[1:], True)}
+    some |= {"one_layer_more": tuple(map(max, s.rates, (*s.rates[2:], True, True)))}
+    some |= {"one_array_less": (False, *s.rates[:-1]) if sum(s.rates) > 1 else s.rates}
+    some |= {"head_in_layers": moves(len(s.theta), 2 * sum(s.rates))}
+    found |= {id: {"rates": rates} for id, rates in some.items()}
+    put_back: Fields = {"rates": (True,) * len(s.theta), "mixed": s.rates}
+    return found | {"body_put_back": put_back, "head_without_gradient": only(s, body)}
 
 
 @choice()
@@ -1003,7 +1010,8 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     found |= {id: {"supports": batches} for id, batches in lists.items()}
     found |= {"alpha": {"alpha": p}, "alpha_times": {"alpha": p * s.alpha}, "part_way": {"leaks": p}}
     found |= {"rounded": {"alpha": round(float(s.alpha), n)}, "momentum_on": {**found["momentum"], "remembers": True}}
-    found |= {"batches_of": {"supports": [part for batch in S for part in cut(batch, n)]}} if network(s) else {}
+    if network(s) and all(len(x) <= MANY for x, _ in S):
+        found |= {"batches_of": {"supports": [part for batch in S for part in cut(batch, n)]}}
     found |= {"cool": paced(s, lambda s, k: p**k), "first_faster_step": paced(s, lambda s, k: 1 if k else p)}
     found |= {"last_faster": faster(last_layer(s)), "first_faster": faster(first_layer(s))}
     found |= {"body_slowly": {"rates": tuple(rate or p for rate in s.rates)}} if s.split else {}

@@ -256,22 +256,10 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
 
     v_k = v_{k+1} − α ∇²L(φ_k; S_k) P v_{k+1} + Σ ∇L(φ_k; B)
     """
-    outer = [(k % (len(s.supports) + 1), batch, weight) for k, batch, weight in s.outer(s)]
-    if s.best_from is not None and d.value and len(s.supports) >= s.best_from:
-        values = [d.value(phi, s.query) for phi in path(d, s)[s.best_from :]]
-        outer = [(s.best_from + int(np.argmin(values)), s.query, 1)]
+    outer = counted(d, s)
     last = max((k for k, *_ in outer), default=0)
     phis, made = walk(d, s, last)
-    d, of_query = with_loss(d, s, outside=False), with_loss(d, s, outside=True)
-    vs: list[Any] = [None] * (last + 1)
-    for k, batch, weight in outer:
-        places = [k] if s.towards is None else range(min(s.towards, k), k + 1)
-        at = s.elsewhere or mean([phis[j] for j in places])
-        here, apart = s.mixed or (True,) * len(at), [not share for share in s.mixed or ()]
-        g = of_query.grad(add([kept(at, here), kept(phis[0], apart)]) if s.mixed else at, batch)
-        vs[0] = plus(vs[0], weight, kept(g, apart)) if s.mixed else vs[0]
-        for j in places:
-            vs[j] = plus(vs[j], weight / len(places), kept(kept(g, here), s.direct or here))
+    vs, d = outer_gradients(with_loss(d, s, outside=True), s, outer, phis), with_loss(d, s, outside=False)
     memory = np.zeros((3, sum(map(np.size, s.theta))))
     for k in reversed(range(last)):
         v, base, at = vs[k + 1] or [0 * leaf for leaf in s.theta], s.base(k), s.at(k)
@@ -288,6 +276,28 @@ def adjoints(d: Derivatives, s: Setting) -> list[Theta]:
             vs[at] = plus(vs[at], factor, s.curvature(d, phis[j], s.curved_on(s, k), w, s))
     vs[0] = plus(vs[0], 1, unflat(memory[2], s.theta)) if s.update.pull else vs[0]
     return [v or [0 * leaf for leaf in s.theta] for v in vs]
+
+
+def counted(d: Derivatives, s: Setting) -> list[Term]:
+    """The losses that count, at φ_0 … φ_K."""
+    if s.best_from is not None and d.value and len(s.supports) >= s.best_from:
+        values = [d.value(phi, s.query) for phi in path(d, s)[s.best_from :]]
+        return [(s.best_from + int(np.argmin(values)), s.query, 1)]
+    return [(k % (len(s.supports) + 1), batch, weight) for k, batch, weight in s.outer(s)]
+
+
+def outer_gradients(d: Derivatives, s: Setting, outer: list[Term], phis: list[Theta]) -> list[Any]:
+    """Their own gradients with respect to each φ; None where no loss is taken."""
+    vs: list[Any] = [None] * len(phis)
+    for k, batch, weight in outer:
+        places = [k] if s.towards is None else range(min(s.towards, k), k + 1)
+        at = s.elsewhere or mean([phis[j] for j in places])
+        here, apart = s.mixed or (True,) * len(at), [not share for share in s.mixed or ()]
+        g = d.grad(add([kept(at, here), kept(phis[0], apart)]) if s.mixed else at, batch)
+        vs[0] = plus(vs[0], weight, kept(g, apart)) if s.mixed else vs[0]
+        for j in places:
+            vs[j] = plus(vs[j], weight / len(places), kept(kept(g, here), s.direct or here))
+    return vs
 
 
 def with_loss(d: Derivatives, s: Setting, outside: bool) -> Derivatives:

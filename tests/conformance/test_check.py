@@ -177,6 +177,10 @@ JSON = """{
     "wrong": 1,
     "asked": 2,
     "unless": "",
+    "shared": [
+     "",
+     0
+    ],
     "outside": false,
     "arrays": "",
     "multiples": [
