@@ -16,30 +16,10 @@ from unittest import SkipTest
 
 import numpy as np
 
+from refmeta.conformance import explain as search
 from refmeta.conformance import report as words
 from refmeta.conformance.cases import DTYPES, Case, Vector, load, one_line
-from refmeta.conformance.evidence import (
-    Evidence,
-    combination,
-    factor,
-    multiples,
-    nearest,
-    rule,
-    shared,
-    span,
-    threshold,
-    wrong_arrays,
-)
-from refmeta.conformance.explain import (
-    SEARCHES,
-    ZERO,
-    Answered,
-    Explanation,
-    cheapest_first,
-    explain,
-    factors,
-    of_vector,
-)
+from refmeta.conformance.evidence import Evidence, factor, facts
 from refmeta.conformance.report import Report, Row, Verdict
 from refmeta.conformance.rules import flat, gradients
 from refmeta.trees import Theta
@@ -352,7 +332,7 @@ def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verd
     if not wrong:
         return Verdict(algorithm, *(passed(asked) if asked else ("none", f"not checked: {every[0].row.message}")))
     came = of("right", "nearly", "rounded", "wrong")
-    answers = [of_vector(j.vector, j.answer.gradient or [], j.answer.dtype) for j in came if of("wrong")]
+    answers = [search.of_vector(j.vector, j.answer.gradient or [], j.answer.dtype) for j in came if of("wrong")]
     found = named_mistakes(came, answers) if of("wrong") else []
     if canaries and not found:
         return Verdict(algorithm, "wiring", words.WIRING.format(row=canaries[0].row))
@@ -371,14 +351,17 @@ def verdict(algorithm: str, every: list[Judged], ask: Ask | None = None) -> Verd
     return unnamed(algorithm, came, answers, first, ask)
 
 
-def named_mistakes(came: list[Judged], answers: list[Answered]) -> list[Explanation]:
+def named_mistakes(came: list[Judged], answers: list[search.Answered]) -> list[search.Explanation]:
     """The explanations of all these answers; a single answer has none, unless it is zero."""
     if len(came) == 1:
-        return [] if answers[0].got.any() else [ZERO]
-    return explain(cheapest_first(answers), SEARCHES[:NEAR] if min(j.row.digits for j in came) >= LOW else SEARCHES)
+        return [] if answers[0].got.any() else [search.ZERO]
+    return search.explain(
+        search.cheapest_first(answers),
+        search.SEARCHES[:NEAR] if min(j.row.digits for j in came) >= LOW else search.SEARCHES,
+    )
 
 
-def unnamed(algorithm: str, came: list[Judged], answers: list[Answered], first: str, ask: Ask | None) -> Verdict:
+def unnamed(algorithm: str, came: list[Judged], answers: list[search.Answered], first: str, ask: Ask | None) -> Verdict:
     """The verdict on answers that no mistake explains: whether one comes again, and what they prove."""
     wrong = [j for j in came if j.cause == "wrong"]
     if ask and (changed := next((j for j in wrong if not repeated(j, ask(j.vector))), None)):
@@ -395,29 +378,14 @@ def repeated(j: Judged, again: Answer) -> bool:
     return one.shape == two.shape and bool(np.linalg.norm(one - two) <= 1e-5 * np.linalg.norm(one))
 
 
-def proven(came: list[Judged], answers: list[Answered]) -> Evidence:
+def proven(came: list[Judged], answers: list[search.Answered]) -> Evidence:
     """The evidence in answers that no mistake explains."""
     wrong = [j for j in came if j.cause in ("wrong", "rounded")]
     worst = min(j.row.digits for j in wrong)
     if worst >= LOW:
         return Evidence(wrong=len(wrong), asked=len(came), digits=worst, factor=factor(answers))
-    cases, others = [j.vector.case for j in wrong], [j.vector.case for j in came if j not in wrong]
-    where, (program, missing) = rule(cases, others) or threshold(cases, others), nearest(answers)
-    times, made = multiples(answers), combination(answers)
-    return Evidence(
-        where,
-        len(wrong),
-        len(came),
-        unless := "" if where else rule(others, cases),
-        ("", 0) if where or unless else shared(cases, others),
-        not others and any(not case.alpha for case in cases),
-        wrong_arrays([(a, wrong_parts(j)) for a, j in zip(answers, came, strict=True) if j in wrong]),
-        times,
-        "" if times or made else span(answers),
-        made,
-        program,
-        tuple(came[i].row.id for i in missing),
-    )
+    parts = [(a, wrong_parts(j)) for a, j in zip(answers, came, strict=True) if j in wrong]
+    return facts(answers, [j.vector.case for j in came], [j in wrong for j in came], parts)
 
 
 def wrong_parts(j: Judged) -> list[bool]:
@@ -446,8 +414,8 @@ def unwired(j: Judged, simple: bool) -> bool:
 
 def alone(j: Judged) -> str:
     """The facts about one wrong answer; one vector cannot tell mistakes apart."""
-    case, found = j.vector.case, of_vector(j.vector, j.answer.gradient or [], j.answer.dtype).fits()
-    meant = factors(len(case.tasks), case.alpha, len(case.tasks[0][0]), case.algorithm)
+    case, found = j.vector.case, search.of_vector(j.vector, j.answer.gradient or [], j.answer.dtype).fits()
+    meant = search.factors(len(case.tasks), case.alpha, len(case.tasks[0][0]), case.algorithm)
     said = sorted(str(factor) for tasks, factor in found if tasks == "all" and (factor in meant))
     return words.ALONE.format(f"it is {' or '.join(said)} times the answer" if said else j.row.message)
 

@@ -11,7 +11,7 @@ from refmeta.conformance.cases import Case
 from refmeta.conformance.explain import Answered, Fit, Program, cheapest_first, touches, usual
 from refmeta.conformance.mistakes import after_every_step
 from refmeta.conformance.programs import ARRAYS, EVERY, inner_gradients
-from refmeta.conformance.rules import Outer, at_the_end, at_theta, flat, walk
+from refmeta.conformance.rules import Outer, at_the_end, at_theta, flat
 
 MOST = 3  # conditions of a rule, pieces of a combination, and first answers that a near program misses
 EQUATIONS = 8  # numbers in the answers for each coefficient
@@ -22,8 +22,7 @@ SHARE = 0.75  # share of the answers that a program explains, to be called close
 class Evidence(NamedTuple):
     """where: a condition that holds for the wrong vectors only. wrong: how many of those asked.
 
-    unless: a condition that holds for the right ones only. shared: one that all wrong ones have, and fewest right ones,
-    with their number. outside: wrong also where the inner loop does nothing.
+    unless: a condition that holds for the right ones only. outside: wrong also where the inner loop does nothing.
     arrays: the only wrong arrays. multiples: the smallest and largest factor of the right answer. span: of what every
     answer is a sum of multiples. pieces: the answer as a combination of these. nearest, missing: the program that
     explains most, and the ids that it does not explain. digits: how many are correct everywhere, if only precision is
@@ -34,7 +33,6 @@ class Evidence(NamedTuple):
     wrong: int = 0
     asked: int = 0
     unless: str = ""
-    shared: tuple[str, int] = ("", 0)
     outside: bool = False
     arrays: str = ""
     multiples: tuple[float, ...] = ()
@@ -159,33 +157,6 @@ def rule(wrong: Sequence[Case], right: Sequence[Case]) -> str:
     return ""
 
 
-def shared(wrong: Sequence[Case], right: Sequence[Case]) -> tuple[str, int]:
-    """What all wrong ones have, and fewest of the right ones, with the number of these; if two right ones lack it."""
-    of_wrong, of_right = ([conditions(case) for case in cases] for cases in (wrong, right))
-    kept = {name: sum(so[name] for so in of_right) for name in of_wrong[0] if all(so[name] for so in of_wrong)}
-    name = min(kept, key=lambda name: kept[name], default="")
-    return (name, kept[name]) if name and len(right) - kept[name] > 1 else ("", 0)
-
-
-def threshold(wrong: Sequence[Case], right: Sequence[Case]) -> str:
-    """How large the inner gradients are where it is wrong, if all are smaller where it is right; "" if not."""
-    of_wrong, of_right = ([sizes(case) for case in cases if case.alpha] for cases in (wrong, right))
-    of_wrong, of_right = ([case for case in cases if case] for cases in (of_wrong, of_right))
-    for name in of_wrong[0] if min(len(of_wrong), len(of_right)) >= MOST else ():
-        least, most = min(case[name] for case in of_wrong), max(case[name] for case in of_right)
-        if least > most:
-            return f"an inner gradient {name} {least:.3g} or more (elsewhere it is at most {most:.3g})"
-    return ""
-
-
-def sizes(case: Case) -> dict[str, float]:
-    """The largest norm, and the largest number, of a case's inner gradients; {} if it has none."""
-    steps = [walk(case.derivatives, s, len(s.supports))[1] for s in case.settings if s.adapts]
-    found = [flat(g) for made in steps for _, g, _ in made]
-    norm, number = (max(map(of, found), default=0.0) for of in (np.linalg.norm, lambda g: abs(g).max()))
-    return {"of norm": float(norm), "whose largest number is": float(number)} if found else {}
-
-
 def factor(answers: Sequence[Answered]) -> float:
     """The number near 1, to ten digits, by which every right answer is multiplied; 1 if there is none."""
     right = [a.under(()).sum(0) for a in answers]
@@ -228,3 +199,20 @@ def wrong_arrays(parts: Sequence[tuple[Answered, Sequence[bool]]]) -> str:
         if len(some) > 1 and all(all(k or not w for k, w in zip(*pair, strict=True)) for pair in some):
             return name
     return ""
+
+
+def facts(
+    answers: Sequence[Answered], cases: Sequence[Case], wrong: Sequence[bool], parts: Sequence[tuple[Answered, Any]]
+) -> Evidence:
+    """All evidence in the answers to these cases; parts: of the wrong ones, as `wrong_arrays` takes them."""
+    off, right = ([case for case, so in zip(cases, wrong, strict=True) if so is which] for which in (True, False))
+    where, (program, missing), times, made = (
+        rule(off, right),
+        nearest(answers),
+        multiples(answers),
+        combination(answers),
+    )
+    outside, ids = not right and any(not case.alpha for case in off), tuple(cases[i].id for i in missing)
+    of = "" if times or made else span(answers)
+    unless, arrays = "" if where else rule(right, off), wrong_arrays(parts)
+    return Evidence(where, len(off), len(cases), unless, outside, arrays, times, of, made, program, ids)

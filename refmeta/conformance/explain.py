@@ -416,20 +416,8 @@ def beside_a_part(answers: Sequence[Answered]) -> Iterator[Explanation]:
 def in_part(answers: Sequence[Answered], program: Program, most: int = len(ALONE)) -> Iterator[Explanation]:
     names = [name for name in (*EVERY, *usual()) if touches(name, answers)]
     some = [(*program, *pair) for pair in product(kinds(answers, program)[:most], names)]
-    return trying(wrong_first(answers), some, "mistakes in a part")
-
-
-def pairs_of_a_part(answers: Sequence[Answered]) -> Iterator[Explanation]:
-    """Search: two mistakes in some arrays, tasks or cases alone, where all else is right."""
-    names, first = [name for name in EVERY if touches(name, answers)], wrong_first(answers)
-    for kind in kinds(answers, ())[:FIRST]:
-        some = product(near(first, [(kind, name) for name in names], FEW), names)
-        yield from trying(first, [(*program, name) for program, name in some], "pairs of mistakes in a part")
-
-
-def wrong_first(answers: Sequence[Answered]) -> list[Answered]:
-    """They refuse most programs that change nothing elsewhere."""
-    return sorted(answers, key=lambda a: not a.wrong())
+    wrong_first = sorted(answers, key=lambda a: not a.wrong())  # others are right with most of these programs
+    return trying(wrong_first, some, "mistakes in a part")
 
 
 def kinds(answers: Sequence[Answered], program: Program) -> list[str]:
@@ -521,7 +509,7 @@ def intersection(sets: Iterable[set[Any]]) -> set[Any]:
 
 
 SEARCHES: tuple[Search, ...] = (listed, others, fitted, listed_pairs, of_a_part, pairs, with_a_number)
-SEARCHES += (beside_a_part, triples, pairs_of_a_part)
+SEARCHES += (beside_a_part, triples)
 
 
 @np.errstate(all="ignore")  # a wrong program may overflow, or divide by the norm of nothing

@@ -11,36 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from refmeta.conformance.mistakes import (
-    FAMILIES,
-    MISTAKES,
-    OTHERS,
-    UNSEEN,
-    Change,
-    Fields,
-    Mistake,
-    after_every_step,
-    and_supports,
-    choice,
-    paced,
-    replaced,
-    times,
-    weights,
-)
-from refmeta.conformance.rules import (
-    ADAPTIVE,
-    Derivatives,
-    Outer,
-    Setting,
-    Term,
-    at_the_end,
-    at_theta,
-    flat,
-    hessian,
-    kept,
-    moves,
-    unflat,
-)
+from refmeta.conformance import mistakes, rules
+from refmeta.conformance.mistakes import Change, Fields, after_every_step, choice, paced, times, weights
+from refmeta.conformance.rules import Derivatives, Outer, Setting, Term, at_theta, flat, kept, unflat
 from refmeta.trees import Batch, Theta, axpy, dot
 
 Arrays = Callable[[Setting], Sequence[Any]]  # the share of each array
@@ -49,13 +22,20 @@ DEAREST = 200  # parameters: a Hessian's diagonal takes a product for each
 
 
 @lru_cache(1 << 14)
-def known(id: str) -> Mistake:
+def known(id: str) -> mistakes.Mistake:
     """A mistake by its id; that of a family is "family=number"."""
     if "=" not in id:
-        return MISTAKES.get(id) or OTHERS.get(id) or ALONE[id]
+        return mistakes.MISTAKES.get(id) or mistakes.OTHERS.get(id) or ALONE[id]
     name, value = id.split("=")
-    family, number = FAMILIES[name], float(value)
-    return Mistake(id, family.title.format(f"{number:.6g}"), family.cause, UNSEEN, "", replaced(family.fields, number))
+    family, number = mistakes.FAMILIES[name], float(value)
+    return mistakes.Mistake(
+        id,
+        family.title.format(f"{number:.6g}"),
+        family.cause,
+        mistakes.UNSEEN,
+        "",
+        mistakes.replaced(family.fields, number),
+    )
 
 
 def with_mistakes(ids: Iterable[str], settings: list[Setting]) -> list[Setting]:
@@ -313,7 +293,7 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
         return {}
 
     def added(k: int, batches: list[Batch], weight: int = 1) -> Outer:
-        return lambda s: [*at_the_end(s), *((k, b, weight) for b in batches)]
+        return lambda s: [*rules.at_the_end(s), *((k, b, weight) for b in batches)]
 
     outer: dict[str, Outer] = {"theta_added": added(0, [s.query]), "improvement": added(0, [s.query], -1)}
     if not s.supports:
@@ -321,8 +301,8 @@ def outer(s: Setting, _: None) -> dict[str, Fields]:
     plain: dict[str, Outer] = {"inner_gradients": inner_gradients, "last_gradient": lambda s: [(-2, last[0], 1)]}
     plain |= {"support_gradient": lambda s: [(-1, last[0], 1)]}
     outer |= {"from_theta": from_theta, "every_step_averaged": averaged(after_every_step)}
-    outer |= {"from_theta_averaged": averaged(from_theta), "supports_added": and_supports(s.outer)}
-    outer |= {"supports_added_whole": and_supports(s.outer, whole=True)}
+    outer |= {"from_theta_averaged": averaged(from_theta), "supports_added": mistakes.and_supports(s.outer)}
+    outer |= {"supports_added_whole": mistakes.and_supports(s.outer, whole=True)}
     outer |= {"before_every_step": lambda s: [(k, s.query, 1) for k in range(len(s.supports))]}
     outer |= {"support_added": added(-1, last), "first_support_added": added(-1, first)}
     outer |= {"support_at_theta_added": added(0, first), "last_inner_gradient_added": added(-2, last)}
@@ -375,10 +355,7 @@ def weighted(s: Setting, _: None) -> dict[str, Fields]:
     hardest_task: only the task with the greatest query loss counts
     softmax_of_tasks: the tasks are weighted by the softmax of their query losses, which is not differentiated
     softmax_differentiated: the tasks are weighted by the softmax of their query losses
-    log_of_exponentials: the logarithm of the sum of the exponentials of the query losses is taken
     root_of_each: the root of every task's query loss is taken
-    root_of_all: the root of the sum or mean of the query losses is taken
-    logarithm_of_each: the logarithm of every task's query loss is taken
     Cause: hard tasks are to count more, or the error that is reported is differentiated
     """
 
@@ -390,10 +367,7 @@ def weighted(s: Setting, _: None) -> dict[str, Fields]:
         "hardest_task": lambda L: 1.0 * (np.arange(len(L)) == L.argmax()),
         "softmax_of_tasks": softmax,
         "softmax_differentiated": lambda L: softmax(L) * (1 + L - softmax(L) @ L),
-        "log_of_exponentials": lambda L: s.divisor * softmax(L),
         "root_of_each": lambda L: 0.5 * np.sign(L) / np.sqrt(abs(L)),
-        "root_of_all": lambda L: 0 * L + 0.5 / np.sqrt(abs(L.sum()) / s.divisor),
-        "logarithm_of_each": lambda L: 1 / L,
     }
     return {} if s.displaced or not s.query else {id: {"by_losses": found} for id, found in weights.items()}
 
@@ -483,7 +457,7 @@ def curvature(s: Setting, _: None) -> dict[str, Fields]:
     def gone(steps: Callable[[int, int], bool]) -> Fields:
         return {"cut": steps, "through": lambda k, K: not steps(k, K)}
 
-    constant: Fields = {"cut": lambda k, K: True, "curvature": hessian}
+    constant: Fields = {"cut": lambda k, K: True, "curvature": rules.hessian}
     if not s.differentiates:
         return {"identity_missing": constant} if s.adapts and not s.displaced else {}
     found: dict[str, Fields] = {"arrays_apart": {"curvature": arrays_apart}} if len(s.theta) > 1 else {}
@@ -614,23 +588,17 @@ def alone(arrays: Arrays) -> Change:
 
 MOVING = {"moving": ("the arrays that adapt", lambda s: s.rates), "still": ("the body", but(lambda s: s.rates))}
 WHEN: dict[str, tuple[str, Callable[[Setting], bool]]] = {
-    "in_the_first": ("the first task", lambda s: s.place == 0),
     "in_later": ("the tasks after the first", lambda s: s.place > 0),
-    "in_the_last": ("the last task", lambda s: s.place == len(s.tasks) - 1),
     "in_earlier": ("the tasks before the last", lambda s: s.place < len(s.tasks) - 1),
     "if_deep": ("networks with a hidden layer", lambda s: len(s.theta) > 2),
     "if_network": ("networks", network),
     "if_arrays": ("models of several arrays", lambda s: len(s.theta) > 1),
     "if_head": ("networks whose head has arrays", lambda s: any(s.rates)),
-    "if_steps": ("tasks of several steps", lambda s: len(s.supports) > 1),
-    "if_tasks": ("batches of several tasks", lambda s: len(s.tasks) > 1),
-    "if_labels": ("classification", lambda s: network(s) and not s.outputs),
     "if_errors": ("regression", lambda s: bool(s.outputs)),
-    "if_mean": ("losses that are means", lambda s: not s.summed),
 }
 WHENS = {id: (name, lambda s, when=when: (when(s),) * len(s.theta)) for id, (name, when) in WHEN.items()}
 ALONE = {
-    id: Mistake(id, f"in {name} alone", "something else is done here", UNSEEN, "", alone(arrays))
+    id: mistakes.Mistake(id, f"in {name} alone", "something else is done here", mistakes.UNSEEN, "", alone(arrays))
     for id, (name, arrays) in (ARRAYS | MOVING | WHENS).items()
 }
 
@@ -690,7 +658,7 @@ def update(s: Setting, _: None) -> dict[str, Fields]:
     outside |= {"serial": {"leaks": 1 / len(s.tasks)}} if s.tasks and s.adapts else {}
     if not s.adapts:
         return outside
-    kinds: dict[str, Fields] = {kind: {"kind": kind} for kind in ("sign", *ADAPTIVE)}
+    kinds: dict[str, Fields] = {kind: {"kind": kind} for kind in ("sign", *rules.ADAPTIVE)}
     kinds |= {f"{kind}_inside": {"kind": kind, "inside": 1e-10} for kind in ("adam", "rmsprop", "adagrad")}
     kinds |= {"unit": {"norm": 1, "unit": True}, "unit_arrays": {"norm": 1, "unit": True, "apart": True}}
     kinds |= {"added_up": {"momentum": 1}, "averaged_up": {"kind": "mean", "momentum": 1}}
@@ -735,7 +703,7 @@ def heads(s: Setting, _: None) -> dict[str, Fields]:
     some = {"head_in_front": s.rates[::-1], "body_for_head": body, "one_array_more": (*s.rates[1:], True)}
     some |= {"one_layer_more": tuple(map(max, s.rates, (*s.rates[2:], True, True)))}
     some |= {"one_array_less": (False, *s.rates[:-1]) if sum(s.rates) > 1 else s.rates}
-    some |= {"head_in_layers": moves(len(s.theta), 2 * sum(s.rates))}
+    some |= {"head_in_layers": rules.moves(len(s.theta), 2 * sum(s.rates))}
     found |= {id: {"rates": rates} for id, rates in some.items()}
     put_back: Fields = {"rates": (True,) * len(s.theta), "mixed": s.rates}
     return found | {"body_put_back": put_back, "head_without_gradient": only(s, body)}
@@ -1088,4 +1056,4 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
 
 
 EXAMPLES = {"examples_mean": "mean", "examples_sum": "sum"}  # own conventions that also change the inner loop
-EVERY = [*MISTAKES, *OTHERS]
+EVERY = [*mistakes.MISTAKES, *mistakes.OTHERS]

@@ -235,7 +235,6 @@ def evidence(p: Evidence) -> str:
         "wrong, and no known mistake or pair of mistakes explains all of it; no guess is made.": True,
         f"It is wrong exactly on the vectors with {p.where}: on {p.wrong} of {p.asked}.": p.where,
         f"It is right exactly on the vectors with {p.unless}: on {p.asked - p.wrong} of {p.asked}.": p.unless,
-        f"Wrong are only vectors with {p.shared[0]}; of the right ones {p.shared[1]} have it too.": p.shared[0],
         "It is wrong on all vectors, also where α = 0: look outside the inner loop.": p.outside,
         f"Of several arrays only these are wrong: {p.arrays}.": p.arrays,
         f"On every vector it is {pieces}.": pieces,

@@ -10,7 +10,7 @@ from refmeta.conformance.explain import listed
 def listed_ones():
     """Only the listed mistakes are looked for: where a test is of something else, the whole search takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["refmeta.conformance.check"], "SEARCHES", (listed,))
+        patch.setattr(sys.modules["refmeta.conformance.explain"], "SEARCHES", (listed,))
         yield
 
 

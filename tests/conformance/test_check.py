@@ -177,10 +177,6 @@ JSON = """{
     "wrong": 1,
     "asked": 2,
     "unless": "",
-    "shared": [
-     "",
-     0
-    ],
     "outside": false,
     "arrays": "",
     "multiples": [

@@ -28,8 +28,7 @@ from refmeta.conformance.explain import (
     slow,
     step_sizes,
 )
-from refmeta.conformance.mistakes import MISTAKES
-from refmeta.conformance.programs import OTHERS
+from refmeta.conformance.mistakes import MISTAKES, OTHERS
 
 # The searches alone; `explain` sees to it that a wrong program may divide by nothing.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -8,8 +8,8 @@ import numpy as np
 
 from refmeta.conformance.cases import Case, load
 from refmeta.conformance.explain import of_vector, usual
-from refmeta.conformance.mistakes import MISTAKES
-from refmeta.conformance.programs import EVERY, FAMILIES, OTHERS, with_mistakes
+from refmeta.conformance.mistakes import FAMILIES, MISTAKES, OTHERS
+from refmeta.conformance.programs import EVERY, with_mistakes
 from tests.vectors.derivations import ALGORITHMS
 
 TIERS = tuple(dict.fromkeys(v.case.tier for v in load()))
