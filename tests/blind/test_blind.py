@@ -47,7 +47,6 @@ NAMED = [
     "numpy/maml/velocity_from_task_to_task",
     "numpy/maml/output_bias_of_theta",
     "numpy/fomaml/mean_of_the_pieces",
-    "numpy/anil/zero_head",
     "numpy/maml/best_iterate",
     "numpy/maml/standardised_targets",
     "numpy/maml/one_activation_short",
