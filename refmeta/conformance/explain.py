@@ -414,6 +414,7 @@ def beside_a_part(answers: Sequence[Answered]) -> Iterator[Explanation]:
 
 
 def in_part(answers: Sequence[Answered], program: Program, most: int = len(ALONE)) -> Iterator[Explanation]:
+    """A mistake in the smallest parts where more may be wrong than this program says."""
     names = [name for name in (*EVERY, *usual()) if touches(name, answers)]
     some = [(*program, *pair) for pair in product(kinds(answers, program)[:most], names)]
     wrong_first = sorted(answers, key=lambda a: not a.wrong())  # others are right with most of these programs

@@ -202,10 +202,12 @@ def finished(per_task: np.ndarray, settings: Sequence[Setting]) -> np.ndarray:
 
 def gradient(d: Derivatives, s: Setting) -> Theta:
     """Of one task: v_0 of the way back, or the displacement."""
-    right, shares = s.spared or (s, ())
-    right = right._replace(theta=s.theta, elsewhere=right.elsewhere and s.elsewhere)
-    if s.spared and not any(shares):
-        return gradient(d, right)
+    if s.spared:
+        right, shares = s.spared
+        right = right._replace(theta=s.theta, elsewhere=right.elsewhere and s.elsewhere)
+        rest, s = gradient(d, right), s._replace(spared=None)
+        mine = gradient(d, s) if any(shares) else rest
+        return [a if share else b for a, b, share in zip(mine, rest, shares, strict=True)]
     if s.displaced:
         phis = path(d, s)
         found = axpy(-1, mean(phis[s.towards :] or phis) if s.towards is not None else phis[-1], phis[s.origin])
@@ -215,8 +217,6 @@ def gradient(d: Derivatives, s: Setting) -> Theta:
         found = axpy(weight, d.grad(path(d, s)[k % (len(s.supports) + 1)], batch), found)
     for change in s.each:
         found = change(found, s.theta)
-    if s.spared:
-        found = [mine if share else rest for mine, rest, share in zip(found, gradient(d, right), shares, strict=True)]
     return found
 
 
