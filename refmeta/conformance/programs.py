@@ -750,7 +750,7 @@ COUNTS: dict[str, tuple[str, Callable[[Setting, Batch], Any]]] = {
     "outputs": ("outputs", lambda s, batch: s.outputs or 1),
     "everything": ("examples, or of numbers", lambda s, batch: len(batch[0])),  # for a quadratic too
     "padded": ("examples, as a share of the largest batch", lambda s, batch: len(batch[0]) / largest(s)),
-    "classes": ("classes", lambda s, batch: 1 if s.outputs else len(s.theta[-1])),
+    "classes": ("classes", lambda s, batch: 1 if s.outputs or s.summed is None else len(s.theta[-1])),
     "squared": ("examples under squared errors", lambda s, batch: len(batch[0]) if s.outputs else 1),
 }
 
