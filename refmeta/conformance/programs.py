@@ -589,7 +589,6 @@ def alone(arrays: Arrays) -> Change:
 MOVING = {"moving": ("the arrays that adapt", lambda s: s.rates), "still": ("the body", but(lambda s: s.rates))}
 WHEN: dict[str, tuple[str, Callable[[Setting], bool]]] = {
     "in_later": ("the tasks after the first", lambda s: s.place > 0),
-    "in_earlier": ("the tasks before the last", lambda s: s.place < len(s.tasks) - 1),
     "if_deep": ("networks with a hidden layer", lambda s: len(s.theta) > 2),
     "if_network": ("networks", network),
     "if_arrays": ("models of several arrays", lambda s: len(s.theta) > 1),
@@ -969,10 +968,11 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
         return {"rates": times(s.rates, [p if share else True for share in shares])} if network(s) else {}
 
     updates: dict[str, Fields] = {name: {name: p} for name in ("momentum", "pull", "decay", "clamp", "norm")}
-    updates |= {kind: {"kind": kind, "momentum": p} for kind in ("nesterov", "average")}
-    for name, tie in (("half", 0.5), ("whole", 1)):
+    updates["norm_arrays"] = {"norm": p, "apart": True}
+    updates |= {"nesterov": {"kind": "nesterov", "momentum": p}, "average": {"kind": "average", "momentum": p}}
+    for name, tie in (("half", 0.5), ("whole", 1)) if s.differentiates else ():  # else they are as without it
         updates |= {f"clamp_{name}": {"clamp": p, "tie": tie}, f"norm_{name}": {"norm": p, "tie": tie}}
-    updates |= {"norm_arrays": {"norm": p, "apart": True}, "norm_constant": {"norm": p, "constant": True}}
+        updates |= {"norm_constant": {"norm": p, "constant": True}}
     lists = {"always": (S * n)[:n], "always_last": (S + S[-1:] * n)[:n], "at_most": S[:n]}
     found: dict[str, Fields] = {name: {"update": u._replace(**fields)} for name, fields in updates.items()}
     found |= {id: {"supports": batches} for id, batches in lists.items()}
