@@ -355,10 +355,8 @@ def named_mistakes(came: list[Judged], answers: list[search.Answered]) -> list[s
     """The explanations of all these answers; a single answer has none, unless it is zero."""
     if len(came) == 1:
         return [] if answers[0].got.any() else [search.ZERO]
-    return search.explain(
-        search.cheapest_first(answers),
-        search.SEARCHES[:NEAR] if min(j.row.digits for j in came) >= LOW else search.SEARCHES,
-    )
+    searches = search.SEARCHES[:NEAR] if min(j.row.digits for j in came) >= LOW else search.SEARCHES
+    return search.explain(search.cheapest_first(answers), searches)
 
 
 def unnamed(algorithm: str, came: list[Judged], answers: list[search.Answered], first: str, ask: Ask | None) -> Verdict:

@@ -74,9 +74,9 @@ def pieces(a: Answered) -> dict[str, np.ndarray]:
     return found | {"θ": flat(first.theta)}
 
 
-def combination(answers: Sequence[Answered]) -> dict[str, float]:
-    """The fewest pieces whose same combination every answer is, with their coefficients; {} if there are none."""
-    parts, weights = [pieces(a) for a in answers], np.concatenate([np.full(a.got.size, 1 / a.limit) for a in answers])
+def combination(answers: Sequence[Answered], parts: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
+    """The fewest of these pieces of which every answer is the same combination, with their coefficients; {} if none."""
+    weights = np.concatenate([np.full(a.got.size, 1 / a.limit) for a in answers])
     got, columns = np.concatenate([a.got for a in answers]), dict[str, np.ndarray]()
     for name in parts[0]:
         column = np.concatenate([part[name] for part in parts])
@@ -179,16 +179,16 @@ def spanned(answers: Sequence[Answered], parts: Callable[[Answered], np.ndarray]
     return not any(off) and any(a.wrong() for a, _ in long)
 
 
-def span(answers: Sequence[Answered]) -> str:
+def span(answers: Sequence[Answered], parts: Sequence[dict[str, np.ndarray]]) -> str:
     """Of what all answers are sums of multiples, which differ from one to the next; "" if of nothing."""
     if spanned(answers, lambda a: a.under(())):
         return "the tasks' right gradients"
-    parts = {id(a): pieces(a) | {"the right answer": a.under(()).sum(0)} for a in answers}
-    names = ["the right answer", *filter(lambda name: all(name in found for found in parts.values()), [*PIECES, "θ"])]
-    pairs = (
-        pair for pair in combinations(names, 2) if spanned(answers, lambda a: np.stack([parts[id(a)][n] for n in pair]))
-    )
-    return " and ".join(next(pairs, ()))
+    of = {id(a): {"the right answer": a.under(()).sum(0)} | found for a, found in zip(answers, parts, strict=True)}
+    names = [name for name in ("the right answer", *PIECES, "θ") if all(name in found for found in of.values())]
+    for pair in combinations(names, 2):
+        if spanned(answers, lambda a: np.stack([of[id(a)][name] for name in pair])):
+            return " and ".join(pair)
+    return ""
 
 
 def wrong_arrays(parts: Sequence[tuple[Answered, Sequence[bool]]]) -> str:
@@ -206,13 +206,10 @@ def facts(
 ) -> Evidence:
     """All evidence in the answers to these cases; parts: of the wrong ones, as `wrong_arrays` takes them."""
     off, right = ([case for case, so in zip(cases, wrong, strict=True) if so is which] for which in (True, False))
-    where, (program, missing), times, made = (
-        rule(off, right),
-        nearest(answers),
-        multiples(answers),
-        combination(answers),
-    )
+    found = [pieces(a) for a in answers]
+    where, (program, missing) = rule(off, right), nearest(answers)
+    times, made = multiples(answers), combination(answers, found)
     outside, ids = not right and any(not case.alpha for case in off), tuple(cases[i].id for i in missing)
-    of = "" if times or made else span(answers)
+    of = "" if times or made else span(answers, found)
     unless, arrays = "" if where else rule(right, off), wrong_arrays(parts)
     return Evidence(where, len(off), len(cases), unless, outside, arrays, times, of, made, program, ids)

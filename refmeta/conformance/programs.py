@@ -28,14 +28,8 @@ def known(id: str) -> mistakes.Mistake:
         return mistakes.MISTAKES.get(id) or mistakes.OTHERS.get(id) or ALONE[id]
     name, value = id.split("=")
     family, number = mistakes.FAMILIES[name], float(value)
-    return mistakes.Mistake(
-        id,
-        family.title.format(f"{number:.6g}"),
-        family.cause,
-        mistakes.UNSEEN,
-        "",
-        mistakes.replaced(family.fields, number),
-    )
+    title, change = family.title.format(f"{number:.6g}"), mistakes.replaced(family.fields, number)
+    return mistakes.Mistake(id, title, family.cause, mistakes.UNSEEN, "", change)
 
 
 def with_mistakes(ids: Iterable[str], settings: list[Setting]) -> list[Setting]:
@@ -99,7 +93,7 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
     first_supports: every task adapts to the first task's support data
     last_supports: every task adapts to the last task's support data
     tasks_together: every inner step descends the mean of all tasks' support losses
-    shortest_together: the same, and there are as many steps as in the shortest task
+    shortest_together: every inner step descends the mean of all tasks' support losses, as often as in the shortest task
     Cause: the tasks' data are indexed by another counter
     """
     S, Q, K, tasks = s.supports, s.query, len(s.supports), s.tasks
@@ -120,15 +114,15 @@ def supports(s: Setting, _: None) -> dict[str, Fields]:
         lists |= {"first_supports": tasks[0][0], "last_supports": tasks[-1][0]}
         steps = {"tasks_together": max(len(S) for S, _ in tasks), "shortest_together": min(len(S) for S, _ in tasks)}
         lists |= {id: [at_each_step(s, k)[0] for k in range(many)] for id, many in steps.items()}
-    together = dict.fromkeys(("tasks_together", "shortest_together"), {"pieces": with_neighbours})
-    apart: dict[str, Fields] = {**together, "adapted_before": {"through": lambda k, steps: k >= K}}
+    apart: dict[str, Fields] = {"adapted_before": {"through": lambda k, steps: k >= K}}
+    apart |= {id: {"pieces": with_neighbours} for id in ("tasks_together", "shortest_together")}
     return further | {id: {"supports": found, **apart.get(id, {})} for id, found in lists.items()}
 
 
 PARTS: dict[str, tuple[str, Callable[[int], int]]] = {
     "first_example": ("the first example", lambda n: 1),
     "first_half": ("the first half", lambda n: max(n // 2, 1)),
-    "pairs": ("whole pairs of examples", lambda n: n - n % 2 or 1),
+    "pairs": ("an even number of examples", lambda n: n - n % 2 or 1),
     "last_missing": ("what is before the last example", lambda n: n - 1),
 }
 
@@ -946,7 +940,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     first_faster 0.1 0.5 2 10: the inner step size of the first layer is multiplied by {}
     Cause: parameter groups with rates of their own
 
-    batches_of 1 2 4: every inner step is one for each {} examples of its batch
+    batches_of 1 2 4: an inner step is taken on every {} examples of a batch
     Cause: the inner loop goes over small batches
 
     rounded 1 2 3: the inner step size is rounded to {} digits after the point

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--framework", choices=FRAMEWORKS)
     parser.add_argument("--out", metavar="FILE")
     arguments = parser.parse_args()
-    kinds: dict[str, Counter[str]] = {"right": Counter(), "wrong": Counter()}
+    kinds: dict[str, Counter[str]] = {}
     times: list[float] = []
     with open(arguments.out, "w") if arguments.out else nullcontext() as out:
         for name, entry in load(arguments.framework).items():
@@ -59,19 +59,18 @@ def main() -> None:
             verdict, seconds = asked(entry)
             first = verdict.text.partition("\n")[0]
             kind, fresh = judged(entry, verdict)
-            kinds[truth][kind] += 1
+            kinds.setdefault(f"{entry.function.__module__}, {truth}", Counter())[kind] += 1
             times.append(seconds)
             print(f"{name}  {kind}{fresh}  {first}  ({entry.words})  {seconds:.1f} s", flush=True)
             if out:
                 line = {"name": name, "words": entry.words, "mistakes": entry.mistakes, "kind": kind, "fresh": fresh}
                 line |= {"first": first, "text": verdict.text, "seconds": round(seconds, 2)}
                 print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
-    for truth, counts in kinds.items():
-        print(f"{truth}: {counts.total()}:", ", ".join(f"{kind} {n}" for kind, n in counts.most_common()))
+    for of, counts in kinds.items():
+        print(f"{of}: {counts.total()}:", ", ".join(f"{kind} {n}" for kind, n in counts.most_common()))
     if times:
-        print(
-            f"judging: median {median(times):.2f} s, most {max(times):.1f} s, {sum(t > 10 for t in times)} above 10 s"
-        )
+        long = sum(seconds > 10 for seconds in times)
+        print(f"judging: median {median(times):.2f} s, most {max(times):.1f} s, {long} above 10 s")
 
 
 if __name__ == "__main__":

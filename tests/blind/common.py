@@ -94,6 +94,12 @@ def combine(case, per_task):
     return times(1 / len(per_task) if case.conventions["tasks"] == "mean" else 1, add(per_task))
 
 
+def through(case, value, tasks=None):
+    """∇ of value(θ, supports, query), combined over the tasks."""
+    tasks = case.tasks if tasks is None else tasks
+    return combine(case, [grad(lambda theta: value(list(theta), *task))(case.theta) for task in tasks])
+
+
 def unit(case, supports):
     """What Reptile's displacement is divided by."""
     alpha, k = case.alpha, len(supports)

@@ -21,6 +21,7 @@ from tests.blind.common import (
     merged,
     mlp,
     path,
+    through,
     times,
     unflat,
     unit,
@@ -31,10 +32,6 @@ from tests.blind.registry import right, wrong
 def by_task(case, objective):
     """The gradient of objective(θ, supports, query), for each task."""
     return [grad(objective)(list(case.theta), supports, query) for supports, query in case.tasks]
-
-
-def each_task(case, objective):
-    return combine(case, by_task(case, objective))
 
 
 def on_vectors(case):
@@ -66,7 +63,7 @@ def folded(case):
     def step(phi, batch):
         return descend(phi, grad(loss)(phi, batch), case.alpha)
 
-    return each_task(case, lambda theta, supports, query: loss(reduce(step, supports, theta), query))
+    return through(case, lambda theta, supports, query: loss(reduce(step, supports, theta), query))
 
 
 @right("maml", "the Jacobian of every step, multiplied out forwards as matrices")
@@ -120,7 +117,7 @@ def rate_for_each_array(case):
             theta = [t - rate * g for t, rate, g in zip(theta, rates, gradient, strict=True)]
         return loss(theta, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @right("anil", "parameters in a dict, by name; the adapted ones override")
@@ -156,7 +153,7 @@ def sum_of_inner_gradients(case):
 @right("joint", "MAML whose tasks have lost their supports")
 def maml_without_supports(case):
     loss = make_loss(case)
-    return each_task(case, lambda theta, supports, query: loss(path(loss, theta, [], case.alpha)[-1], query))
+    return through(case, lambda theta, supports, query: loss(path(loss, theta, [], case.alpha)[-1], query))
 
 
 # --- MAML by autograd, wrong ---
@@ -182,7 +179,7 @@ def gradients_where_it_began(case):
             fast = [w - case.alpha * g for w, g in zip(fast, grads, strict=True)]
         return loss(fast, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "every inner step starts from θ again")
@@ -195,7 +192,7 @@ def steps_from_the_start(case):
             fast = [w - case.alpha * g for w, g in zip(theta, grad(loss)(fast, batch), strict=True)]
         return loss(fast, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "the query loss is the mean over all steps, not that after the last")
@@ -207,7 +204,7 @@ def loss_at_every_step(case):
         losses = losses[1:] or losses
         return sum(losses) / len(losses)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "the objective is how much adaptation improves the query loss")
@@ -218,7 +215,7 @@ def gain_of_adapting(case):
         before, after = loss(theta, query), loss(path(loss, theta, supports, case.alpha)[-1], query)
         return after - before
 
-    return each_task(case, gain)
+    return through(case, gain)
 
 
 LAMBDA = 0.5
@@ -234,7 +231,7 @@ def proximal(case):
 
         return loss(path(near, theta, supports, case.alpha)[-1], query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "biases learn at twice the rate, as in Caffe's examples")
@@ -246,7 +243,7 @@ def lr_mult(case):
             w = [p - r * g for p, r, g in zip(w, rates, grad(loss)(w, batch), strict=True)]
         return loss(w, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "the gradient of the first step is computed beforehand, and so is a constant")
@@ -277,7 +274,7 @@ def one_activation_short(case):
         return x
 
     loss = make_loss(case, net)
-    return each_task(case, lambda theta, S, Q: loss(path(loss, theta, S, case.alpha)[-1], Q))
+    return through(case, lambda theta, S, Q: loss(path(loss, theta, S, case.alpha)[-1], Q))
 
 
 @wrong("maml", "the loss is the root of the mean squared error, the competition's metric", tasks="mean")
@@ -299,7 +296,7 @@ def whole_support_set(case):
         whole = [merged(case, supports)] * len(supports) if supports else []
         return loss(path(loss, theta, whole, case.alpha)[-1], query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 N_INNER = 5
@@ -322,7 +319,7 @@ def standardised_targets(case):
             y = (y - y.mean(axis=0)) / (y.std(axis=0) + 1e-8)
         return plain(theta, (x, y))
 
-    return each_task(case, lambda theta, S, Q: loss(path(loss, theta, S, case.alpha)[-1], Q))
+    return through(case, lambda theta, S, Q: loss(path(loss, theta, S, case.alpha)[-1], Q))
 
 
 # --- MAML by hand, wrong ---
@@ -497,7 +494,7 @@ def fresh_head(case):
     def objective(theta, supports, query):
         return loss(with_heads(case, loss, theta[:cut], [0 * h for h in theta[cut:]], supports), query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("anil", "the body's gradient takes the adapted head as a constant")
@@ -514,7 +511,7 @@ def head_is_constant_to_the_body(case):
 @wrong("anil", "`head` is taken for a number of layers: twice as many arrays adapt")
 def head_in_layers(case):
     loss, cut = make_loss(case), max(len(case.theta) - 2 * case.head, 0)
-    return each_task(case, lambda theta, S, Q: loss(with_heads(case, loss, theta[:cut], theta[cut:], S), Q))
+    return through(case, lambda theta, S, Q: loss(with_heads(case, loss, theta[:cut], theta[cut:], S), Q))
 
 
 @wrong("anil", "the body adapts along with the head, and is put back before the query")
@@ -525,7 +522,7 @@ def body_put_back(case):
         phi = path(loss, theta, supports, case.alpha)[-1]
         return loss([*theta[:cut], *phi[cut:]], query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("anil", "the wrong side of the slice adapts: the body, and the head stays")
@@ -538,7 +535,7 @@ def wrong_side_of_the_slice(case):
             theta = [*descend(theta[:cut], g[:cut], case.alpha), *theta[cut:]]
         return loss(theta, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("anil", "only the body is meta-trained: the head's gradient is 0", tasks="mean")
@@ -645,7 +642,7 @@ def held_out(case):
             w = descend(w, grad(train)(w, batch), case.alpha)
         return total(w, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "the inner gradient is a constant, and is clipped to a norm of 1", mistakes=2)
@@ -657,7 +654,7 @@ def stable_maml(case):
         norm = np.sqrt(dot(g, g))
         return descend(phi, times(min(1.0, 1.0 / norm) if norm else 1.0, g), case.alpha)
 
-    return each_task(case, lambda theta, supports, query: loss(reduce(inner_step, supports, theta), query))
+    return through(case, lambda theta, supports, query: loss(reduce(inner_step, supports, theta), query))
 
 
 @wrong(
@@ -676,7 +673,7 @@ def averaged_gradients(case):
             phi = descend(phi, m, case.alpha)
         return loss(phi, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "the factor is I + αH, and all Hessians are taken at θ", mistakes=2)
@@ -711,7 +708,7 @@ def discriminative_rates(case):
             theta = [t - lr * d for t, lr, d in zip(theta, lrs, g, strict=True)]
         return loss(theta, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("anil", "biases of the head do not adapt; the inner loss is a sum over the examples", mistakes=2)
@@ -725,7 +722,7 @@ def weights_of_the_head(case):
             theta = [t - case.alpha * d if moves else t for t, d, moves in zip(theta, g, adapts, strict=True)]
         return outer(theta, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("reptile", "the inner loop has momentum 0.9; every step sees the first batch", mistakes=2)

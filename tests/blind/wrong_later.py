@@ -16,6 +16,7 @@ from tests.blind.common import (
     make_loss,
     merged,
     path,
+    through,
     times,
     unflat,
     unit,
@@ -25,12 +26,6 @@ from tests.blind.registry import wrong
 
 def network(case):
     return case.model["kind"] != "quadratic"
-
-
-def through(case, value, tasks=None):
-    """The derivative of value(θ, supports, query), for all tasks."""
-    tasks = case.tasks if tasks is None else tasks
-    return combine(case, [grad(lambda theta: value(list(theta), S, Q))(case.theta) for S, Q in tasks])
 
 
 def walk(case, theta, supports, direction):

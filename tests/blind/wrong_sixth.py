@@ -21,16 +21,12 @@ from tests.blind.common import (
     merged,
     path,
     quadratic,
+    through,
     times,
     unflat,
     unit,
 )
 from tests.blind.registry import right, wrong
-
-
-def each_task(case, objective):
-    """The gradient of objective(θ, supports, query), over the tasks."""
-    return combine(case, [grad(objective)(list(case.theta), *task) for task in case.tasks])
 
 
 def reducer(case):
@@ -120,7 +116,7 @@ def zeros_and_ones(case):
             theta = [t - case.alpha * m * d for t, m, d in zip(theta, mask, g, strict=True)]
         return loss(theta, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @right("anil", "the direct part, and the part pulled back through the adapted head")
@@ -177,7 +173,7 @@ def stale_weights(case):
             fast = descend(fast, grad(loss)(theta, batch), case.alpha)
         return loss(fast, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "the supports are popped from the end of the list: the last comes first")
@@ -190,7 +186,7 @@ def popped(case):
             phi = descend(phi, grad(loss)(phi, queue.pop()), case.alpha)
         return loss(phi, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "the query loss is the mean of those after every step, as in MAML++")
@@ -202,7 +198,7 @@ def mean_of_all_steps(case):
         losses = [loss(phi, query) for phi in phis[1:] or phis]
         return sum(losses) / len(losses)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "the support losses on the way are added to the meta-loss")
@@ -216,7 +212,7 @@ def losses_on_the_way(case):
             phi = descend(phi, grad(loss)(phi, batch), case.alpha)
         return running + loss(phi, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "each task starts where the one before it ended")
@@ -297,7 +293,7 @@ def proximal_again(case, lam=0.5):
             phi = descend(phi, grad(inner)(phi, theta, batch), case.alpha)
         return loss(phi, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "biases learn at twice the rate in the inner loop, as in Caffe")
@@ -311,11 +307,11 @@ def caffe_rates(case):
             phi = [p - r * g for p, r, g in zip(phi, rates, grad(loss)(phi, batch), strict=True)]
         return loss(phi, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 def plain_maml(case, loss):
-    return each_task(case, lambda theta, S, query: loss(path(loss, theta, S, case.alpha)[-1], query))
+    return through(case, lambda theta, S, query: loss(path(loss, theta, S, case.alpha)[-1], query))
 
 
 @wrong("maml", "the loss has an L2 penalty on the weight matrices")
@@ -399,7 +395,7 @@ def best_so_far(case):
             best = min(best, loss(phi, query))
         return best
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "the inner gradient is clipped to ±1, entry by entry")
@@ -413,7 +409,7 @@ def entries_clipped(case):
             phi = descend(phi, clipped, case.alpha)
         return loss(phi, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 # --- First-order MAML: one mistake ---
@@ -499,7 +495,7 @@ def wrong_end(case):
             adapting = descend(adapting, g, case.alpha)
         return loss([*adapting, *rest], query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 def split_objective(case, loss, adapt):
@@ -521,7 +517,7 @@ def head_from_zero(case):
         fresh = [np.zeros(np.shape(h)) for h in head]
         return path(lambda h, batch: loss([*body, *h], batch), fresh, supports, case.alpha)[-1]
 
-    return each_task(case, split_objective(case, loss, adapt))
+    return through(case, split_objective(case, loss, adapt))
 
 
 @wrong("anil", "the inner rate is the function's default, 0.1")
@@ -533,7 +529,7 @@ def default_rate(case):
             head = descend(head, grad(lambda h, batch=batch: loss([*body, *h], batch))(head), lr)
         return head
 
-    return each_task(case, split_objective(case, loss, adapt))
+    return through(case, split_objective(case, loss, adapt))
 
 
 @wrong("anil", "the features of the supports are constants to the outer gradient")
@@ -544,7 +540,7 @@ def features_detached(case):
         frozen = [getval(b) for b in body]
         return path(lambda h, batch: loss([*frozen, *h], batch), head, supports, case.alpha)[-1]
 
-    return each_task(case, split_objective(case, loss, adapt))
+    return through(case, split_objective(case, loss, adapt))
 
 
 @wrong("anil", "the body's gradient is taken with the head that has not adapted")
@@ -709,7 +705,7 @@ def normalised_and_one_more(case):
         return x @ theta[-2] + theta[-1]
 
     loss = make_loss(case, net)
-    return each_task(case, lambda theta, S, Q: loss(path(loss, theta, [*S, *S[-1:]], case.alpha)[-1], Q))
+    return through(case, lambda theta, S, Q: loss(path(loss, theta, [*S, *S[-1:]], case.alpha)[-1], Q))
 
 
 @wrong("maml", "the loss is PyTorch's smooth L1, and every step takes the first support", mistakes=2)
@@ -722,7 +718,7 @@ def smooth_l1_on_the_first(case):
         return reducer(case)(np.where(e < 1, e**2 / 2, e - 0.5))
 
     loss = huber if case.loss["kind"] == "squared_error" else make_loss(case)
-    return each_task(case, lambda theta, S, Q: loss(path(loss, theta, [S[0] for _ in S], case.alpha)[-1], Q))
+    return through(case, lambda theta, S, Q: loss(path(loss, theta, [S[0] for _ in S], case.alpha)[-1], Q))
 
 
 @wrong("fomaml", "the inner rate halves at every step, and the meta-gradient's norm is clipped to 1", mistakes=2)
@@ -784,7 +780,7 @@ def prototype_that_grew(case, decay=0.01):
             fast = descend(theta, g, case.alpha)
         return loss(fast, merged(case, [*supports[-1:], query]))
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("maml", "skip connections, inner gradients that are constants, and the loss before is subtracted", mistakes=3)
@@ -803,7 +799,7 @@ def gain_over_the_start(case):
             phi = descend(phi, grad(loss)([getval(p) for p in phi], batch), case.alpha)
         return loss(phi, query) - loss(theta, query)
 
-    return each_task(case, objective)
+    return through(case, objective)
 
 
 @wrong("fomaml", "the rate falls to zero over the steps, biases stay, each task's gradient has length 1", mistakes=3)

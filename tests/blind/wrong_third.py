@@ -21,16 +21,12 @@ from tests.blind.common import (
     merged,
     mlp,
     path,
+    through,
     times,
     unflat,
     unit,
 )
 from tests.blind.registry import right, wrong
-
-
-def through(case, of_task):
-    """∇ of of_task(θ, supports, query), combined over the tasks."""
-    return combine(case, [grad(lambda t: of_task(list(t), S, Q))(case.theta) for S, Q in case.tasks])
 
 
 def loss_by(case, errors):
