@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from refmeta.conformance import Case, Skip
 
 FRAMEWORKS = {
-    "numpy": ("right", "wrong", "wrong_later", "wrong_third", "wrong_fourth", "wrong_sixth"),
+    "numpy": ("right", "wrong", "wrong_later", "wrong_third", "wrong_fourth", "wrong_sixth", "wrong_seventh"),
     "torch": ("right_torch", "wrong_torch", "wrong_torch_third", "wrong_torch_fourth", "wrong_torch_fifth"),
     "jax": ("right_jax", "wrong_jax", "wrong_jax_fifth"),
 }
