@@ -859,7 +859,7 @@ def masked_vector(case):
     return through(case, task_loss)
 
 
-@right("anil", "by hand: the inner gradient is backprop's, and back through the steps go whole rows of the Hessian")
+@right("anil", "by hand on vectors: back through each step go the head's whole rows of the Hessian")
 def rows_of_the_hessian(case):
     loss, per_task = make_loss(case), []
     for supports, query in case.tasks:
