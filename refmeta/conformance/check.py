@@ -236,7 +236,7 @@ STATUS = {"skipped": "skip", "none": "error", "not finite": "error", "right": "p
 NEARLY = {"float64": 1e-13, "float32": 1e-6}
 
 
-LOW = 1.5  # digits: an answer with so many everywhere may be imprecise, not wrong
+LOW = 1.4  # digits: an answer with so many everywhere may be imprecise, not wrong
 NEAR = 3  # searches are made then: two mistakes would hardly leave so much right
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +111,11 @@ def nearest(answers: Sequence[Answered]) -> tuple[Program, tuple[int, ...]]:
     return best[min(best)] if best and min(best) <= most else ((), ())
 
 
+def shapes(case: Case) -> Any:
+    """What a step that is compiled, or a result that is cached, is usually kept by."""
+    return [leaf.shape for leaf in case.theta], len(case.tasks[0][0])
+
+
 def conditions(case: Case) -> dict[str, bool]:
     """Conditions that a mistake may depend on, each with whether it holds for the case; then their opposites."""
     steps, widths = [len(supports) for supports, _ in case.tasks], case.model.get("widths", [])
@@ -129,6 +134,7 @@ def conditions(case: Case) -> dict[str, bool]:
         ("a hidden layer", "no hidden layer"): len(widths) > 2,
         ("cross-entropy", "no cross-entropy"): case.loss["kind"] == "cross_entropy",
         ("several outputs", "one output"): widths[-1:] > [1],
+        ("layers of the same width", "no layers of the same width"): any(a == b for a, b in pairwise(widths)),
         ("another batch at each step", "one batch for all steps"): not all(
             np.array_equal(x, supports[0][0]) for supports, _ in case.tasks for x, _ in supports
         ),
@@ -206,8 +212,12 @@ def facts(
 ) -> Evidence:
     """All evidence in the answers to these cases; parts: of the wrong ones, as `wrong_arrays` takes them."""
     off, right = ([case for case, so in zip(cases, wrong, strict=True) if so is which] for which in (True, False))
-    found = [pieces(a) for a in answers]
-    where, (program, missing) = rule(off, right), nearest(answers)
+    found, again = (
+        [pieces(a) for a in answers],
+        [shapes(case) in map(shapes, cases[:i]) for i, case in enumerate(cases)],
+    )
+    where = "shapes and K that came before" if again == list(wrong) and sum(again) > 1 else rule(off, right)
+    program, missing = nearest(answers)
     times, made = multiples(answers), combination(answers, found)
     outside, ids = not right and any(not case.alpha for case in off), tuple(cases[i].id for i in missing)
     of = "" if times or made else span(answers, found)

@@ -187,6 +187,8 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
         visible = abs(abs(c) * top - 1) * length > 10 * limit * top  # else any factor near 1 fits
         if c and visible and not fitted.named and f"{abs(c) * top:.4g}" != "1":
             found.add((names[i], fitted))
+            own = [(factor.own, value) for factor, value in known.items() if factor.own and factor[:2] == (1, "")]
+            found |= {(names[i], Factor(float(f"{c / value:.4g}"), "", kept)) for kept, value in own}
     if not found and len(per_task) > 1 and len(got) > len(per_task) + 1:
         free = np.linalg.lstsq(per_task.T, got, rcond=None)[0]
         rounded = tuple(float(f"{w:.3g}") for w in free)

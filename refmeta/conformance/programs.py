@@ -685,6 +685,9 @@ def heads(s: Setting, _: None) -> dict[str, Fields]:
     head_of_zeros: the head starts from zeros
     head_of_zeros_constant: the head starts from zeros and gets no gradient
     Cause: the head is made anew for each task
+
+    body_gradients_left: the support gradients of the body are added to its gradient
+    Cause: the inner optimiser's zero_grad clears the head's .grad alone
     """
     body = tuple(not rate for rate in s.rates) if s.split else but(last_layer)(s)
     if not s.adapts or not (s.split or len(s.theta) > 2):
@@ -699,6 +702,7 @@ def heads(s: Setting, _: None) -> dict[str, Fields]:
     some |= {"head_in_layers": rules.moves(len(s.theta), 2 * sum(s.rates))}
     found |= {id: {"rates": rates} for id, rates in some.items()}
     put_back: Fields = {"rates": (True,) * len(s.theta), "mixed": s.rates}
+    found |= {"body_gradients_left": {"spared": (s, body), "plain": inner_gradients}} if any(s.rates) else {}
     return found | {"body_put_back": put_back, "head_without_gradient": only(s, body)}
 
 
@@ -827,6 +831,7 @@ def reductions(s: Setting, _: None) -> dict[str, Fields]:
     half_squared_error: the squared error has a factor ½
     half_inside: the inner squared error has a factor ½
     half_outside: the squared error of the query has a factor ½
+    half_norm: the squared error is ½ ‖f − y‖², summed over the outputs
     Cause: ½ (f − y)² is another loss than the one that was asked for
 
     other_inside: the inner loss is a mean over the examples where a sum was asked for, and a sum where a mean was
@@ -842,10 +847,11 @@ def reductions(s: Setting, _: None) -> dict[str, Fields]:
     entries = COUNTS["entries"][1]
     (over, under), (times, above) = scaled(s, entries, -1), scaled(s, entries, 1)
     half, less = scaled(s, lambda s, batch: 0.5, 1)
+    norm = scaled(s, lambda s, batch: 0.5 * (1 if s.summed else s.outputs or 1), 1)
     found = {"examples_mean": over | under} if s.summed else {"examples_sum": times | above}
     found |= {"other_inside": over if s.summed else times, "other_outside": under if s.summed else above}
     halves = {"half_squared_error": half | less, "half_inside": half, "half_outside": less}
-    return found | (halves if s.outputs else {})
+    return found | (halves | {"half_norm": norm[0] | norm[1]} if s.outputs else {})
 
 
 @choice()
@@ -951,6 +957,10 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     at_most 2 3 4 5 10: at most {} inner steps are taken
     Cause: the number of steps is written by hand
 
+    below_left_out 0.5 1 0.1 0.01: an inner step is left out where its loss is below {}
+    until_below 0.5 1 0.1 0.01: the inner loop ends where its loss is below {}
+    Cause: early stopping
+
     part_way 0.1 0.5: a task starts from θ after {} of the way to where the task before ended
     Cause: θ is moved within the loop over tasks
     """
@@ -971,6 +981,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     found: dict[str, Fields] = {name: {"update": u._replace(**fields)} for name, fields in updates.items()}
     found |= {id: {"supports": batches} for id, batches in lists.items()}
     found |= {"alpha": {"alpha": p}, "alpha_times": {"alpha": p * s.alpha}, "part_way": {"leaks": p}}
+    found |= {"below_left_out": {"least": p}, "until_below": {"least": p, "ends": True}}
     found |= {"rounded": {"alpha": round(float(s.alpha), n)}, "momentum_on": {**found["momentum"], "remembers": True}}
     if network(s) and all(len(x) <= MANY for x, _ in S):
         found |= {"batches_of": {"supports": [part for batch in S for part in cut(batch, n)]}}
@@ -993,6 +1004,8 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
 
     l2 0.001 0.002 0.0005 0.0001 0.01 0.02 0.1: every loss has {} / 2 ‖φ‖² in it
     l2_outside 0.001 0.002 0.0005 0.0001 0.01 0.02 0.1: the query loss has {} / 2 ‖φ‖² in it
+    l2_weights 0.001 0.002 0.0005 0.0001 0.01 0.02 0.1: every loss has {} / 2 ‖φ‖² of the weights in it
+    l2_weights_outside 0.001 0.002 0.0005 0.0001 0.01 0.02 0.1: the query loss has {} / 2 ‖φ‖² of the weights in it
     Cause: a weight decay, or a penalty, in the loss
 
     in_pieces 2 4: the query loss is the mean over pieces of {}, whatever their sizes
@@ -1041,7 +1054,9 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     through: dict[str, Any] = {"step_cut": lambda k, steps: k != p - 1, "first_steps_cut": lambda k, steps: k >= p}
     through |= {"last_steps_alone": lambda k, steps: k >= steps - p, "first_steps_alone": lambda k, steps: k < p}
     found |= {"body_less": only(s, [rate or p for rate in s.rates])} if s.split else {}
-    found |= {"l2": {"ridge": (p, p)}, "l2_outside": {"ridge": (0, p)}}
+    every, some = [p] * len(s.theta), [p * share for share in weights(s)]
+    found |= {"l2": {"ridge": (every, every)}, "l2_outside": {"ridge": (None, every)}}
+    found |= {"l2_weights": {"ridge": (some, some)}, "l2_weights_outside": {"ridge": (None, some)}}
     found |= {"descended": {"descends": p}}
     back = {id: {"through": steps} for id, steps in through.items()} | {"bend": {"back": p * s.back}}
     ways = {"differences": (0, False), "central_differences": (-0.5, False), "unit_differences": (-0.5, True)}

@@ -157,7 +157,7 @@ AUDIT = {
 }
 TWICE = "asked twice, {} got two answers: it draws random numbers or keeps state between calls."
 ASK = '\nReturn {"gradient": …, "phi": …}, with φ_0 … φ_K of every task, and the report names the first wrong step.'
-FORMATS = {"float32": 5.5, "TF32 or float16": 2.3, "bfloat16": 1.5}  # and the digits that are left of a gradient
+FORMATS = {"float32": 5.5, "TF32 or float16": 2.3, "bfloat16": 0}  # and the digits that are left of a gradient
 ALPHA = "α is rounded: all is right for its first six digits. The vectors' α are float32, as 0.30000001192092896."
 ALONE = "one vector, no diagnosis: {}"
 ZEROS = (
@@ -225,7 +225,7 @@ def evidence(p: Evidence) -> str:
     if p.factor != 1:
         return f"right to {p.digits:.0f} digits: it is the right answer times {p.factor:.8g}, on every vector."
     if p.digits:
-        name = next((name for name, digits in FORMATS.items() if p.digits >= digits), "float16")
+        name = next(name for name, digits in FORMATS.items() if p.digits >= digits)
         why = f"by no known mistake: low precision ({name}), or differences too coarse."
         return f"right to about {p.digits:.1f} digits everywhere, {why}"
     pieces = " and ".join(f"{c:.4g} times {name}" if c != 1 else name for name, c in p.pieces.items())

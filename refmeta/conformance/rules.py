@@ -83,7 +83,9 @@ class Setting(NamedTuple):
     split: bool = False  # into a body and a head, even where one is empty
     loss: str = ""  # another one, of the query
     loss_inside: str = ""
-    ridge: tuple[Any, Any] = (0, 0)  # the inner and the outer loss have so much ½‖φ‖² in them
+    ridge: tuple[Any, Any] = (None, None)  # the inner and the outer loss have so much ½‖·‖² of each array in them
+    least: Any = 0  # a step whose support loss is below it is left out
+    ends: bool = False  # and all after it
     start: Theta | None = None  # φ_0, where it is not θ
     update: Update = Update()
     pace: Callable[["Setting", int], Any] | None = None  # of step k, times α
@@ -178,12 +180,24 @@ def gradients(d: Derivatives, settings: Iterable[Setting]) -> list[Theta]:
         if s.together or s.remembers:
             starts = (*starts, len(before)) if s.remembers else ()
             s = s._replace(supports=before + s.supports, starts=starts)
+        s = early(d, s) if s.least and d.value else s
         found.append(gradient(d, s))
         if s.leaks or s.descends:
             end = path(d, s)[-1] if s.leaks else axpy(-s.descends * s.scale, found[-1], s.theta)
             start = end if s.leaks in (0, 1) else axpy(s.leaks, axpy(-1, s.theta, end), s.theta)
         before = s.supports
     return found
+
+
+def early(d: Derivatives, s: Setting) -> Setting:
+    """A task without the steps whose support loss is too small."""
+    taken = list[Batch]()
+    for batch in s.supports:
+        small = d.value and d.value(path(d, s._replace(supports=taken))[-1], batch) < s.least
+        if small and s.ends:
+            break
+        taken += [] if small else [batch]
+    return s._replace(supports=taken)
 
 
 def weighted(s: Setting, weight: Any) -> Setting:
@@ -304,7 +318,7 @@ def with_loss(d: Derivatives, s: Setting, outside: bool) -> Derivatives:
     """The derivatives of the loss that is taken, inside or outside, for the right one."""
     name, pieces = (s.loss, s.pieces_outside) if outside else (s.loss_inside, s.pieces)
     d = root(d) if name == "root" and d.value else d.of(name) if name and d.of else d
-    d = ridged(d, s.ridge[outside]) if s.ridge[outside] else d
+    d = ridged(d, ridge) if (ridge := s.ridge[outside]) else d
 
     def of(function: Any, pieces: Any = pieces) -> Any:
         return lambda phi, batch, *v: mean([function(phi, piece, *v) for piece in pieces(s, batch)])
@@ -312,10 +326,11 @@ def with_loss(d: Derivatives, s: Setting, outside: bool) -> Derivatives:
     return d._replace(grad=of(d.grad), hvp=of(d.hvp), gauss=d.gauss and of(d.gauss)) if pieces else d
 
 
-def ridged(d: Derivatives, c: Any) -> Derivatives:
-    """The derivatives of L + c/2 ‖φ‖²."""
+def ridged(d: Derivatives, c: Sequence[Any]) -> Derivatives:
+    """The derivatives of L + Σ c_i/2 ‖φ_i‖² over the arrays."""
     return d._replace(
-        grad=lambda phi, b: axpy(c, phi, d.grad(phi, b)), hvp=lambda phi, b, v: axpy(c, v, d.hvp(phi, b, v))
+        grad=lambda phi, b: add([kept(phi, c), d.grad(phi, b)]),
+        hvp=lambda phi, b, v: add([kept(v, c), d.hvp(phi, b, v)]),
     )
 
 
