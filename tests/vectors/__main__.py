@@ -10,7 +10,7 @@ from typing import Any
 from refmeta.conformance.cases import FOLDER, FORMAT, FORMAT_VERSION
 from tests.vectors.recipes import NOTES, TIERS, first
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 
 
 def files() -> Iterator[tuple[str, bytes]]:

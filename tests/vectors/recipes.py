@@ -30,6 +30,7 @@ NOTES = {
     "Steep": "An inner gradient is longer than 100, and a number in it larger than 40: one that is clipped is visible.",
     "UnequalSteps": "The steps of a task have batches of unequal sizes.",
     "Ragged": "The tasks differ in their number of steps.",
+    "Fine": "Numbers have more digits than half precision keeps, so a type that is too short is visible.",
 }
 DEFAULT = {"tasks": "sum", "examples": "mean", "reptile": "displacement"}
 Layout = Sequence[tuple[tuple[int, ...], int]]  # the examples at each step of a task, and in its query
@@ -151,6 +152,8 @@ deep = partial(laid_out, widths=(2, 2, 2, 2, 2))
 deep_softmax = partial(deep, layout=RAGGED, widths=(2, 2, 2, 2, 3), loss="cross_entropy", alpha=0.5)
 long = partial(laid_out, layout=LONG, widths=(2, 2, 2, 1), alpha=0.125)
 relu = partial(laid_out, widths=(2, 3, 3, 1), alpha=0.0625, activation="relu")
+POOL = ((2,), 5), ((3,), 6)  # eleven queries
+fine = partial(laid_out, layout=POOL, widths=(2, 1), alpha=0.25, unit=65536, conventions={"tasks": "mean"})
 STEEP = {"reach": 64, "alpha": 2.0**-11}
 
 
@@ -246,6 +249,11 @@ TIERS = {
             "anil-deep-k12-t2": partial(long, widths=(2, 2, 2, 2), head=2),
             "reptile-deep-ragged": partial(deep, layout=RAGGED),
             "joint-deep-sum-over-examples": partial(deep, layout=SHORT, alpha=0.03125, conventions={"examples": "sum"}),
+            "maml-fine-k1-t2": partial(fine, conventions={}),
+            "fomaml-fine-k1-t2": fine,
+            "anil-fine-k1-t2": partial(fine, head=1),
+            "reptile-fine-k1-t2": fine,
+            "joint-fine-k1-t2": fine,
         },
     ),
     "relu": Tier(
@@ -278,7 +286,7 @@ def flags(case: Case) -> list[str]:
     """What the case shows, in the words of NOTES."""
     if case.tier == "canary":
         return ["Basic"]
-    steps, targets = max(len(supports) for supports, _ in case.tasks), case.tasks[0][1][1]
+    steps, (inputs, targets) = max(len(supports) for supports, _ in case.tasks), case.tasks[0][1]
     holds = {
         "SecondOrder": case.algorithm in ("maml", "anil") and steps > 0 and case.alpha > 0,
         "NonCommuting": case.algorithm in ("maml", "anil") and steps > 1 and case.alpha > 0,
@@ -291,6 +299,7 @@ def flags(case: Case) -> list[str]:
         "Long": steps >= 10,
         "Steep": targets.dtype.kind == "f" and abs(targets).max() > 40,
         "UnequalSteps": any(len({len(x) for x, _ in supports}) > 1 for supports, _ in case.tasks),
+        "Fine": bool(np.any(inputs != np.float16(inputs))),
         "Ragged": case.tier != "edge" and len({len(supports) for supports, _ in case.tasks}) > 1,
     }
     return [flag for flag, true in holds.items() if true]
