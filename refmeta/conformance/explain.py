@@ -32,7 +32,7 @@ NEAR = 1e-3  # of an answer: an explanation must be nearer
 FAR = 20  # times the usual numbers
 STEPS, SOON = 12, 5  # of Gauss–Newton, and those after which it must be near
 BEAM, FEW = 32, 8  # programs that another mistake is added to, and those where that is dear
-COMMON = "first_order", "one_step_short", "support_as_query", "inner_loss_summed"  # beside anything
+COMMON = "first_order", "one_step_short", "support_as_query", "inner_loss_summed", "last_task_alone"  # beside anything
 FIRST = 3  # answers by which they are chosen
 
 
@@ -142,13 +142,15 @@ def conventions(case: Case) -> dict[Factor, float]:
     found = {Factor(1, "1/(tasks - 1)"): case.divisor / max(T - 1, 1)}
     found[Factor(1, "tasks/(tasks - 1), of a mean")] = 1.0 if case.divisor == 1 else T / max(T - 1, 1)
     beside = {"": 1.0, "1/tasks": 1 / T} | of_tasks(T) | of_steps(K)
-    for tasks, reptile in product(*(CONVENTIONS[what].split() for what in ("tasks", "reptile"))):
-        own = replace(case, conventions={**case.conventions, "tasks": tasks, "reptile": reptile})
-        ratios = {1.0} if reptile == "displacement" or case.algorithm == "reptile" else set()
-        if case.algorithm == "reptile" and case.alpha:
+    choices = [("tasks", *CONVENTIONS["tasks"].split())]
+    choices += [("reptile", *CONVENTIONS["reptile"].split())] if case.algorithm == "reptile" else []
+    for some in product(*([None, *product([what], which)] for what, *which in choices)):
+        kept = tuple(filter(None, some))
+        own, ratios = replace(case, conventions={**case.conventions, **dict(kept)}), {1.0}
+        if case.alpha and kept and kept[-1][0] == "reptile":
             ratios = {own.factor(supports) / case.factor(supports) for supports, _ in case.tasks if supports} or {1.0}
-        if len(ratios) == 1:
-            kept, ratio = (("tasks", tasks), ("reptile", reptile)), ratios.pop() * case.divisor / own.divisor
+        if kept and len(ratios) == 1:
+            ratio = ratios.pop() * case.divisor / own.divisor
             for (name, c), sign in product(beside.items(), (1, -1)):
                 found[Factor(sign, name, kept)] = sign * c * ratio
     return found
@@ -396,7 +398,7 @@ def likely_pairs(answers: Sequence[Answered]) -> list[Program]:
     # Numbers, and what takes its time, an optimiser's derivative, are tried beside the nearest alone.
     rest = [name for name in names if "=" not in name and "update" not in touched[name]]
     some = [*product(close[: 2 * FEW], names), *product([name for name in close if name in rest], rest)]
-    some += product(filter(MISTAKES.__contains__, names), [name for name in names if "=" in name])
+    some += product(filter(MISTAKES.__contains__, names), names if quick else [])
     some += product(filter(names.__contains__, COMMON), names)
     both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some if a != b}
     reads = {name: touched[name] | {"supports"} for name in names}  # many choices are made from the support batches

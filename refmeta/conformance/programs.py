@@ -872,6 +872,12 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
     unit_tasks: the gradient of every task is divided by its norm
     Cause: gradients are scaled so that no task counts more than another
 
+    over_steps_taken: the displacement is divided by the number of the steps that were taken
+    Cause: the number of steps is that of another list
+
+    last_task_alone: of the tasks only the last one counts
+    Cause: a sum over the tasks is overwritten
+
     columns: the result is cut column by column
     rows: the result is flattened column by column
     weights_first: the result is flattened with the weights in front
@@ -901,7 +907,11 @@ def result(s: Setting, _: None) -> dict[str, Fields]:
     found |= {"unit_tasks": each(s, lambda g, t: shortened(g, np.inf)), "over_own_steps": times_each(s, 1 / K)}
     found |= {"phi_returned": {"curvature": None, "displaced": True} | each(s, lambda g, t: axpy(-1, g, t))}
     if s.displaced:
+        asked = len(s.tasks[s.place][0]) if s.tasks else K
+        mean = s.scale != 1 and np.isclose(s.scale * s.alpha * asked, 1)  # of the steps: over_alpha_k
+        found |= {"over_steps_taken": times_each(s, asked / K)} if mean else {}
         found |= {"from_first_step": {"origin": min(1, K)}, "path_added": {"towards": 1} | times_each(s, K)}
+    found |= {"last_task_alone": times_each(s, 1 * (s.place == len(s.tasks) - 1))} if s.tasks else {}
     return found | {"displacement": away}
 
 
@@ -941,6 +951,7 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
 
     biases_faster 2 0.1 0.5 10: the inner step size of the biases is multiplied by {}
     vectors_faster 2 0.1 0.5 10: the inner step size of arrays with one axis is multiplied by {}
+    small_faster 2 0.1 0.5 10: the inner step size of arrays with at most one axis is multiplied by {}
     last_faster 10 2 0.1 0.5: the inner step size of the last layer is multiplied by {}
     body_slowly 0.1 0.5 0.01: the body adapts too, with the inner step size times {}
     first_faster 0.1 0.5 2 10: the inner step size of the first layer is multiplied by {}
@@ -988,8 +999,9 @@ def inner(s: Setting, p: float) -> dict[str, Fields]:
     found |= {"cool": paced(s, lambda s, k: p**k), "first_faster_step": paced(s, lambda s, k: 1 if k else p)}
     found |= {"last_faster": faster(last_layer(s)), "first_faster": faster(first_layer(s))}
     found |= {"body_slowly": {"rates": tuple(rate or p for rate in s.rates)}} if s.split else {}
-    vectors = {"rates": times(s.rates, [p if np.ndim(leaf) == 1 else True for leaf in s.theta])}
-    return found | {"biases_faster": faster(but(weights)(s)), "vectors_faster": vectors}
+    for id, few in (("vectors_faster", (1,)), ("small_faster", (0, 1))):
+        found |= {id: {"rates": times(s.rates, [p if np.ndim(leaf) in few else True for leaf in s.theta])}}
+    return found | {"biases_faster": faster(but(weights)(s))}
 
 
 @choice()
@@ -1055,8 +1067,8 @@ def back(s: Setting, p: float) -> dict[str, Fields]:
     through |= {"last_steps_alone": lambda k, steps: k >= steps - p, "first_steps_alone": lambda k, steps: k < p}
     found |= {"body_less": only(s, [rate or p for rate in s.rates])} if s.split else {}
     every, some = [p] * len(s.theta), [p * share for share in weights(s)]
-    found |= {"l2": {"ridge": (every, every)}, "l2_outside": {"ridge": (None, every)}}
-    found |= {"l2_weights": {"ridge": (some, some)}, "l2_weights_outside": {"ridge": (None, some)}}
+    found |= {"l2": {"ridge": (every, every)}, "l2_weights": {"ridge": (some, some)}}
+    found |= {"l2_outside": {"ridge": (None, every)}, "l2_weights_outside": {"ridge": (None, some)}} if s.adapts else {}
     found |= {"descended": {"descends": p}}
     back = {id: {"through": steps} for id, steps in through.items()} | {"bend": {"back": p * s.back}}
     ways = {"differences": (0, False), "central_differences": (-0.5, False), "unit_differences": (-0.5, True)}
