@@ -83,7 +83,7 @@ def test_the_recipe_for_ci_is_short_and_passes_what_is_right(tmp_path):
     recipe = [code for code in re.findall(r"```(?:python|yaml)\n(.*?)```", page, re.S) if code.startswith("# ")]
     assert len(recipe) == 2 and "".join(recipe).count("\n") <= 25
     code, out = with_pytest(tmp_path, MY_MAML)
-    assert code == 0 and re.search(r"^36 passed in", out, re.M), out
+    assert code == 0 and re.search(r"^38 passed in", out, re.M), out
 
 
 def test_the_recipe_for_ci_names_what_is_wrong_in_the_first_line_of_each_failure(tmp_path):
@@ -91,7 +91,7 @@ def test_the_recipe_for_ci_names_what_is_wrong_in_the_first_line_of_each_failure
     failed = dict(re.findall(r"^FAILED test_meta_gradient.py::(\S+) - AssertionError: (.*)", out, re.M))
     assert code == 1 and failed.pop("test_all_vectors") == "maml: first-order: the second-order term is missing."
     assert "raised ValueError: no such thing (my_maml.py:7)" in failed.pop("test_vector[maml-softmax-k2-t3]")
-    assert len(failed) == 22 and all(said.startswith("maml: one vector, no diagnosis: ") for said in failed.values())
+    assert len(failed) == 23 and all(said.startswith("maml: one vector, no diagnosis: ") for said in failed.values())
     assert "1 skipped" in out and "no scalars" in out and "wired" not in out
     crash = out[out.index("test_vector[maml-softmax-k2-t3]") :]
     assert 'raise ValueError("no such thing")' in crash[: crash.index("direct cause")], "the traceback is the caller's"

@@ -56,6 +56,10 @@ NAMED = [
     "numpy/anil/body_put_back",
     "numpy/reptile/serial",
     "numpy/joint/root_of_the_loss",
+    "numpy/maml/half_summed_over_outputs",
+    "numpy/maml/double_rate_for_biases",
+    "numpy/reptile/never_set_back",
+    "numpy/joint/overwritten_and_clipped",
 ]
 
 

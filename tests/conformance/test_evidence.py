@@ -54,6 +54,16 @@ def test_where_it_is_wrong_is_said_and_is_data(harness, where):
     assert f"It is wrong exactly on the vectors with {where}: on " in found.text
 
 
+def test_what_is_kept_by_its_shapes_is_said():
+    kept = {}
+
+    def cached(case):
+        return kept.setdefault(str([leaf.shape for leaf in case.theta] + [len(case.tasks[0][0])]), maml(case))
+
+    (found,) = check(cached, algorithms=["maml"], tiers=TIERS).verdicts
+    assert found.evidence.where == "shapes and K that came before"
+
+
 def on_maml(change):
     """What is said of the right answers of MAML after a change of each."""
     answers = {v.case.id: v.gradient for v in load()}

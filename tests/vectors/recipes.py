@@ -249,11 +249,6 @@ TIERS = {
             "anil-deep-k12-t2": partial(long, widths=(2, 2, 2, 2), head=2),
             "reptile-deep-ragged": partial(deep, layout=RAGGED),
             "joint-deep-sum-over-examples": partial(deep, layout=SHORT, alpha=0.03125, conventions={"examples": "sum"}),
-            "maml-fine-k1-t2": partial(fine, conventions={}),
-            "fomaml-fine-k1-t2": fine,
-            "anil-fine-k1-t2": partial(fine, head=1),
-            "reptile-fine-k1-t2": fine,
-            "joint-fine-k1-t2": fine,
         },
     ),
     "relu": Tier(
@@ -266,6 +261,17 @@ TIERS = {
             "anil-relu-steep-k2-t2": partial(relu, layout=SHORT, head=2, **STEEP),
             "reptile-relu-steep-k12-t1": partial(relu, layout=LONG[:1], **STEEP),
             "joint-relu-k2-t2": partial(relu, layout=SHORT, widths=(2, 3, 3, 3, 1)),
+        },
+    ),
+    "fine": Tier(
+        False,
+        "average",
+        {
+            "maml-fine-k1-t2": partial(fine, conventions={}),
+            "fomaml-fine-k1-t2": fine,
+            "anil-fine-k1-t2": partial(fine, head=1),
+            "reptile-fine-k1-t2": fine,
+            "joint-fine-k1-t2": fine,
         },
     ),
 }
@@ -291,7 +297,7 @@ def flags(case: Case) -> list[str]:
         "SecondOrder": case.algorithm in ("maml", "anil") and steps > 0 and case.alpha > 0,
         "NonCommuting": case.algorithm in ("maml", "anil") and steps > 1 and case.alpha > 0,
         "UnequalTasks": len(case.tasks) > 1,
-        "UnequalSizes": case.model["kind"] == "mlp" and case.tier in ("tanh", "softmax", "deep", "relu"),
+        "UnequalSizes": case.model["kind"] == "mlp" and case.tier in ("tanh", "softmax", "deep", "relu", "fine"),
         "BodyAndHead": case.algorithm == "anil",
         "EdgeCase": case.tier in ("edge", "scalar"),
         "Convention": case.conventions != DEFAULT,
