@@ -23,10 +23,10 @@ class Evidence(NamedTuple):
     """where: a condition that holds for the wrong vectors only. wrong: how many of those asked.
 
     unless: a condition that holds for the right ones only. outside: wrong also where the inner loop does nothing.
-    arrays: the only wrong arrays. multiples: the smallest and largest factor of the right answer. span: of what every
-    answer is a sum of multiples. pieces: the answer as a combination of these. nearest, missing: the program that
-    explains most, and the ids that it does not explain. digits: how many are correct everywhere, if only precision is
-    lacking. factor: of the right answer.
+    arrays: the only wrong arrays. multiples: the smallest and largest factor of the right answer. length: that of every
+    answer to a single task. span: of what every answer is a sum of multiples. pieces: the answer as a combination of
+    these. nearest, missing: the program that explains most, and the ids that it does not explain. digits: how many are
+    correct everywhere, if only precision is lacking. factor: of the right answer.
     """
 
     where: str = ""
@@ -36,6 +36,7 @@ class Evidence(NamedTuple):
     outside: bool = False
     arrays: str = ""
     multiples: tuple[float, ...] = ()
+    length: float = 0
     span: str = ""
     pieces: dict[str, float] = {}  # noqa: RUF012 - nobody writes into it
     nearest: Program = ()
@@ -178,6 +179,12 @@ def multiples(answers: Sequence[Answered]) -> tuple[float, ...]:
     return (found[0], found[-1]) if spanned(answers, lambda a: a.under(()).sum(0)[None]) else ()
 
 
+def length(answers: Sequence[Answered]) -> float:
+    """The length that the answers to a single task all have, if there are several; else 0."""
+    sizes = [float(np.linalg.norm(a.got)) for a in answers if len(a.settings) == 1]
+    return float(f"{sizes[0]:.6g}") if len(sizes) > 1 and np.allclose(sizes, sizes[0], 1e-6, 0) else 0.0
+
+
 def spanned(answers: Sequence[Answered], parts: Callable[[Answered], np.ndarray]) -> bool:
     """Whether every answer is a sum of multiples of some rows, where it has two numbers more than these."""
     long = [(a, parts(a)) for a in answers if a.got.size > len(parts(a)) + 1]
@@ -222,4 +229,6 @@ def facts(
     outside, ids = not right and any(not case.alpha for case in off), tuple(cases[i].id for i in missing)
     of = "" if times or made else span(answers, found)
     unless, arrays = "" if where else rule(right, off), wrong_arrays(parts)
-    return Evidence(where, len(off), len(cases), unless, outside, arrays, times, of, made, program, ids)
+    return Evidence(
+        where, len(off), len(cases), unless, outside, arrays, times, length(answers), of, made, program, ids
+    )

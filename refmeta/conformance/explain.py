@@ -288,8 +288,8 @@ def cheapest_first(answers: Iterable[Answered]) -> list[Answered]:
     """First the cheapest answers that tell programs apart: a few numbers, several steps, several tasks."""
 
     def cost(a: Answered) -> Any:
-        work = sum(1 + len(s.supports) for s in a.settings)
-        return not a.small, a.got.size < 3 or work < 6, work
+        steps = [len(s.supports) for s in a.settings]
+        return not a.small, a.got.size < 3 or len(steps) < 2 or max(steps) < 2, sum(steps) + len(steps)
 
     return sorted(answers, key=cost)
 
@@ -398,7 +398,7 @@ def likely_pairs(answers: Sequence[Answered]) -> list[Program]:
     # Numbers, and what takes its time, an optimiser's derivative, are tried beside the nearest alone.
     rest = [name for name in names if "=" not in name and "update" not in touched[name]]
     some = [*product(close[: 2 * FEW], names), *product([name for name in close if name in rest], rest)]
-    some += product(filter(MISTAKES.__contains__, names), names if quick else [])
+    some += product([name for name in names if name in MISTAKES and touched[name]], names if quick else [])
     some += product(filter(names.__contains__, COMMON), names)
     both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some if a != b}
     reads = {name: touched[name] | {"supports"} for name in names}  # many choices are made from the support batches
@@ -490,7 +490,9 @@ def partly(answers: Sequence[Answered], programs: Iterable[Program]) -> list[Pro
     """The programs that explain most of the first wrong answers, of which more mistakes would explain the others."""
     first = [a for a in answers if a.wrong() and a.got.size > 2][: 2 * FIRST]
     some = [program for program in programs if first and first[0].fits(program)]
-    return sorted(some, key=lambda program: -sum(bool(a.fits(program)) for a in first))[:FIRST]
+    for answers, most in ((first[:FIRST], BEAM), (first, FIRST)):
+        some = sorted(some, key=lambda program: -sum(bool(a.fits(program)) for a in answers))[:most]
+    return some
 
 
 def slow(items: Collection[T], what: str) -> Iterator[T]:

@@ -26,6 +26,13 @@ def softmax(x: Array) -> Array:
     return powers / powers.sum(-1, keepdims=True)
 
 
+def standard(x: Array) -> tuple[Array, Array]:
+    """Batch normalisation, and σ."""
+    off = x - x.mean(0)
+    spread = np.sqrt((off * off).mean(0) + 1e-5)
+    return off / spread, spread
+
+
 def along(function: Callable[..., Any], at: Any, v: Any) -> Any:
     """The derivative of an analytic function in a direction."""
     if isinstance(at, list):
@@ -59,6 +66,7 @@ class Network(NamedTuple):
         for layer in range(0, len(theta), 2):
             left = len(theta) // 2 - 1 - layer // 2
             x = x @ theta[layer] + self.biases(not left) * theta[layer + 1]
+            x = standard(x)[0] if left and self.name == "normalised" else x
             x = bend(x) if self.bends(left) else x
             values.append(x)
         return values
@@ -68,6 +76,9 @@ class Network(NamedTuple):
         for i in reversed(range(len(values) - 1)):
             left = len(values) - 2 - i
             g = g * slope(values[i + 1]) if self.bends(left) else g
+            if left and self.name == "normalised":
+                y, spread = standard(values[i] @ theta[2 * i])
+                g = (g - g.mean(0) - y * (g * y).mean(0)) / spread
             leaves = [values[i].T @ g, g.sum(0) * self.biases(not left), *leaves]
             g = g @ theta[2 * i].T
         return leaves

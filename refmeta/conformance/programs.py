@@ -795,6 +795,7 @@ def loss(s: Setting, where: tuple[str, ...]) -> dict[str, Fields]:
     no_last_bias: the last bias is not used{}
     bias_twice: the last bias is added twice{}
     tanh_at_the_end: the last layer has an activation too{}
+    normalised: the hidden layers have batch normalisation{}
     Cause: the network is another than the vector's
 
     softmax_twice: the softmax is taken twice{}

@@ -238,6 +238,7 @@ def evidence(p: Evidence) -> str:
         "It is wrong on all vectors, also where α = 0: look outside the inner loop.": p.outside,
         f"Of several arrays only these are wrong: {p.arrays}.": p.arrays,
         f"On every vector it is {pieces}.": pieces,
+        f"On every vector of one task it has the length {p.length:.6g}.": p.length,
         f"It is always a multiple of the right answer, but not always the same one: from {between}.": between,
         f"On every vector it is a sum of multiples of {p.span}, but not everywhere the same multiples.": p.span,
         f"Closest: {near}. That explains {p.asked - len(p.missing)} of {p.asked}, but not {missing}.": near,

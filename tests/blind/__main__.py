@@ -22,7 +22,7 @@ def judged(entry, verdict):
         good, asked = true(entry.function, verdict.explanations[0], entry.algorithm)
         return "named" if good == asked > 0 else "FALSE", f" [{good} of {asked} fresh cases]"
     p = verdict.evidence
-    proofs = p.where, p.unless, p.outside, p.arrays, p.pieces, p.multiples, p.span
+    proofs = p.where, p.unless, p.outside, p.arrays, p.pieces, p.multiples, p.length, p.span
     return verdict.kind + " with evidence" * any(map(bool, proofs)), ""
 
 

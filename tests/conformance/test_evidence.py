@@ -84,6 +84,12 @@ def test_low_precision_is_told_by_its_digits(dtype, named):
     assert named in found.text
 
 
+def test_a_length_that_answers_to_one_task_share_is_said():
+    found = on_maml(lambda case, g: [leaf / np.sqrt(sum(np.sum(part**2) for part in g)) for leaf in g])
+    assert found.evidence.length == 1 and "On every vector of one task it has the length 1." in found.text
+    assert not on_maml(lambda case, g: [leaf / len(case.id) for leaf in g]).evidence.length
+
+
 def test_multiples_of_the_right_answer_that_differ_are_said():
     found = on_maml(lambda case, g: [leaf / len(case.id) for leaf in g])
     ids = [
