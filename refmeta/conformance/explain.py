@@ -397,7 +397,7 @@ def likely_pairs(answers: Sequence[Answered]) -> list[Program]:
     close = [name for (name,) in near(answers, [(name,) for name in names], BEAM if quick else FEW)]
     # Numbers, and what takes its time, an optimiser's derivative, are tried beside the nearest alone.
     rest = [name for name in names if "=" not in name and "update" not in touched[name]]
-    some = [*product(close[: 2 * FEW], names), *product([name for name in close if name in rest], rest)]
+    some = [*product(close[:FEW], names), *product([name for name in close if name in rest], rest)]
     some += product([name for name in names if name in MISTAKES and touched[name]], names if quick else [])
     some += product(filter(names.__contains__, COMMON), names)
     both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some if a != b}

@@ -561,7 +561,6 @@ def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
     _kept: the outer gradient is that of {} alone
     Cause: the outer gradient is taken, or kept, of these alone
 
-    _reached: the second-order term reaches {} alone
     _differentiated: of the inner gradient only that of {} is differentiated
     Cause: PyTorch: .detach(), JAX: stop_gradient, on the others
     """
@@ -570,9 +569,8 @@ def arrays(s: Setting, arrays: Arrays) -> dict[str, Fields]:
     found |= {"_adapt": {"rates": times(s.rates, shares)}} if s.adapts else {}
     found |= {"_head": {"rates": shares}} if s.adapts and s.split and any(shares) else {}
     found |= {"_fresh": {"mixed": shares}} if s.adapts and not s.displaced and not all(shares) else {}
-    reached = {"curvature": lambda d, phi, batch, v, s: kept(d.hvp(phi, batch, v), shares)}
     differentiated = {"curvature": lambda d, phi, batch, v, s: d.hvp(phi, batch, kept(v, shares))}
-    return found | ({"_reached": reached, "_differentiated": differentiated} if s.differentiates else {})
+    return found | ({"_differentiated": differentiated} if s.differentiates else {})
 
 
 def alone(arrays: Arrays) -> Change:
@@ -778,29 +776,42 @@ def counts(s: Setting, count: Callable[[Setting, Batch], Any]) -> dict[str, Fiel
 # --- Another loss, where the network is known ---
 
 
+def other_loss(s: Setting, ids: str | None, where: Sequence[str] = ("loss", "loss_inside")) -> dict[str, Fields]:
+    """The loss of each id of a docstring, in these places."""
+    known = network(s) and s.summed is not None and (len(where) > 1 or s.adapts)
+    return {name: dict.fromkeys(where, name) for name in re.findall(r"^    ([a-z]\w*): ", ids or "", re.M) if known}
+
+
+@choice()
+def layers(s: Setting, _: None) -> dict[str, Fields]:
+    """The network in the loss.
+
+    relu: the activation is relu
+    tanh: the activation is tanh
+    sigmoid: the activation is the logistic function
+    linear: the activation is missing
+    one_activation_short: the last hidden layer has no activation
+    no_biases: the biases are not used in the forward pass
+    no_last_bias: the last bias is not used
+    bias_twice: the last bias is added twice
+    tanh_at_the_end: the last layer has an activation too
+    normalised: the hidden layers have batch normalisation
+    Cause: the network is another than the vector's
+
+    softmax_twice: the softmax is taken twice
+    squashed: the last layer has an activation too, softmax before a cross-entropy
+    Cause: cross_entropy is given probabilities, not logits
+    """
+    return other_loss(s, layers.__doc__)
+
+
 WHERE: dict[str, tuple[str, tuple[str, ...]]] = {"": ("", ("loss", "loss_inside"))}
 WHERE |= {"inside_": (", in the inner loop", ("loss_inside",)), "outside_": (", for the query", ("loss",))}
 
 
 @choice(WHERE)
 def loss(s: Setting, where: tuple[str, ...]) -> dict[str, Fields]:
-    """The loss and the network in it.
-
-    relu: the activation is relu{}
-    tanh: the activation is tanh{}
-    sigmoid: the activation is the logistic function{}
-    linear: the activation is missing{}
-    one_activation_short: the last hidden layer has no activation{}
-    no_biases: the biases are not used in the forward pass{}
-    no_last_bias: the last bias is not used{}
-    bias_twice: the last bias is added twice{}
-    tanh_at_the_end: the last layer has an activation too{}
-    normalised: the hidden layers have batch normalisation{}
-    Cause: the network is another than the vector's
-
-    softmax_twice: the softmax is taken twice{}
-    squashed: the last layer has an activation too, softmax before a cross-entropy{}
-    Cause: cross_entropy is given probabilities, not logits
+    """The loss on the network's outputs.
 
     softmax_over_examples: the softmax is taken over the examples{}
     Cause: dim=0, axis=0
@@ -820,9 +831,7 @@ def loss(s: Setting, where: tuple[str, ...]) -> dict[str, Fields]:
     first_output_alone: only the first output counts{}
     Cause: the loss takes column 0 of the predictions
     """
-    if not network(s) or s.summed is None or (len(where) == 1 and not s.adapts):
-        return {}
-    return {name: dict.fromkeys(where, name) for name in re.findall(r"^    ([a-z]\w*): ", loss.__doc__ or "", re.M)}
+    return other_loss(s, loss.__doc__, where)
 
 
 @choice()
