@@ -271,7 +271,10 @@ def outcome(vector: Vector, answer: Answer) -> tuple[str, float, str]:
     digits, worst = [correct_digits(error) for error in errors], max(errors)
     if worst <= vector.tolerance[answer.dtype]:
         return "right", min(digits), ""
-    if worst <= NEARLY[answer.dtype]:
+    # A displacement that is divided by α has θ's rounding, divided by α.
+    unit = float(np.finfo(answer.dtype).eps) / 2 / (vector.case.alpha or np.inf)
+    lost = (unit * float(np.linalg.norm(t)) / s for t, s in zip(vector.case.theta, sizes, strict=True))
+    if all(error <= max(NEARLY[answer.dtype], least) for error, least in zip(errors, lost, strict=True)):
         return "nearly", min(digits), f"right to {min(digits):.1f} digits, not to the last bit"
     if worst <= max(vector.tolerance["float32"], 1e-6):
         return "rounded", min(digits), f"right to {min(digits):.1f} digits only"

@@ -180,9 +180,10 @@ def multiples(answers: Sequence[Answered]) -> tuple[float, ...]:
 
 
 def length(answers: Sequence[Answered]) -> float:
-    """The length that the answers to a single task all have, if there are several; else 0."""
-    sizes = [float(np.linalg.norm(a.got)) for a in answers if len(a.settings) == 1]
-    return float(f"{sizes[0]:.6g}") if len(sizes) > 1 and np.allclose(sizes, sizes[0], 1e-6, 0) else 0.0
+    """The length that all answers to a single task have, where the right ones have several; else 0."""
+    sizes = [[float(np.linalg.norm(g)) for g in (a.got, a.under(()))] for a in answers if len(a.settings) == 1]
+    same = [np.allclose(of, of[0], 1e-6, 0) for of in zip(*sizes, strict=True)]
+    return float(f"{sizes[0][0]:.6g}") if same == [True, False] else 0.0
 
 
 def spanned(answers: Sequence[Answered], parts: Callable[[Answered], np.ndarray]) -> bool:

@@ -183,6 +183,7 @@ JSON = """{
      0.5,
      2.0
     ],
+    "length": 0,
     "span": "",
     "pieces": {
      "θ": 0.1
@@ -271,7 +272,7 @@ def test_every_vector_that_is_chosen_is_asked_for_in_the_dtype_and_time_given(wa
         ),
         (
             {"tiers": ["selu", "elu"]},
-            "tier 'elu': expected one of canary, quadratic, regression, tanh, softmax, edge, scalar, deep, relu",
+            "tier 'elu': expected one of canary, quadratic, regression, tanh, softmax, edge, scalar, deep, relu, fine",
         ),
     ],
 )
