@@ -2,6 +2,9 @@ import importlib.util
 
 import pytest
 
+from refmeta.lab.fewshot import experiment as fewshot
+from refmeta.lab.sine import experiment as sine
+
 
 @pytest.fixture
 def without(monkeypatch):
@@ -15,6 +18,8 @@ def without(monkeypatch):
 
 
 @pytest.fixture
-def no_figures(without):
-    """For tests that are about something else: drawing takes longer than such runs."""
+def no_figures(without, monkeypatch):
+    """For tests that are about something else: figures and a hundred test tasks take longer than such runs."""
     without("matplotlib")
+    for settings in (sine.QUICKLY, fewshot.QUICKLY):
+        monkeypatch.setitem(settings, "test_tasks", 10)
