@@ -29,7 +29,6 @@ from refmeta.lab import Diverged, Interrupted, adam, files, linear, sgd, train, 
 from refmeta.lab.checkpoint import load, save
 from refmeta.lab.fewshot import experiment as fewshot
 from refmeta.lab.files import CHECKPOINT, locked, of_runs
-from refmeta.lab.sine import experiment as sine
 from refmeta.lab.sine.waves import LAWS
 from refmeta.lab.training import METHODS, Checkpoint, State
 from refmeta.models import MLP, squared_error
