@@ -18,8 +18,13 @@ def without(monkeypatch):
 
 
 @pytest.fixture
-def no_figures(without, monkeypatch):
-    """For tests that are about something else: figures and a hundred test tasks take longer than such runs."""
-    without("matplotlib")
+def few_test_tasks(monkeypatch):
+    """For tests that are about something else: a hundred test tasks take longer than such runs."""
     for settings in (sine.QUICKLY, fewshot.QUICKLY):
         monkeypatch.setitem(settings, "test_tasks", 10)
+
+
+@pytest.fixture
+def no_figures(without, few_test_tasks):
+    """For tests that are about something else: drawing takes longer than such runs."""
+    without("matplotlib")

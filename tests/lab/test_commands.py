@@ -43,6 +43,7 @@ SMALLEST = {
 
 
 @pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.usefixtures("few_test_tasks")
 def test_without_matplotlib_and_tqdm_it_prints_its_tables_and_says_how_to_get_figures(name, tmp_path, capsys, without):
     without("matplotlib", "tqdm")
     assert main([*name.split(), *SMALLEST[name], "--out", str(tmp_path / "out")]) == 0
