@@ -13,7 +13,7 @@ import dis
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from functools import lru_cache, partial, wraps
+from functools import partial, wraps
 from gc import get_referents
 from itertools import count
 from math import isfinite
@@ -559,7 +559,6 @@ def _captured(value: Any) -> list[tuple[str, Any]]:
     return [*named, ("", value.__kwdefaults__), ("", value.__dict__)]
 
 
-@lru_cache(1 << 10)  # every recording looks at the same few again
 def _globals(code: CodeType) -> set[str]:
     """The global names that the code reads, its inner functions included."""
     inner = [_globals(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
