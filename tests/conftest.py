@@ -2,6 +2,8 @@ import gc
 import os
 import signal
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: each worker's BLAS would wait for a thread on every core
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -25,9 +27,10 @@ settings.register_profile("mutation", derandomize=True, phases=[Phase.generate])
 
 
 def pytest_collection_finish():
-    """What the modules hold stays: the garbage collector need not look through it again and again."""
+    """What the modules hold stays, and tests make few cycles: the garbage collector need not look again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture

@@ -303,10 +303,9 @@ def test_networks_adapt_to_the_first_wave(opened):
     page = at(opened(viewport={"width": 1400, "height": 1000}), "sine")
     points = np.stack([XS, 3 * np.sin(XS - 1)], 1)
     for k, alpha in (1, 0.01), (10, 0.01), (4, 0.02):
-        slide(page, "alpha", alpha)
-        slide(page, "k", k)
-        wanted = errors(points, k, alpha, (3, 1))
-        same(page, wanted)
+        for name, value in ("alpha", alpha), ("k", k):  # at once: at each stop three networks would adapt
+            page.locator(f"input[type=range][name={name}]").fill(str(value))
+        same(page, errors(points, k, alpha, (3, 1)))
 
 
 def test_points_are_given_by_mouse_finger_and_keys(opened):

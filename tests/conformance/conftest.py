@@ -4,13 +4,17 @@ import sys
 
 import pytest
 
+from refmeta.conformance import evidence
 from refmeta.conformance.explain import listed
+from refmeta.conformance.mistakes import MISTAKES
 
 
 def listed_ones():
     """Only the listed mistakes are looked for: where a test is of something else, the whole search takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["refmeta.conformance.explain"], "SEARCHES", (listed,))
+        patch.setattr(evidence, "EVERY", list(MISTAKES))
+        patch.setattr(evidence, "usual", list)
         yield
 
 

@@ -1060,7 +1060,7 @@ def test_nothing_explains_answers_whose_squares_overflow():
     def harness(case):
         return [1e160 * rng.normal(size=leaf.shape) for leaf in case.theta]
 
-    assert {v.kind for v in check(harness).verdicts} == {"unexplained"}
+    assert check(harness, algorithms=["joint"]).verdicts[0].kind == "unexplained"
 
 
 # --- Saying it ---

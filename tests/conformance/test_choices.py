@@ -89,7 +89,6 @@ def said(algorithm, program):
         ("maml", ("in_later", "first_order")),
         ("maml", ("l2=0.001",)),
         ("maml", ("inner_gradients_added",)),
-        ("maml", ("support_added", "decay=0.01")),
         ("fomaml", ("first_half_outside", "alpha_times=0.5")),
         ("reptile", ("momentum_on=0.9",)),
         ("reptile", ("part_way=0.5",)),

@@ -114,8 +114,7 @@ def test_no_right_gradient_with_rounding_noise_is_accused(seed, size, dtype):
     assert report.passed and len(report.rows) == len(VECTORS)
 
 
-@pytest.mark.parametrize("size", [3, 30, 300])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm, size", [*((algorithm, 3) for algorithm in ALGORITHMS), ("maml", 300)])
 def test_more_noise_than_rounding_fails_and_still_names_no_mistake(algorithm, size):
     rng = np.random.default_rng(size)
 
@@ -215,19 +214,11 @@ def test_one_vector_alone_has_no_convention_of_its_own():
         assert_case(lambda case: in_its_own_way(case, "maml", "mean"), case)
 
 
-def test_an_unknown_mistake_gets_no_name():
-    found = verdict(unknown)
-    assert found.kind == "unexplained" and "no guess" in found.text
-
-
-def unknown(case):
-    """A mistake that is none of those that there are."""
-    off = [0.1 * np.sin(np.arange(leaf.size)).reshape(leaf.shape) + 0.1 for leaf in case.theta]
-    return [g + (case.tier != "canary") * leaf for g, leaf in zip(right(case), off, strict=True)]
-
-
 @pytest.mark.usefixtures("listed_alone")
 def test_a_wrong_row_has_its_cosine_its_norm_and_the_digits_of_each_array():
+    def unknown(case):
+        return [g + 0.1 for g in right(case)]
+
     row = next(r for r in check(unknown, algorithms=["anil"], tiers=["tanh"]).rows if r.id == "anil-tanh-k3-t3")
     assert re.search(r"cosine .* norm ratio .*, correct digits: W1 .*, b1 .*, W2 .*, b2", row.message)
 
@@ -253,8 +244,8 @@ def test_a_canary_that_is_no_answer_means_the_harness_is_not_wired_up(answer):
     def harness(case):
         return [answer(leaf) if case.tier == "canary" else leaf for leaf in right(case)]
 
-    found = verdict(harness)
-    assert found.kind == "wiring" and "maml-canary" in found.text and "Nothing else is judged" in found.text
+    found = verdict(harness, "joint")  # of which least need be looked for
+    assert found.kind == "wiring" and "joint-canary" in found.text and "Nothing else is judged" in found.text
 
 
 @pytest.mark.usefixtures("listed_alone")

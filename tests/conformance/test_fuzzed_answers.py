@@ -145,7 +145,7 @@ def test_a_program_is_refused_or_judged(data, end):
         program = [sys.executable, "-I", "-S", f"{folder}/program.py", f"{folder}/answers"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(doors, "LONGEST", 2**18)
-            report = tried("program", lambda: check_command(program, some, 0.4), DoorError)
+            report = tried("program", lambda: check_command(program, some, 0.2), DoorError)
     if report is not None:
         assert_judged(report, some)
 

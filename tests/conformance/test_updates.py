@@ -122,5 +122,5 @@ def test_a_momentum_that_nobody_writes_is_fitted():
 
 
 def test_a_momentum_that_is_none_is_given_no_other_name():
-    found = said(lambda case: maml(case, with_momentum(-0.9, case.alpha)))
+    found = said(lambda case: maml(case, with_momentum(-0.9, case.alpha), first_order=True), "fomaml")
     assert found.kind == "unexplained" and not found.explanations

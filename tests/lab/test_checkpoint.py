@@ -29,7 +29,6 @@ from refmeta.lab import Diverged, Interrupted, adam, files, linear, sgd, train, 
 from refmeta.lab.checkpoint import load, save
 from refmeta.lab.fewshot import experiment as fewshot
 from refmeta.lab.files import CHECKPOINT, locked, of_runs
-from refmeta.lab.sine import experiment as sine
 from refmeta.lab.sine.waves import LAWS
 from refmeta.lab.training import METHODS, Checkpoint, State
 from refmeta.models import MLP, squared_error
@@ -425,12 +424,15 @@ def test_what_ends_a_training_early_comes_through_a_pickle(kind):
 
 SMALL = ["sine", "--quick", "--iterations", "120", "--tasks", "3"]
 KILLS = 10  # of each of two chains
-# The command without figures, which take longer than the rest.
+# The command without figures and with few test tasks, as the fixture no_figures has it.
 BARE = """
 import importlib.util, sys
 whole = importlib.util.find_spec
 importlib.util.find_spec = lambda name: None if name == "matplotlib" else whole(name)
 from refmeta.__main__ import main
+from refmeta.lab.fewshot import experiment as fewshot
+from refmeta.lab.sine import experiment as sine
+fewshot.QUICKLY["test_tasks"] = sine.QUICKLY["test_tasks"] = 10
 sys.exit(main())
 """
 
@@ -610,8 +612,6 @@ def test_few_shot_runs_survive_too_and_other_images_are_other_settings(tmp_path,
 )
 @pytest.mark.usefixtures("no_figures")
 def test_the_trainings_of_a_study_survive_too(data, nth, tmp_path, interrupt, capsys, monkeypatch):
-    for settings in (sine.QUICKLY, fewshot.QUICKLY):
-        monkeypatch.setitem(settings, "test_tasks", 10)
     monkeypatch.setitem(fewshot.QUICKLY, "filters", (4,))
     small = ["reuse", "--quick", "--data", data, "--iterations", "9"]
     assert main([*small, "--out", str(tmp_path / "whole")]) == 0

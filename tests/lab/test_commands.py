@@ -43,6 +43,7 @@ SMALLEST = {
 
 
 @pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.usefixtures("few_test_tasks")
 def test_without_matplotlib_and_tqdm_it_prints_its_tables_and_says_how_to_get_figures(name, tmp_path, capsys, without):
     without("matplotlib", "tqdm")
     assert main([*name.split(), *SMALLEST[name], "--out", str(tmp_path / "out")]) == 0
@@ -415,7 +416,7 @@ def test_a_second_run_takes_the_next_free_folder(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.usefixtures("no_figures")
 def test_tasks_that_diverge_are_named_below_the_table(tmp_path, capsys):
-    assert main(["sine", "--quick", "--alpha", "3", "--out", str(tmp_path / "out"), *FAST]) == 0
+    assert main(["sine", "--quick", "--alpha", "5", "--out", str(tmp_path / "out"), *FAST]) == 0
     printed = capsys.readouterr().out
     rows = json.loads((tmp_path / "out/result.json").read_text())["curve"]
     assert rows[10]["diverged"] > 0

@@ -199,7 +199,7 @@ def test_a_quick_run_leaves_a_result_and_figures(quick_run):
         assert (out / name).read_bytes().startswith(b"\x89PNG") and (out / name).stat().st_size > 10_000
 
 
-def test_all_methods_go_into_one_table(tmp_path, capsys):
+def test_all_methods_go_into_one_table(tmp_path, capsys, few_test_tasks):
     out = tmp_path / "out"
     assert main(["fewshot", "--method", "all", *SMALL, "--out", str(out)]) == 0
     table = capsys.readouterr().out

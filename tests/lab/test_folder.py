@@ -311,6 +311,7 @@ SMALL = ["--quick", "--filters", "4", "--iterations", "6", "--tasks", "2", "--si
 
 
 @pytest.mark.parametrize("network, mode, channels", [("conv", "RGB", 3), ("conv", "L", 1), ("mlp", "RGB", 3)])
+@pytest.mark.usefixtures("few_test_tasks")
 def test_a_quick_run_goes_from_the_folder_to_its_figures(network, mode, channels, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="figures need the extra lab")
     root = draw(tmp_path / "photos", 3, 6, mode, ".jpg")
