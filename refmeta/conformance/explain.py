@@ -22,12 +22,13 @@ import numpy as np
 from refmeta.conformance.cases import CONVENTIONS, Case, Vector
 from refmeta.conformance.mistakes import FAMILIES, MISTAKES, OTHERS, RECENT
 from refmeta.conformance.programs import ALONE, EVERY, EXAMPLES, known, with_mistakes
-from refmeta.conformance.rules import Derivatives, Setting, finished, flat, gradients
+from refmeta.conformance.rules import Derivatives, Setting, finished, flat, gradients, remembered
 from refmeta.trees import Theta
 
 T = TypeVar("T")
 Program = tuple[str, ...]  # the ids of its mistakes, in the order in which they are made
 HEAVIEST = 1e3  # largest weight of a task, which may also be lost
+REMEMBERED = 1_000  # gradients, and products, of a vector's loss
 NEAR = 1e-3  # of an answer: an explanation must be nearer
 FAR = 20  # times the usual numbers
 STEPS, SOON = 12, 5  # of Gauss–Newton, and those after which it must be near
@@ -252,7 +253,8 @@ def of_vector(vector: Vector, got: Theta, dtype: str) -> Answered:
     case, right = vector.case, [task["gradient"] for task in vector.per_task]
     stored: dict[Program, list[Theta]] = {(name,): vector.suspects.get(name, right) for name in MISTAKES}
     stored[()] = right
-    derivatives, settings = case.derivatives, case.settings
+    d, settings = case.derivatives, case.settings
+    derivatives = d._replace(grad=remembered(d.grad, REMEMBERED), hvp=remembered(d.hvp, REMEMBERED))
 
     @lru_cache(RECENT)
     def made(program: Program) -> list[Setting]:
@@ -318,8 +320,9 @@ def listed(answers: Sequence[Answered]) -> Iterator[Explanation]:
 
 
 def usual(families: Iterable[str] = FAMILIES) -> list[str]:
-    """The numbers that people write."""
-    return [f"{name}={value:.6g}" for name in families for value in FAMILIES[name].usual]
+    """The numbers that people write, by size: the choices of one number are made together."""
+    pairs = sorted((value, name) for name in families for value in FAMILIES[name].usual)
+    return [f"{name}={value:.6g}" for value, name in pairs]
 
 
 def others(answers: Sequence[Answered]) -> Iterator[Explanation]:
@@ -401,7 +404,8 @@ def likely_pairs(answers: Sequence[Answered]) -> list[Program]:
     some += product([name for name in names if name in MISTAKES and touched[name]], names if quick else [])
     some += product(filter(names.__contains__, COMMON), names)
     both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some if a != b}
-    reads = {name: touched[name] | {"supports"} for name in names}  # many choices are made from the support batches
+    # Many choices are made from the support batches, but no number in one is.
+    reads = {name: touched[name] | ({"supports"} if "=" not in name else set()) for name in names}
     turned = [(b, a) for a, b in both if {a, b} <= {*MISTAKES} or touched[a] & reads[b] or touched[b] & reads[a]]
     return [*both, *turned]
 
@@ -458,8 +462,8 @@ def with_a_number(answers: Sequence[Answered]) -> Iterator[Explanation]:
 
 
 def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
-    """The choices that a mistake changes in any of the answers' settings."""
-    return changes(name, *(s for a in answers for s in a.settings))
+    """The choices that a mistake changes in any of the answers' settings: the last two tasks show all."""
+    return changes(name, *(s for a in answers for s in a.settings[-2:]))
 
 
 @lru_cache(1 << 10)

@@ -9,8 +9,8 @@ import numpy as np
 from refmeta.checks import check_alpha, check_head, check_tasks, check_theta
 from refmeta.conformance.explain import Factor, Program, factors, slow
 from refmeta.conformance.programs import with_mistakes
-from refmeta.conformance.rules import ALGORITHMS, Derivatives, Setting, finished, flat, gradients, moves
-from refmeta.trees import Batch, Supports, Tasks, Theta
+from refmeta.conformance.rules import ALGORITHMS, Derivatives, Setting, finished, flat, gradients, moves, remembered
+from refmeta.trees import Supports, Tasks, Theta
 
 EPS = {"float64": float(np.finfo(float).eps), "float32": float(np.finfo(np.float32).eps)}
 FLOOR = {"float64": 1e-10, "float32": 1e-5}  # nothing is known better than this
@@ -66,7 +66,7 @@ class Network(NamedTuple):
     def remembering(self) -> "Network":
         """The same, its derivatives cached."""
         numbers = flat(self.settings[0].theta).size
-        grad, fine, coarse = (remembered(f, numbers) for f in (*self.derivatives[:2], self.coarse.hvp))
+        grad, fine, coarse = (remembered(f, MEMORY // (8 * numbers)) for f in (*self.derivatives[:2], self.coarse.hvp))
         same = self.coarse == self.derivatives
         return self._replace(derivatives=Derivatives(grad, fine), coarse=Derivatives(grad, fine if same else coarse))
 
@@ -103,22 +103,6 @@ class Network(NamedTuple):
         rounding = self.rounding(dtype, truth, self.settings) / size(truth)
         found = max(FLOOR[dtype], FLOOR[self.arithmetic], rounding)
         return found if np.isfinite(found) else np.inf
-
-
-def remembered(function: Callable[..., Theta], numbers: int) -> Callable[..., Theta]:
-    """The same function; it keeps its first results, those of the right gradients."""
-    known: dict[Any, tuple[Theta, Batch]] = {}  # a batch that is kept has an id that no other gets
-
-    def first_time(phi: Theta, batch: Batch, *v: Theta) -> Theta:
-        key = (hash(b"".join(leaf.tobytes() for tree in (phi, *v) for leaf in tree)), id(batch[0]), id(batch[1]))
-        if key in known:
-            return known[key][0]
-        found = function(phi, batch, *v)
-        if 8 * numbers * (len(known) + 1) <= MEMORY:
-            known[key] = found, batch
-        return found
-
-    return first_time
 
 
 def exact(derivatives: Derivatives, settings: list[Setting]) -> Network:

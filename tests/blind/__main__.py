@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections import Counter
 from contextlib import nullcontext
 from statistics import median
@@ -61,6 +62,8 @@ def main() -> None:
             kind, fresh = judged(entry, verdict)
             kinds.setdefault(f"{entry.function.__module__}, {truth}", Counter())[kind] += 1
             times.append(seconds)
+            if "jax" in sys.modules:
+                sys.modules["jax"].clear_caches()  # the code compiled for all of them does not fit into memory
             print(f"{name}  {kind}{fresh}  {first}  ({entry.words})  {seconds:.1f} s", flush=True)
             if out:
                 line = {"name": name, "words": entry.words, "mistakes": entry.mistakes, "kind": kind, "fresh": fresh}

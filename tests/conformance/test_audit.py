@@ -16,10 +16,10 @@ from refmeta.conformance.audit import SMALL, examine
 from refmeta.conformance.explain import Explanation, Factor
 from refmeta.conformance.losses import Network
 from refmeta.conformance.mistakes import MISTAKES
-from refmeta.conformance.network import SKETCH, exact, remembered, sketch, to_settings, to_tasks
+from refmeta.conformance.network import SKETCH, exact, sketch, to_settings, to_tasks
 from refmeta.conformance.programs import with_mistakes
 from refmeta.conformance.rules import ALGORITHMS as CHOICES
-from refmeta.conformance.rules import Derivatives, Setting, gradients, moves
+from refmeta.conformance.rules import Derivatives, Setting, gradients, moves, remembered
 from refmeta.models import MLP, cross_entropy, squared_error
 from refmeta.trees import add
 
@@ -1128,7 +1128,7 @@ def test_pairs_are_not_tried_on_large_networks_and_that_is_said(n, untried, monk
     assert ("Pairs of mistakes are not tried on more than 20000 parameters." in found.text) is untried
 
 
-def test_what_was_computed_is_not_computed_again_as_long_as_memory_lasts(monkeypatch):
+def test_what_was_computed_is_not_computed_again_as_long_as_memory_lasts():
     calls = []
 
     def function(phi, batch, *v):
@@ -1136,7 +1136,6 @@ def test_what_was_computed_is_not_computed_again_as_long_as_memory_lasts(monkeyp
         return [2 * leaf for leaf in phi]
 
     one, two, batch = [np.array([1.0])], [np.array([2.0])], (np.zeros(1), np.zeros(1))
-    monkeypatch.setattr("refmeta.conformance.network.MEMORY", 8)
     found = remembered(function, 1)
     assert [found(phi, batch)[0][0] for phi in (one, [np.array([1.0])], two, two)] == [2, 2, 4, 4]
     assert len(calls) == 3  # the second gradient is one too many
