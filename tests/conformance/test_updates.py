@@ -3,8 +3,10 @@
 import autograd.numpy as np
 import pytest
 from autograd import grad
+from autograd.tracer import getval
 
 from refmeta.conformance import Skip, check
+from tests.blind.common import make_loss, path, through
 
 pytestmark = pytest.mark.filterwarnings("ignore:Output seems independent")  # ANIL without a head, one of the vectors
 
@@ -93,6 +95,37 @@ def test_a_mean_of_gradients_for_the_displacement_is_named(scale):
         return total
 
     assert "Reptile that averages K + 1 gradients" in said(harness, "reptile").text.splitlines()[0]
+
+
+@pytest.mark.parametrize("words, ends", [("is left out where its loss is below 0.5", False), ("ends where", True)])
+def test_early_stopping_is_named(words, ends):
+    def harness(case):
+        def adapted_loss(theta, supports, query):
+            phi = theta
+            for batch in supports:
+                if getval(case.loss_fn(phi, batch)) >= 0.5:
+                    phi = [p - case.alpha * g for p, g in zip(phi, grad(case.loss_fn)(phi, batch), strict=True)]
+                elif ends:
+                    break
+            return case.loss_fn(phi, query)
+
+        return through(case, adapted_loss)
+
+    assert words in said(harness).text.splitlines()[0]
+
+
+def test_batch_normalisation_is_named():
+    def harness(case):
+        def net(theta, x):
+            for W, b in zip(theta[:-2:2], theta[1:-2:2], strict=True):
+                z = x @ W + b
+                x = np.tanh((z - np.mean(z, 0)) / np.sqrt(np.var(z, 0) + 1e-5))
+            return x @ theta[-2] + theta[-1]
+
+        loss = make_loss(case, net)
+        return through(case, lambda theta, supports, query: loss(path(loss, theta, supports, case.alpha)[-1], query))
+
+    assert "batch normalisation" in said(harness).text.splitlines()[0]
 
 
 def test_the_support_loss_in_the_meta_loss_is_named():
