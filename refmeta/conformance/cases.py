@@ -43,9 +43,9 @@ class Case:
            x @ W + b.
     loss:  {"kind": "quadratic" | "squared_error" | "cross_entropy"}.
     tasks: a task may have any number of support batches, none included; a query may be None for Reptile.
-    conventions: tasks "sum" | "mean"; examples "mean" | "sum" (squared error: over all entries, so that a mean divides
-           by np.size(y)); reptile, for Reptile alone, "displacement" (θ − φ) | "over_alpha" (divided by α) |
-           "over_alpha_k" (by αK, with each task's own K).
+    conventions: tasks "sum" | "mean"; examples, which quadratics ignore, "mean" | "sum" (squared error: over all
+           entries, so that a mean divides by np.size(y)); reptile, for Reptile alone, "displacement" (θ − φ) |
+           "over_alpha" (divided by α) | "over_alpha_k" (by αK, with K the number of the task's own support batches).
     head: how many of the last arrays adapt, for ANIL; else None. It may be 0: the body is theta[: len(theta) - head].
     """
 
