@@ -1,6 +1,9 @@
 """`refmeta reproduce`: the papers' tables beside ours."""
 
 import json
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +11,12 @@ import pytest
 from refmeta.__main__ import main
 from refmeta.lab.fewshot import experiment as fewshot
 from refmeta.lab.fewshot.images import glyphs
-from refmeta.lab.reproduce import experiment
+from refmeta.lab.reproduce import experiment, papers
 from refmeta.lab.reproduce.experiment import pace, shortened
-from refmeta.lab.reproduce.papers import FINN2017, PAPER, PAPERS, Bar, Row
-from refmeta.lab.reuse.experiment import of_waves
+from refmeta.lab.reproduce.papers import PAPER, PAPERS, Bar, Row
+from refmeta.lab.reproduce.reads import reads
+from refmeta.lab.reuse.experiment import of_images, of_waves
+from refmeta.lab.runs import Run
 from refmeta.lab.sine import experiment as sine
 
 
@@ -39,7 +44,7 @@ def test_every_row_of_the_paper_has_ours_beside_it(quick):
     out, result = quick
     said = (out / "finn2017.md").read_text()
     rows = {(table["title"], row["label"]): row for table in result["tables"] for row in table["rows"]}
-    assert len(rows) == sum(map(len, FINN2017.tables.values())) == 8
+    assert len(rows) == sum(map(len, PAPERS["finn2017"].tables.values())) == 8
     published = rows["Mean squared error with 5 points", "MAML"]["published"]
     assert published == {"1": "0.67", "5": "0.38", "10": "0.35"}  # Finn et al. 2017, appendix C, table 2
     assert rows["Mean squared error with 5 points", "joint training"]["published"] == {
@@ -127,6 +132,45 @@ def test_every_bar_of_a_paper_is_of_rows_and_steps_that_there_are():
             for row in rows:
                 assert row.training in paper.trainings and set(row.published) <= set(paper.steps)
                 assert row.bar is None or {*row.bar.of} <= labels | {PAPER} and {*row.bar.steps} <= {*paper.steps}
+                assert row.bar is None or row.bar.kind in ("within", "below", "above")
+
+
+# --- papers.json ---
+
+
+def test_every_setting_and_reading_in_the_file_is_one_that_there_is(monkeypatch):
+    monkeypatch.setattr(fewshot, "omniglot", lambda root, size, split: glyphs(14, 0, 60))
+    for paper in PAPERS.values():
+        lab = of_images("") if paper.images else of_waves(paper.name)
+        configs = {name: lab.configure(each["method"], True, each) for name, each in paper.trainings.items()}
+        for row in chain(*paper.tables.values()):
+            config = replace(configs[row.training], **row.test)
+            run = Run(config, 0, [], [], [], 0.0, row.training)
+            assert row.read in ("", "together", "pixels") or row.read in reads(lab, run), row
+
+
+@pytest.mark.parametrize(
+    "right, wrong",
+    [
+        ('"link"', '"lnik"'),
+        ('"published"', '"publshed"'),
+        ('"limit"', '"limits"'),
+        ('"title"', '"name"'),
+        ('"settings": {}', '"setting": {}'),
+    ],
+)
+def test_a_misspelt_field_is_refused(right, wrong):
+    text = Path(papers.__file__).with_name("papers.json").read_text(encoding="utf-8")
+    assert right in text and papers.read(text) == PAPERS
+    with pytest.raises(TypeError, match=wrong.split('"')[1]):
+        papers.read(text.replace(right, wrong, 1))
+
+
+def test_omniglot_on_lakes_split_is_the_same_without_bars():
+    one, other = PAPERS["omniglot"], PAPERS["omniglot-lake"]
+    assert other.differs == one.differs and other.trainings["mlp"] == {**one.trainings["mlp"], "split": "lake"}
+    ((judged,), (rows,)) = one.tables.values(), other.tables.values()
+    assert any(row.bar for row in judged) and rows == [row._replace(bar=None) for row in judged]
 
 
 # --- Minutes ---
