@@ -13,7 +13,7 @@ from refmeta.__main__ import main
 from refmeta.lab import adam, evaluate
 from refmeta.lab.fewshot import episode, glyphs
 from refmeta.lab.reuse import between, centred, figures, frozen, moved, multiclass, nil, regimes, similarity
-from refmeta.lab.reuse.experiment import IMAGES, REGIMES, of_images, of_waves
+from refmeta.lab.reuse.experiment import IMAGES, PAIRS, PAPER, REGIMES, depths, of_images, of_waves
 from refmeta.lab.reuse.measurements import cca, linear_cka, pwcca
 from refmeta.lab.sine.experiment import QUICKLY
 from refmeta.lab.training import METHODS, trajectory_of_head
@@ -432,6 +432,16 @@ def test_reuse_prints_four_tables_beside_the_papers_and_leaves_all_that_was_meas
     thetas = {path.parent.name for path in folder.glob("*/theta.npz")}
     assert thetas == {f"{name}-{seed}" for name in REGIMES[:4] for seed in (0, 1)}
     assert (folder / "reuse.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_number_of_the_paper_has_a_row_to_stand_in():
+    """depths: of the paper's network, four layers and the head, the first to the third and the body frozen."""
+    rows = {"frozen": depths({"frozen": range(6)}), "own": REGIMES, "nil": REGIMES}
+    for numbers in PAPER["miniimagenet"].values():
+        assert numbers.keys() == rows.keys()
+        for what, known in numbers.items():
+            assert known and known.keys() <= set(rows[what])
+    assert all(known.keys() == set(PAIRS) for known in PAPER["seeds"].values())
 
 
 def test_reuse_of_waves_has_three_tables_and_none_of_the_papers_numbers(tmp_path, capsys):

@@ -3,12 +3,14 @@ similar each layer is before and after adaptation, and between seeds; how far ea
 accuracy without the head (NIL), after five ways of training.
 """
 
+import json
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
 from itertools import pairwise
 from operator import attrgetter
+from pathlib import Path
 from statistics import fmean
 from textwrap import indent
 from time import perf_counter
@@ -28,21 +30,11 @@ from refmeta.trees import Loss, Tasks
 # 15 queries of a class, as the papers have for MiniImageNet: CCA needs far more samples than channels.
 IMAGES: dict[str, Any] = {"test_queries": 15}
 ALIKE = 50  # tasks of a seed for a mean similarity: it varies little, and is slow to compute
-Paper = dict[str, tuple[float, ...]]
 REGIMES = "maml", "anil", "multiclass", "multitask", "random features"
 BOTH = {"maml": "maml", "anil": "anil"}
 METHODS = {**BOTH, "multitask": "joint"}  # the paper's multitask training has one head for all tasks, as joint's
-
-# Raghu et al. 2020 on MiniImageNet, 5-way, by shots: tables 1 (final version), 2 and 5, in per cent, without the
-# numbers known from memory only. Then table 2, Omniglot 20-way; and table 3, the body's CCA and CKA between seeds.
-NAMES = {"frozen": ("none", "body", "1", "1–2", "1–3"), "own": REGIMES, "nil": REGIMES}
-PAPER: dict[int, Paper] = {
-    1: {"frozen": (46.9, 46.3, 46.5, 46.4, 46.3), "own": (46.9, 46.7), "nil": (48.4, 48.0, 39.7, 26.5, 32.9)},
-    5: {"frozen": (63.1, 61.0), "own": (63.1, 61.5), "nil": (61.5, 62.2, 54.4, 34.2, 43.2)},
-}
-OMNIGLOT = {1: "MAML 93.7, ANIL 96.2, NIL 96.7", 5: "MAML 96.4, ANIL 98.0, NIL 98.0"}
 PAIRS = "maml–maml", "anil–anil", "anil–maml"
-SEEDS = {"cca": ("0.51", "0.51", "0.50"), "cka": ("0.83", "0.86", "0.83")}  # of the PAIRS
+PAPER: dict[str, Any] = json.loads(Path(__file__).with_name("raghu2020.json").read_text(encoding="utf-8"))
 
 DATA = "sine: waves; glyphs: invented characters; omniglot, folder: images in --root (default: glyphs)"
 options: Options = {
@@ -198,12 +190,13 @@ def text(result: Result) -> str:
     """A table for each measurement, beside the paper's numbers where its tasks are of this kind."""
     config, images, rows = result["config"]["maml"], "regimes" in result, depths(result)
     steps, alike = plural(max(config["test_steps"]), "step"), plural(min(ALIKE, config["test_tasks"]), "task")
-    paper, score = (PAPER.get(config["shots"], {}), "accuracy (%)") if images else ({}, "mean squared error")
-    omniglot = OMNIGLOT.get(config["shots"]) if result["data"] == "omniglot" else None
+    shots, score = str(config["shots"]), "accuracy (%)" if images else "mean squared error"
+    paper = PAPER["miniimagenet"].get(shots, {}) if images else {}
+    omniglot = PAPER["omniglot"].get(shots) if result["data"] == "omniglot" else None
     parts = [
         f"{result['data']}, {len(result['seeds'])} seeds; ± is the 95 % interval over their {config['test_tasks']} "
         "unseen tasks each",
-        *[f"paper: Raghu et al. 2020 on MiniImageNet, 5-way {config['shots']}-shot, another network"] * bool(paper),
+        *[f"paper: Raghu et al. 2020 on MiniImageNet, 5-way {shots}-shot, another network"] * bool(paper),
         f"\n1. {score} of MAML after {steps}, the first layers frozen at test",
         _table("frozen|here|paper", rows, _cells(result["frozen"], images), _known(paper, "frozen", rows)),
         f"\n2. similarity of MAML's layers before and after {steps}, and of two seeds' networks ({alike} a seed)",
@@ -211,7 +204,7 @@ def text(result: Result) -> str:
         f"\n3. how far MAML's layers move in {steps}: ‖φ − θ‖ / ‖θ‖",
         _table("layer|moved", layers(result), _cells(result["moved"])),
         *_trainings(result, paper, f"{score} after {steps}"),
-        *[f"   paper, Omniglot 20-way {config['shots']}-shot: {omniglot}"] * bool(omniglot),
+        *[f"   paper, Omniglot 20-way {shots}-shot: {omniglot}"] * bool(omniglot),
         *["The means leave out the tasks that diverged; result.json counts them."] * _lost(result),
     ]
     return "\n".join(parts)
@@ -219,16 +212,17 @@ def text(result: Result) -> str:
 
 def _similarity(result: Result, paper: bool) -> list[str]:
     names, alike, pairs = layers(result), result["similarity"], result["between"]
-    raw = result.get("raw_logits", [])  # waves have none
-    indices = [(alike, key) for key in measure.INDICES] + [(pairs["maml–maml"], key) for key in SEEDS]
+    raw, seeds = result.get("raw_logits", []), PAPER["seeds"]  # waves have no logits
+    indices = [(alike, key) for key in measure.INDICES] + [(pairs["maml–maml"], key) for key in seeds]
     found = [_cells([row[key] for row in rows]) for rows, key in indices]
-    means = [[f"{fmean(row[key]['mean'] for row in body):.2f}" for *body, _ in pairs.values()] for key in SEEDS]
+    means = [[f"{fmean(row[key]['mean'] for row in body):.2f}" for *body, _ in pairs.values()] for key in seeds]
     known = [["> 0.9" * paper] * (len(names) - 1) + ["< 0.5" * paper]]
+    theirs = [[index[pair] * paper for pair in PAIRS] for index in seeds.values()]
     return [
         _table("layer|CCA|PWCCA|CKA|CCA, seeds|CKA, seeds|paper's CCA", names, *found, *known),
         *[f"   head, raw logits: {_indices(row)}; softmax ignores what all classes share" for row in raw],
         "   between seeds, the mean over the body's layers",
-        _table("|CCA|CKA|paper's CCA|CKA", PAIRS, *means, *([n * paper for n in column] for column in SEEDS.values())),
+        _table("|CCA|CKA|paper's CCA|CKA", PAIRS, *means, *theirs),
     ]
 
 
@@ -236,7 +230,7 @@ def _indices(row: Row) -> str:
     return ", ".join(f"{key.upper()} {cell(row[key]['mean'], row[key]['ci95'])}" for key in measure.INDICES)
 
 
-def _trainings(result: Result, paper: Paper, score: str) -> list[str]:
+def _trainings(result: Result, paper: Result, score: str) -> list[str]:
     own = dict(zip(result["own"], _cells(result["own"].values(), "regimes" in result), strict=True))
     if "regimes" not in result:
         return [f"\n{score}, each with its own inner loop: {', '.join(map(' '.join, own.items()))}"]
@@ -265,9 +259,8 @@ def _cells(rows: Iterable[Row], percent: bool = False) -> list[str]:
     return [cell(row["mean"], row["ci95"], percent) for row in rows]
 
 
-def _known(paper: Paper, what: str, names: list[str]) -> list[str]:
-    known = dict(zip(NAMES[what], paper.get(what, ()), strict=False))  # the paper has the first few
-    return [str(known.get(name, "")) for name in names]
+def _known(paper: Result, what: str, names: list[str]) -> list[str]:
+    return [str(paper.get(what, {}).get(name, "")) for name in names]
 
 
 def _lost(tree: Any) -> bool:
