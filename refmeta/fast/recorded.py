@@ -121,7 +121,7 @@ def flattened(tree: Any) -> tuple[tuple[Any, ...], list[Array]]:
 def refilled(tree: Any, arrays: Sequence[Array], new: Sequence[Any]) -> Any:
     """The nested arguments with other arrays in the place of theirs."""
     others = dict(zip(map(id, arrays), new, strict=True))
-    return _each(lambda leaf: others.get(id(leaf), leaf), tree)
+    return each_leaf(lambda leaf: others.get(id(leaf), leaf), tree)
 
 
 def replay_of(function: Callable[..., Any], arrays: Sequence[Array]) -> Callable[..., Any]:
@@ -285,24 +285,24 @@ def in_order(result: Any) -> list[Call]:
     return sorted((call for call in found if call.fun), key=lambda call: call.number)
 
 
-def _leaves(tree: Any) -> list[Any]:
+def leaves_of(tree: Any) -> list[Any]:
     leaves: list[Any] = []
-    _each(leaves.append, tree)
+    each_leaf(leaves.append, tree)
     return leaves
 
 
 def _calls(tree: Any) -> list[Call]:
-    return [leaf for leaf in _leaves(tree) if isinstance(leaf, Call)]
+    return [leaf for leaf in leaves_of(tree) if isinstance(leaf, Call)]
 
 
-def _each(function: Callable[[Any], Any], tree: Any) -> Any:
+def each_leaf(function: Callable[[Any], Any], tree: Any) -> Any:
     """Nested containers with the function applied to every leaf; a box counts as its Call."""
     if type(tree) is dict:
-        return {key: _each(function, item) for key, item in tree.items()}
+        return {key: each_leaf(function, item) for key, item in tree.items()}
     if type(tree) is slice:
-        return slice(*_each(function, (tree.start, tree.stop, tree.step)))
+        return slice(*each_leaf(function, (tree.start, tree.stop, tree.step)))
     if type(tree) in (list, tuple):
-        return type(tree)([_each(function, item) for item in tree])
+        return type(tree)([each_leaf(function, item) for item in tree])
     return function(tree._node if isbox(tree) else tree)
 
 
@@ -316,7 +316,7 @@ def simplify(result: Any) -> Any:
     signed = with_signs(result)
 
     def renewed(tree: Any) -> Any:
-        return _each(lambda leaf: new.get(leaf, leaf) if isinstance(leaf, Call) else leaf, tree)
+        return each_leaf(lambda leaf: new.get(leaf, leaf) if isinstance(leaf, Call) else leaf, tree)
 
     for call in in_order(result):
         now = without_idle(make(call.fun, renewed(call.args), call.kind, renewed(call.kwargs)), call in signed)
@@ -376,7 +376,7 @@ def _returned(result: Any) -> Any:
             raise TypeError(f"recorded: expected a result of arrays, lists and tuples; it has {type(value).__name__}")
         return value
 
-    return fresh(_each(lambda leaf: leaf, result))
+    return fresh(each_leaf(lambda leaf: leaf, result))
 
 
 # --- Free, compile ----------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ def _source(value: Any, name: Callable[[Any], str]) -> str:
         literal = type(leaf) in (int, bool, str, type(None)) or (type(leaf) is float and isfinite(leaf))
         return leaf if literal else Name(name(leaf))
 
-    return repr(_each(written, value))
+    return repr(each_leaf(written, value))
 
 
 def _may_vary(call: Call) -> bool:
@@ -492,7 +492,7 @@ def _tried(replay: Callable[..., Any], function: Callable[..., Any], probe: list
     if not _same(replay(*probe), expected):
         why = "which decides by a value, draws random numbers, or keeps state"
         raise ValueError(f"recorded: on other arrays the replay differs from the function, {why}")
-    return all(numpy.isfinite(leaf).all() for leaf in _leaves(expected) if leaf is not None)
+    return all(numpy.isfinite(leaf).all() for leaf in leaves_of(expected) if leaf is not None)
 
 
 def _probes(arrays: Sequence[Array]) -> Iterator[list[Array]]:

@@ -6,13 +6,13 @@ iteration, θ and the optimiser's state. Every member has its CRC-32, and no pic
 
 import io
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from refmeta.fast.recorded import each_leaf, leaves_of
 from refmeta.lab.files import plain, regular, save_arrays, versions
 from refmeta.lab.training import Checkpoint, State, Step
 from refmeta.trees import Array, Theta
@@ -55,7 +55,12 @@ def load(path: Path, settings: dict[str, Any], like: State) -> State:
     saved = [arrays.get(str(i), np.empty(0, object)) for i in range(len(expected))]
     if _forms([history, *saved]) != _forms([np.empty(history.size, ENTRY), *expected]):
         raise ValueError(f"{path}: its arrays do not fit these settings")
-    iteration, theta, outer = _like(like[:3], iter(saved))
+    following = iter(saved)
+
+    def filled(was: Any) -> Any:
+        return next(following).item() if type(was) in (int, float) else next(following)
+
+    iteration, theta, outer = each_leaf(filled, like[:3])
     return State(iteration, theta, outer, history.tolist())
 
 
@@ -89,21 +94,9 @@ def _known(settings: dict[str, Any]) -> dict[str, Any]:
     return dict(plain({"checkpoint": FORMAT, **made, **settings}))
 
 
-def _leaves(tree: Any) -> list[Any]:
-    """The numbers and arrays in nested lists and tuples."""
-    return [leaf for item in tree for leaf in _leaves(item)] if isinstance(tree, (list, tuple)) else [tree]
-
-
-def _like(tree: Any, leaves: Iterator[Array]) -> Any:
-    """Nested lists and tuples like these, filled with the next leaves."""
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_like(item, leaves) for item in tree)
-    return next(leaves).item() if type(tree) in (int, float) else next(leaves)
-
-
 def _arrays(state: State) -> list[Array]:
     """The iteration, θ and the optimiser's state. TypeError: a leaf is no number or array."""
-    arrays = [np.asarray(leaf) for leaf in _leaves(state[:3])]
+    arrays = [np.asarray(leaf) for leaf in leaves_of(state[:3])]
     for array in arrays:
         if array.dtype.hasobject:
             raise TypeError(f"an optimiser's state: expected numbers and arrays, got {array!s:.40}")
