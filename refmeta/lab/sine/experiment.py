@@ -51,23 +51,21 @@ class Config:
     test_tasks: int = option(1000, "test tasks, unseen in training (default: {})", type=whole(1), metavar="N")
 
 
-# Their command's α; the paper's text says 0.01.
-FINN2017: dict[str, Any] = {"activation": "relu", "init": "finn2017", "alpha": 0.001, "iterations": 70_000}
 NICHOLS_TASKS = {"method": "reptile", "law": "nichol", "test_tasks": 300, "test_steps": (0, 1, 8, 16, 32)}
 NICHOLS_NETWORK = {"widths": (1, 64, 64, 1), "init": "nichol2018"}
 NICHOLS_TRAINING = {"inner_steps": 5, "alpha": 0.02, "tasks": 1, "iterations": 30_000}
-NICHOL2018: dict[str, Any] = {**NICHOLS_TASKS, **NICHOLS_NETWORK, **NICHOLS_TRAINING}
-PRESETS = {"finn2017": FINN2017, "nichol2018": NICHOL2018}
+PRESETS: dict[str, dict[str, Any]] = {
+    # Their command's α; the paper's text says 0.01.
+    "finn2017": {"activation": "relu", "init": "finn2017", "alpha": 0.001, "iterations": 70_000},
+    "nichol2018": {**NICHOLS_TASKS, **NICHOLS_NETWORK, **NICHOLS_TRAINING},
+}
 QUICKLY: dict[str, Any] = {"iterations": 200, "test_tasks": 100}
 
-# A method's own settings, by preset. One inner step of Reptile would be joint training.
-REPTILE = {"reptile": {"inner_steps": 5, "alpha": 0.02, "outer": "sgd:1:linear"}}
-OWN: dict[str | None, dict[str, dict[str, Any]]] = {
-    None: REPTILE,
-    "finn2017": REPTILE,
-    # Reptile takes 5 steps of 0.02 with ε = 0.1; its control one step of 0.1 with that ε: SGD, rate 0.01.
-    "nichol2018": {"reptile": {"outer": "sgd:0.1:linear"}, "joint": {"outer": "sgd:0.01:linear"}},
-}
+# A method's own settings: one inner step of Reptile would be joint training.
+USUAL: dict[str, dict[str, Any]] = {"reptile": {"inner_steps": 5, "alpha": 0.02, "outer": "sgd:1:linear"}}
+# Reptile takes 5 steps of 0.02 with ε = 0.1; its control one step of 0.1 with that ε: SGD, rate 0.01.
+NICHOLS = {"reptile": {"outer": "sgd:0.1:linear"}, "joint": {"outer": "sgd:0.01:linear"}}
+OWN: dict[str | None, dict[str, dict[str, Any]]] = {"nichol2018": NICHOLS}  # by preset; of all others USUAL
 
 ANIMATION = "adaptation.gif"
 options: runs.Options = {
@@ -85,7 +83,7 @@ def configure(method: str | None, quick: bool, explicit: dict[str, Any], preset:
     """
     published = PRESETS[preset] if preset else {}
     method = method or published.get("method", "maml")
-    own = OWN[preset].get(method, {})
+    own = OWN.get(preset, USUAL).get(method, {})
     config = Config(**{**published, **own, **(QUICKLY if quick else {}), **explicit, "method": method})
     runs.check_config(config)
     if config.law == "nichol" and "test_queries" in explicit:
@@ -95,7 +93,7 @@ def configure(method: str | None, quick: bool, explicit: dict[str, Any], preset:
 
 def beside(config: Config, preset: str | None) -> Config:
     """Joint training for as many iterations, to stand beside a method."""
-    own = {"outer": Config.outer, **OWN[preset].get("joint", {})}
+    own = {"outer": Config.outer, **OWN.get(preset, USUAL).get("joint", {})}
     return replace(config, method="joint", inner=Config.inner, **own)
 
 
