@@ -15,6 +15,7 @@ from refmeta.lab.reproduce import experiment, papers
 from refmeta.lab.reproduce.experiment import pace, shortened
 from refmeta.lab.reproduce.papers import PAPER, PAPERS, Bar, Row
 from refmeta.lab.reproduce.reads import reads
+from refmeta.lab.reuse.experiment import PAPER as KNOWN
 from refmeta.lab.reuse.experiment import of_images, of_waves
 from refmeta.lab.runs import Run
 from refmeta.lab.sine import experiment as sine
@@ -164,6 +165,18 @@ def test_a_misspelt_field_is_refused(right, wrong):
     assert right in text and papers.read(text) == PAPERS
     with pytest.raises(TypeError, match=wrong.split('"')[1]):
         papers.read(text.replace(right, wrong, 1))
+
+
+def test_a_number_that_reuse_shows_too_is_the_same_in_both_files():
+    twenty, five, *_ = PAPERS["raghu2020"].tables.values()
+    known, (own, frozen, nil) = {}, (KNOWN["miniimagenet"]["1"][what] for what in ("own", "frozen", "nil"))
+    known |= {"MAML": own["maml"], "ANIL": own["anil"], "MAML, body frozen at test": frozen["body"]}
+    known |= {"NIL: MAML without its head": nil["maml"], "NIL: ANIL without its head": nil["anil"]}
+    known |= {f"NIL: {name} training": nil[name] for name in ("multiclass", "multitask")}
+    known |= {"NIL: random features": nil["random features"]}
+    assert {row.label: experiment.number(row.published[1])[0] for row in five} == known
+    shown = ", ".join(f"{row.label[:4]} {experiment.number(row.published[1])[0]}" for row in twenty)
+    assert shown.replace("NIL:", "NIL") == KNOWN["omniglot"]["1"]
 
 
 def test_omniglot_on_lakes_split_is_the_same_without_bars():
