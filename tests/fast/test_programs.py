@@ -152,11 +152,20 @@ def programs(draw, names):
     return program, [arguments() for _ in range(4)]
 
 
+def bits(leaf):
+    """Its bytes, all NaN being one: their sign has no meaning (IEEE 754, 6.3), and an addition takes either operand's."""
+    return (
+        np.where(leaf == leaf, leaf, np.array(np.nan, leaf.dtype)).tobytes()
+        if leaf.dtype.kind == "f"
+        else leaf.tobytes()
+    )
+
+
 def outcome(function, arguments):
     """The result with its types and bits, or the error."""
     with np.errstate(all="ignore"):
         try:
-            return [(type(leaf), leaf.dtype, leaf.shape, leaf.tobytes()) for leaf in function(*arguments)]
+            return [(type(leaf), leaf.dtype, leaf.shape, bits(leaf)) for leaf in function(*arguments)]
         except Exception as error:
             return error
 
