@@ -494,7 +494,7 @@ def partly(answers: Sequence[Answered], programs: Iterable[Program]) -> list[Pro
     """The programs that explain most of the first wrong answers, of which more mistakes would explain the others."""
     first = [a for a in answers if a.wrong() and a.got.size > 2][: 2 * FIRST]
     some = [program for program in programs if first and first[0].fits(program)]
-    for answers, most in ((first[:FIRST], BEAM), (first, FIRST)):
+    for answers, most in ((first[-FIRST:], BEAM), (first, FIRST)):
         some = sorted(some, key=lambda program: -sum(bool(a.fits(program)) for a in answers))[:most]
     return some
 

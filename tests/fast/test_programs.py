@@ -153,12 +153,9 @@ def programs(draw, names):
 
 
 def bits(leaf):
-    """Its bytes, all NaN being one: their sign has no meaning (IEEE 754, 6.3), and an addition takes either operand's."""
-    return (
-        np.where(leaf == leaf, leaf, np.array(np.nan, leaf.dtype)).tobytes()
-        if leaf.dtype.kind == "f"
-        else leaf.tobytes()
-    )
+    """Its bytes, all NaN being one: their sign has no meaning (IEEE 754, 6.3), and an addition takes either one's."""
+    known = np.where(leaf == leaf, leaf, np.array(np.nan, leaf.dtype)) if leaf.dtype.kind == "f" else leaf
+    return known.tobytes()
 
 
 def outcome(function, arguments):
