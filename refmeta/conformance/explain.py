@@ -398,11 +398,12 @@ def likely_pairs(answers: Sequence[Answered]) -> list[Program]:
     names = possible(answers, [*EVERY, *(usual() if quick else [])])
     touched, place = {name: touches(name, answers) for name in names}, {name: i for i, name in enumerate(names)}
     close = [name for (name,) in near(answers, [(name,) for name in names], BEAM if quick else FEW)]
-    # Numbers, and what takes its time, an optimiser's derivative, are tried beside the nearest alone.
-    rest = [name for name in names if "=" not in name and "update" not in touched[name]]
-    some = [*product(close[:FEW], names), *product([name for name in close if name in rest], rest)]
-    some += product([name for name in names if name in MISTAKES and touched[name]], names if quick else [])
-    some += product(filter(names.__contains__, COMMON), names)
+    # An optimiser's derivative takes its time: it is tried beside the nearest and the common ones alone.
+    plain = [name for name in names if "update" not in touched[name]]
+    rest = [name for name in plain if "=" not in name]
+    some = [*product([*close[:FIRST], *filter(names.__contains__, COMMON)], names)]
+    some += [*product(filter(plain.__contains__, close[:FEW]), plain), *product(filter(rest.__contains__, close), rest)]
+    some += product([name for name in names if name in MISTAKES and touched[name]], plain if quick else [])
     both = {(a, b) if place[a] < place[b] else (b, a): None for a, b in some if a != b}
     # Many choices are made from the support batches, but no number in one is.
     reads = {name: touched[name] | ({"supports"} if "=" not in name else set()) for name in names}
@@ -425,8 +426,12 @@ def in_part(answers: Sequence[Answered], program: Program, most: int = len(ALONE
     """A mistake in the smallest parts where more may be wrong than this program says."""
     names = [name for name in (*EVERY, *usual()) if touches(name, answers)]
     some = [(*program, *pair) for pair in product(kinds(answers, program)[:most], names)]
-    wrong_first = sorted(answers, key=lambda a: not a.wrong())  # others are right with most of these programs
-    return trying(wrong_first, some, "mistakes in a part")
+    return trying(unexplained_first(answers, program), some, "mistakes in a part")
+
+
+def unexplained_first(answers: Sequence[Answered], program: Program) -> list[Answered]:
+    """The answers that this program explains come last: there another mistake seldom shows."""
+    return sorted(answers, key=lambda a: bool(a.fits(program)))
 
 
 def kinds(answers: Sequence[Answered], program: Program) -> list[str]:
@@ -458,7 +463,7 @@ def listed_pairs(answers: Sequence[Answered]) -> Iterator[Explanation]:
 
 def with_a_number(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """Search: a mistake that comes near, and another with a number in it."""
-    return beside(answers, near(answers, [(name,) for name in possible(answers, [*EVERY, *usual()])], FEW // 2))
+    return beside(answers, near(answers, [(name,) for name in possible(answers, [*EVERY, *usual()])], FIRST))
 
 
 def touches(name: str, answers: Iterable[Answered]) -> frozenset[str]:
@@ -486,8 +491,10 @@ def possible(answers: Sequence[Answered], names: Iterable[str]) -> list[str]:
 def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """Search: two mistakes that explain some answers, or listed ones that come near, and any other."""
     listed = near(answers, combinations(possible(answers, MISTAKES), 2), FEW)
-    more = product([*partly(answers, likely_pairs(answers)), *listed], possible(answers, [*EVERY, *usual()]))
-    yield from trying(answers, [(*pair, name) for pair, name in more], "triples of mistakes")
+    names = possible(answers, [*EVERY, *usual()])
+    for pair in [*partly(answers, likely_pairs(answers)), *listed]:
+        more = [(*pair, name) for name in names]
+        yield from trying(unexplained_first(answers, pair), more, "triples of mistakes")
 
 
 def partly(answers: Sequence[Answered], programs: Iterable[Program]) -> list[Program]:
