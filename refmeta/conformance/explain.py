@@ -145,7 +145,7 @@ def conventions(case: Case) -> dict[Factor, float]:
     beside = {"": 1.0, "1/tasks": 1 / T} | of_tasks(T) | of_steps(K)
     choices = [("tasks", *CONVENTIONS["tasks"].split())]
     choices += [("reptile", *CONVENTIONS["reptile"].split())] if case.algorithm == "reptile" else []
-    for some in product(*([None, *product([what], which)] for what, *which in choices)):
+    for some in product(*([None, *product([what], which)] for what, *which in choices)):  # None: it is the case's
         kept = tuple(filter(None, some))
         own, ratios = replace(case, conventions={**case.conventions, **dict(kept)}), {1.0}
         if case.alpha and kept and kept[-1][0] == "reptile":
@@ -493,8 +493,7 @@ def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
     listed = near(answers, combinations(possible(answers, MISTAKES), 2), FEW)
     names = possible(answers, [*EVERY, *usual()])
     for pair in [*partly(answers, likely_pairs(answers)), *listed]:
-        more = [(*pair, name) for name in names]
-        yield from trying(unexplained_first(answers, pair), more, "triples of mistakes")
+        yield from trying(unexplained_first(answers, pair), [(*pair, name) for name in names], "triples of mistakes")
 
 
 def partly(answers: Sequence[Answered], programs: Iterable[Program]) -> list[Program]:

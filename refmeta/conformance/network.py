@@ -65,8 +65,8 @@ class Network(NamedTuple):
 
     def remembering(self) -> "Network":
         """The same, its derivatives cached."""
-        numbers = flat(self.settings[0].theta).size
-        grad, fine, coarse = (remembered(f, MEMORY // (8 * numbers)) for f in (*self.derivatives[:2], self.coarse.hvp))
+        most = MEMORY // (8 * flat(self.settings[0].theta).size)
+        grad, fine, coarse = (remembered(f, most) for f in (*self.derivatives[:2], self.coarse.hvp))
         same = self.coarse == self.derivatives
         return self._replace(derivatives=Derivatives(grad, fine), coarse=Derivatives(grad, fine if same else coarse))
 

@@ -240,9 +240,8 @@ def gradient(d: Derivatives, s: Setting) -> Theta:
         return [a if share else b for a, b, share in zip(mine, rest, shares, strict=True)]
     if s.displaced:
         phis = path(d, s)
-        found = axpy(
-            -1, mean(phis[s.towards :] or phis) if s.towards is not None else phis[-1], phis[s.origin % len(phis)]
-        )
+        end = mean(phis[s.towards :] or phis) if s.towards is not None else phis[-1]
+        found = axpy(-1, end, phis[s.origin % len(phis)])
     else:
         found = adjoints(d, s)[0]
     for k, batch, weight in s.plain(s) if s.plain else []:
