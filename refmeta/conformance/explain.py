@@ -492,9 +492,8 @@ def triples(answers: Sequence[Answered]) -> Iterator[Explanation]:
     """Search: two mistakes that explain some answers, or listed ones that come near, and any other."""
     listed = near(answers, combinations(possible(answers, MISTAKES), 2), FEW)
     names = possible(answers, [*EVERY, *usual()])
-    plain = [name for name in names if "update" not in touches(name, answers)]
-    for pair, third in [*product(partly(answers, likely_pairs(answers)), [names]), *product(listed, [plain])]:
-        yield from trying(unexplained_first(answers, pair), [(*pair, name) for name in third], "triples of mistakes")
+    for pair in [*partly(answers, likely_pairs(answers)), *listed]:
+        yield from trying(unexplained_first(answers, pair), [(*pair, name) for name in names], "triples of mistakes")
 
 
 def partly(answers: Sequence[Answered], programs: Iterable[Program]) -> list[Program]:
