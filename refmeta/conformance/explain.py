@@ -182,16 +182,16 @@ def matches(got: np.ndarray, per_task: np.ndarray, known: dict[Factor, float], l
     if not np.isfinite(per_task).all():
         return found
     names, (weights, squares, best, rest) = list(patterns(len(per_task))), multiplied(got, per_task)
-    for i in np.flatnonzero(rest <= limit):  # no other factor is nearer than the best
+    close = np.flatnonzero(rest <= limit)
+    own = [(f.own, value) for f, value in known.items() if f.own and f[:2] == (1, "")] if close.size else []
+    for i in close:  # no other factor is nearer than the best
         c, length = float(best[i]), float(np.sqrt(squares[i]))
         wide = np.sqrt(limit**2 - rest[i] ** 2) / length if length else np.inf  # how far a factor may be from the best
         found |= {(names[i], factor) for factor, value in known.items() if abs(value - c) <= wide}
         fitted, top = Factor(float(f"{c:.4g}")), float(weights[i].max())  # 2, where a single task counts twice
         visible = abs(abs(c) * top - 1) * length > 10 * limit * top  # else any factor near 1 fits
         if c and visible and not fitted.named and f"{abs(c) * top:.4g}" != "1":
-            found.add((names[i], fitted))
-            own = [(factor.own, value) for factor, value in known.items() if factor.own and factor[:2] == (1, "")]
-            found |= {(names[i], Factor(float(f"{c / value:.4g}"), "", kept)) for kept, value in own}
+            found |= {(names[i], Factor(float(f"{c / value:.4g}"), "", kept)) for kept, value in [((), 1), *own]}
     if not found and len(per_task) > 1 and len(got) > len(per_task) + 1:
         free = np.linalg.lstsq(per_task.T, got, rcond=None)[0]
         rounded = tuple(float(f"{w:.3g}") for w in free)
@@ -500,8 +500,8 @@ def partly(answers: Sequence[Answered], programs: Iterable[Program]) -> list[Pro
     """The programs that explain most of the first wrong answers, of which more mistakes would explain the others."""
     first = [a for a in answers if a.wrong() and a.got.size > 2][: 2 * FIRST]
     some = [program for program in programs if first and first[0].fits(program)]
-    for answers, most in ((first[-FIRST:], BEAM), (first, FIRST)):
-        some = sorted(some, key=lambda program: -sum(bool(a.fits(program)) for a in answers))[:most]
+    for few, most in ((first[-FIRST:], BEAM), (first, FIRST)):  # networks come last in it
+        some = sorted(some, key=lambda program: -sum(bool(a.fits(program)) for a in few))[:most]
     return some
 
 

@@ -341,11 +341,8 @@ def test_the_answers_by_hand_are_right(vector):
 def test_another_step_size_is_named_with_six_digits(alpha):
     found, *others = explained([on_path(K3, alpha)])
     assert found == Explanation((f"alpha={alpha}",)) and not found.convention and found.mistakes == 1
-    assert {e.suspects[0].split("=")[0] for e in others} <= {
-        "alpha_times",
-        "vectors_faster",
-        "small_faster",
-    }  # on one vector
+    on_one_vector = {"alpha_times", "vectors_faster", "small_faster"}
+    assert {e.suspects[0].split("=")[0] for e in others} <= on_one_vector
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.0777])

@@ -205,4 +205,6 @@ def test_a_recording_has_the_same_bits_or_is_refused(names):
     holds()
     print(counts)
     # Hypothesis draws programs in clusters: of forty runs of 200 two replayed fewer than 40 in the second row.
-    assert counts["replayed"] > PROGRAMS / 20 and (len(names) > len(LAWFUL) or counts["refused"] < PROGRAMS / 20)
+    lawful = len(names) == len(LAWFUL)
+    assert counts["replayed"] > PROGRAMS / (5 if lawful else 20)
+    assert not lawful or counts["refused"] < PROGRAMS / 20
